@@ -1,0 +1,53 @@
+# Two commands do everything: `make run` and `make test`. Both make the virtual environment they need.
+#
+#   TORCH=torch==2.15.0   another torch, as pip names it       PYTHON=python3.12   another interpreter
+#   VENV=.venv-next       another virtual environment          OUT=runs/digits     where the sweep goes
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+OUT ?= runs/digits
+BIN := $(VENV)/bin
+# One stamp per torch: asking for another one installs it.
+INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
+
+.PHONY: help run test check package report clean
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+
+run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a report on weight decay
+	$(BIN)/weightdecay sweep digits --out $(OUT)
+
+test: $(INSTALLED)  ## run every test
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## lint, format and type-check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+report: $(INSTALLED)  ## open the report of `make run` in headless Chromium and check it
+	$(BIN)/python .ci/check_report.py $(OUT)
+
+package: $(INSTALLED)  ## build the wheel and use it from a virtual environment without this tree
+	rm -rf build/wheel build/venv && mkdir -p build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/pip install --quiet "$(TORCH)"
+	build/venv/bin/pip install --quiet build/wheel/*.whl
+	cd build && venv/bin/python -W error::UserWarning:weightdecay -c "import weightdecay as wd; print(wd.__version__, wd.rules())"
+	build/venv/bin/pip install --quiet "$$(ls build/wheel/*.whl)[sweep]"
+	cd build && venv/bin/weightdecay sweep diabetes --out sweep --seeds 1 --lr 1e-3:1e-1:3 --weight-decay 0,1 --fresh
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("weightdecay needs Python 3.11 or newer: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[sweep,dev]"
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) build runs

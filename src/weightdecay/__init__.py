@@ -1,0 +1,44 @@
+"""Weight decay for PyTorch: every step is w_t = g(λ)·w_{t−1} − η·h(∇L), from rules that are each written once, as math.
+
+>>> import torch, weightdecay as wd
+>>> model = torch.nn.Linear(2, 1)
+>>> optimizer = wd.AdamW(wd.param_groups(model, weight_decay=0.1), lr=1e-3)
+"""
+
+import pkgutil
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from weightdecay import decays, directions, penalties
+from weightdecay.groups import param_groups
+from weightdecay.optimizer import Optimizer
+from weightdecay.presets import SGD, SGDW, Adam, AdamW
+from weightdecay.rule import RuleError, decay, direction, penalty, rules
+from weightdecay.sweep import Data, Grid, Task, sweep
+
+__all__ = [
+    "SGD",
+    "SGDW",
+    "Adam",
+    "AdamW",
+    "Data",
+    "Grid",
+    "Optimizer",
+    "RuleError",
+    "Task",
+    "decay",
+    "direction",
+    "param_groups",
+    "penalty",
+    "rules",
+    "sweep",
+]
+
+try:
+    __version__ = version("weightdecay")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"
+
+for _folder in (penalties, directions, decays):
+    for _page in pkgutil.iter_modules(_folder.__path__, _folder.__name__ + "."):
+        import_module(_page.name)

@@ -1,0 +1,14 @@
+"""Cautious decay: shrink a weight only while the step also shrinks it."""
+
+from weightdecay.rule import decay
+from weightdecay.words import where
+
+
+@decay(source="Chen et al. 2025, arXiv:2510.12402")
+def cautious(w, u, *, eta, lam):
+    """Multiply w by 1 − ηλ where w and u agree in sign, leave it elsewhere, then step. λ is per unit of learning rate.
+
+    >>> cautious(1.0, -0.5, eta=0.1, lam=1.0)
+    1.05
+    """
+    return where(w * u >= 0, (1 - eta * lam) * w, w) - eta * u

@@ -1,0 +1,1 @@
+"""Directions: what an optimizer makes of the gradient. One rule per file; the folder is the index."""

@@ -1,0 +1,158 @@
+"""From what users write (`lr`, `weight_decay`, `betas`, `momentum`) to what rules write (`eta`, `lam`, `beta1`, `mu`),
+and back.
+
+The one file that knows both spellings, and the one that says which values are allowed.
+"""
+
+import math
+import numbers as number_types
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor
+
+from weightdecay.rule import CONTEXT, Interval, Rule
+from weightdecay.step import Equation
+
+_USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
+_DOMAINS = {name: Interval("[0, inf)") for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "seed")}
+_FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "amsgrad", "decoupled_weight_decay")
+ROUNDINGS = ("auto", "nearest", "stochastic", "compensated")
+_WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_lr", "base_momentum", "max_momentum", "swa_lr")
+
+
+def defaults(rules: Iterable[Rule]) -> dict[str, Any]:
+    """Return the rules' hyper-parameters under their users' names, with their defaults.
+
+    >>> from weightdecay.rule import REGISTRY
+    >>> defaults([REGISTRY["direction", "adam"]])
+    {'betas': (0.9, 0.999), 'eps': 1e-08}
+    """
+    found: dict[str, Any] = {}
+    for rule in rules:
+        for name, value in rule.defaults.items():
+            if re.fullmatch(r"beta\d", name):
+                found["betas"] = (*found.get("betas", ())[: int(name[4:]) - 1], value)
+            else:
+                found.setdefault(_USER_NAMES.get(name, name), value)
+    return found
+
+
+def numbers(rule: Rule, group: Mapping[str, Any], *, lam: str, t: Any) -> dict[str, Any]:
+    """Return what stands right of the rule's `*`, reductions aside, taken from a parameter group.
+
+    `lam` names the group's key for λ, and t is the number of the step.
+    """
+    found = {}
+    for name in rule.numbers:
+        if name in rule.reductions:
+            continue
+        if name == "t":
+            found[name] = t
+        elif name == "lam":
+            found[name] = group[lam]
+        elif name == "eta_max":
+            found[name] = peak_lr(group)
+        else:
+            found[name] = _value(name, group)
+    return found
+
+
+def peak_lr(group: Mapping[str, Any]) -> Any:
+    """Return the peak learning rate: `lr_max` as passed, else `max_lr` (OneCycleLR), `initial_lr` (any scheduler), or the
+    first `lr`.
+
+    Where every one of them is 0 the answer is 1: η is then 0 as well, and nothing may divide by it.
+    """
+    candidates = (group.get(key) for key in ("lr_max", "max_lr", "initial_lr", "lr_at_start", "lr"))
+    peak = next(value for value in candidates if value is not None)
+    return peak if isinstance(peak, Tensor) or peak > 0 else 1.0
+
+
+def _value(name: str, group: Mapping[str, Any]) -> Any:
+    if re.fullmatch(r"beta\d", name):
+        return group["betas"][int(name[4:]) - 1]
+    return group[_USER_NAMES.get(name, name)]
+
+
+def check(group: dict[str, Any], equation: Equation, where: str) -> None:
+    """Refuse a group whose hyper-parameters cannot be meant, and turn NumPy's numbers into Python's.
+
+    Raise:
+        TypeError: a value is not a number, or a flag not a bool.
+        ValueError: a number is NaN, infinite or outside its domain, or a key looks like a misspelt hyper-parameter.
+    """
+    domains = dict(_DOMAINS)
+    for rule in equation.rules:
+        for name in rule.defaults:
+            user = _USER_NAMES.get(name, name)
+            domains.setdefault(user, rule.domain.get(name, Interval("(-inf, inf)")))
+    for flag in _FLAGS:
+        domains.pop(flag, None)
+        if flag in group and not isinstance(group[flag], bool):
+            raise TypeError(f"{flag}={group[flag]!r} in {where} is not True or False")
+    if "betas" in group:
+        group["betas"] = _betas(group["betas"], equation, domains, where)
+    for key in list(group):
+        if key in domains and not (key in ("lr_max", "lr_at_start") and group[key] is None):
+            group[key] = _number(key, group[key], domains[key], where)
+    if group["rounding"] not in ROUNDINGS:
+        raise ValueError(f"rounding={group['rounding']!r} in {where} is unknown: there are {', '.join(ROUNDINGS)}")
+    if int(group["seed"]) != group["seed"]:
+        raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
+    _refuse_misspelt(group, {*domains, *_FLAGS, "betas", "rounding", "params", "param_names"}, where)
+    for rule in equation.rules:
+        if rule.check is not None:
+            try:
+                rule.check(**{name: _value(name, group) for name in rule.defaults})
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+
+
+def _betas(betas: Any, equation: Equation, domains: Mapping[str, Interval], where: str) -> tuple[Any, ...]:
+    names = [name for rule in equation.rules for name in rule.defaults if re.fullmatch(r"beta\d", name)]
+    if not isinstance(betas, tuple | list) or (names and len(betas) != len(names)):
+        raise ValueError(f"betas={betas!r} in {where} should be {len(names)} numbers, as in betas=(0.9, 0.999)")
+    fallback = Interval("[0, 1)")
+    return tuple(_number(f"betas[{i}]", beta, domains.get(f"beta{i + 1}", fallback), where) for i, beta in enumerate(betas))
+
+
+def _number(key: str, value: Any, domain: Interval, where: str) -> Any:
+    """Return the value if it is a number in its domain: a Python number, or a tensor of one element as it is."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{key} in {where} is a tensor of {value.numel()} elements; a Tensor {key} must be 1-element")
+        plain = value.item()
+    elif isinstance(value, number_types.Real) and not isinstance(value, bool):
+        plain = value = value if isinstance(value, int | float) else float(value)
+    else:
+        raise TypeError(f"{key}={value!r} in {where} is not a number; give a float such as {key}=0.1")
+    if not math.isfinite(plain) or plain not in domain:
+        raise ValueError(f"{key}={plain!r} in {where} is not a finite number in {domain}")
+    return value
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: object) -> None:
+    """Refuse a keyword that no rule of this optimizer takes, and name the nearest that one does."""
+    known = sorted(known)
+    for name in given:
+        if name in known:
+            continue
+        if re.fullmatch(r"beta\d", name):
+            raise TypeError(f"{name} is written betas=(beta1, beta2, …)")
+        if name in CONTEXT or name in _USER_NAMES:
+            meant = {"lam": "weight_decay or penalty_weight"}.get(name, _USER_NAMES.get(name, "counted by the optimizer"))
+            raise TypeError(f"{name} is the rules' own name: users write {meant}")
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"they take {', '.join(known) or 'no numbers'}"
+        raise TypeError(f"{owner} takes no {name!r}: {hint}")
+
+
+def _refuse_misspelt(group: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in group:
+        if key not in known and key not in _WRITTEN_BY_SCHEDULERS:
+            close = get_close_matches(key, sorted(known), n=1, cutoff=0.85)
+            if close:
+                raise ValueError(f"{key!r} in {where} would be ignored: did you mean {close[0]!r}?")

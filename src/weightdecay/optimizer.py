@@ -1,0 +1,360 @@
+"""A torch.optim.Optimizer around the one equation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any, ClassVar, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from weightdecay import hyperparameters, readers
+from weightdecay.readers import eager, rounding
+from weightdecay.rule import REGISTRY, Rule
+from weightdecay.step import Equation
+
+RuleLike = str | Callable[..., Any]
+_FLAGS = {
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "rounding": "auto",
+    "seed": 0,
+}
+
+
+class Optimizer(torch.optim.Optimizer):
+    r"""Train with any direction, any penalty and any decay.
+
+    A step is :math:`w_t = g(\lambda)\,w_{t-1} - \eta\,h(\nabla L)`; the three rules say what g and h are.
+
+    Args:
+        params: tensors, (name, tensor) pairs or groups, as torch takes them. Any keyword below except `reader` may differ
+            per group. bfloat16 and float16 are computed in float32 with float32 moments; complex tensors count as pairs
+            of reals.
+        lr: η, a number or a tensor of one element.
+        direction, penalty, decay: rules, by name or as functions; `weightdecay.rules()` lists them.
+        weight_decay: λ of the decay, in the unit that the decay's page states: per unit of lr for most.
+        penalty_weight: λ of the penalty.
+        rounding: how bfloat16 and float16 weights are rounded: "nearest", "stochastic", "compensated" (16 more bits per
+            weight), or "auto", which is "stochastic", because "nearest" loses the decay. float32 and float64 are always
+            rounded to nearest.
+        seed: of the stochastic rounding. Equal seeds give equal bits, also after a resume.
+        maximize: ascend; the decay still shrinks.
+        capturable: keep step counts on the parameters' device and read no number back from it.
+        differentiable: let autograd see through the step.
+        foreach, fused: refused; they name implementations of torch's.
+        reader: "auto" (the fastest there is) or the name of one.
+        numbers: the rules' hyper-parameters (betas, eps, momentum, p, …).
+
+    Raises:
+        TypeError, ValueError: a value that cannot be meant, with its name and group. Nothing has changed then.
+        RuntimeError: from `step`, for a sparse gradient.
+
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    >>> optimizer = Optimizer([w], lr=0.5, direction="sgd", decay="cautious", weight_decay=0.5)
+    >>> w.grad = torch.tensor([1.0, 1.0])
+    >>> optimizer.step()
+    >>> w.tolist()
+    [0.25, -1.5]
+
+    Source: the equation is Loshchilov & Hutter 2019, arXiv:1711.05101; each rule names its own.
+    """
+
+    _lambdas: ClassVar = {"penalty": "penalty_weight", "decay": "weight_decay"}
+    """Which key of a group is λ, by kind of rule."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        *,
+        direction: RuleLike,
+        penalty: RuleLike | None = None,
+        decay: RuleLike | None = None,
+        weight_decay: float | Tensor = 0.0,
+        penalty_weight: float | Tensor = 0.0,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        reader: str = "auto",
+        rounding: str = "auto",
+        seed: int = 0,
+        **numbers: Any,
+    ) -> None:
+        names = {"direction": direction, "penalty": penalty, "decay": decay}
+        rules = {kind: rule and REGISTRY.find(kind, rule).name for kind, rule in names.items()}  # type: ignore[arg-type]
+        equation = self.equation(rules)
+        takes = {*hyperparameters.defaults(equation.rules), *(["lr_max"] if _needs_peak(equation) else [])}
+        hyperparameters.refuse_unknown(numbers, takes, equation)
+        defaults = {"lr": lr, **rules, "weight_decay": weight_decay, "penalty_weight": penalty_weight, **numbers}
+        self._start(
+            params,
+            defaults,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            foreach=foreach,
+            fused=fused,
+            reader=reader,
+            rounding=rounding,
+            seed=seed,
+        )
+
+    def _start(self, params: ParamsT, defaults: dict[str, Any], *, reader: str = "auto", **flags: Any) -> None:
+        """Finish the construction of any optimizer of this package."""
+        self.reader = readers.resolve(reader)
+        super().__init__(params, {**defaults, **_FLAGS, **flags})
+
+    def equation(self, group: Mapping[str, Any]) -> Equation:
+        """Return the rules that a parameter group is trained with."""
+        penalty, decay = group["penalty"], group["decay"]
+        return Equation(
+            None if penalty is None else REGISTRY.find("penalty", penalty),
+            REGISTRY.find("direction", group["direction"]),
+            REGISTRY.find("decay", "none" if decay is None else decay),
+        )
+
+    def numbers(self, group: Mapping[str, Any], t: Any) -> dict[str, dict[str, Any]]:
+        """Return what the rules of a group take at step t, under the rules' own names, by kind of rule."""
+        return {
+            rule.kind: hyperparameters.numbers(rule, group, lam=self._lambdas.get(rule.kind, ""), t=t)
+            for rule in self.equation(group).rules
+        }
+
+    # The parameter groups -----------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group after checking every value in it; a group that is refused leaves the optimizer as it was."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"a parameter group is a dict, not {type(param_group).__name__}")
+        where = f"param_groups[{len(self.param_groups)}]"
+        if "params" not in param_group:
+            raise ValueError(f"{where} has no 'params'")
+        group = dict(param_group)
+        if not isinstance(group["params"], Tensor | set):
+            group["params"] = list(group["params"])
+            if not group["params"]:
+                raise ValueError(f"{where} holds no parameters: leave the group out")
+            _refuse_dtypes(group["params"], where)
+        for key, value in self.defaults.items():
+            group.setdefault(key, value)
+        self._complete(group, where)
+        super().add_param_group(group)
+
+    def _complete(self, group: dict[str, Any], where: str) -> None:
+        """Fill in what the group's rules take and refuse what cannot be meant."""
+        equation = self.equation(group)
+        for key, value in hyperparameters.defaults(equation.rules).items():
+            group.setdefault(key, value)
+        if _needs_peak(equation):
+            lr = group["lr"]
+            group.setdefault("lr_max", None)
+            group.setdefault("lr_at_start", lr.item() if isinstance(lr, Tensor) else lr)
+        for flag in ("foreach", "fused"):
+            if group[flag]:
+                raise ValueError(
+                    f"{flag}=True in {where} names an implementation of torch's that this optimizer does not have: "
+                    f"leave it out, reader='auto' takes the fastest reader there is"
+                )
+        hyperparameters.check(group, equation, where)
+        used = {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
+        for kind, key in self._lambdas.items():
+            if key not in used and group[key] != 0:
+                raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…")
+
+    # The step -----------------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Do one step on every parameter that has a gradient; a parameter whose `grad` is None stays, decay and all.
+
+        Args:
+            closure: recomputes the loss with its gradients and returns it.
+
+        Returns:
+            The closure's loss.
+
+        Raises:
+            RuntimeError: a gradient is sparse. No parameter has moved.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        differentiable = self.defaults["differentiable"]
+        with torch.set_grad_enabled(differentiable):
+            self._refuse_gradients()
+            first = 0
+            for group in self.param_groups:
+                self._step_group(group, first, differentiable)
+                first += len(group["params"])
+        return loss
+
+    def _step_group(self, group: dict[str, Any], first: int, differentiable: bool) -> None:
+        params: list[Tensor] = []
+        places: list[int] = []
+        self._init_group(group, params, places)
+        equation = self.equation(group)
+        lam = group[self._lambdas["penalty"]]
+        if not isinstance(lam, Tensor) and lam == 0:
+            equation = replace(equation, penalty=None)  # bit for bit: 0·w is not 0 for an infinite w
+        numbers: dict[Any, dict[str, dict[str, Any]]] = {}
+        for param, place in zip(params, places, strict=True):
+            state = self.state[param]
+            state["step"] += 1
+            t = state["step"] if group["capturable"] else state["step"].item()
+            if t not in numbers:
+                numbers[t] = self.numbers(group, t)
+            how = rounding.resolve(group["rounding"], param.dtype)
+            grad = cast(Tensor, param.grad)
+            eager.update(
+                equation,
+                numbers[t],
+                param,
+                -grad if group["maximize"] else grad,
+                state,
+                moments=self._moments(group, equation.direction),
+                how=how,
+                key=rounding.keys(int(group["seed"]), int(t), first + place) if how == "stochastic" else (0, 0),
+                differentiable=differentiable,
+            )
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor], places: list[int]) -> None:
+        """Collect the parameters that have a gradient, and give each its state before its first step."""
+        for place, param in enumerate(group["params"]):
+            if param.grad is not None:
+                params.append(param)
+                places.append(place)
+                self._init_state(group, param)
+
+    def _init_state(self, group: Mapping[str, Any], param: Tensor) -> None:
+        state = self.state[param]
+        if "step" not in state:
+            # torch's SGD counts no steps; a buffer that came with a checkpoint has seen at least one.
+            started = any(state.get(name) is not None for name in self._moments(group, self.equation(group).direction))
+            device = param.device if group["capturable"] else "cpu"
+            state["step"] = torch.tensor(float(started), dtype=torch.float32, device=device)
+        for name in self._moments(group, self.equation(group).direction):
+            if state.get(name) is None:
+                state[name] = torch.zeros_like(
+                    param, dtype=_moment_dtype(param), memory_format=torch.preserve_format, requires_grad=False
+                )
+        if rounding.resolve(group["rounding"], param.dtype) == "compensated" and "compensation" not in state:
+            state["compensation"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
+
+    def _moments(self, group: Mapping[str, Any], direction: Rule) -> tuple[str, ...]:
+        """Return the state's keys for what the direction remembers at this group's hyper-parameters."""
+        given = hyperparameters.numbers(direction, group, lam="", t=0)
+        return tuple(direction.state.values()) if direction.keeps_state(given) else ()
+
+    def _refuse_gradients(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            for place, param in enumerate(group["params"]):
+                if param.grad is not None and param.grad.layout != torch.strided:
+                    name = _name(group, index, place)
+                    raise RuntimeError(
+                        f"the gradient of {name} is sparse ({param.grad.layout}): decay touches every weight; "
+                        "build the embedding with sparse=False, or give this tensor to torch.optim.SparseAdam"
+                    )
+
+    # Checkpoints --------------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this optimizer or of torch's optimizer of the same name; it is refused whole or loaded whole.
+
+        Moments keep their precision (torch would cast them to the parameter's). The state is copied, never shared.
+
+        Raises:
+            ValueError: the groups do not match, a value in them cannot be meant, or the moments are another optimizer's.
+        """
+        final: list[dict[str, Any]] = []
+        handle = self.register_load_state_dict_pre_hook(lambda _, seen: self._check_loaded(seen, final), prepend=False)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        saved = chain.from_iterable(group["params"] for group in final[0]["param_groups"])
+        live = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, param in zip(saved, live, strict=True):
+            for name, value in final[0]["state"].get(key, {}).items():
+                if isinstance(value, Tensor) and name != "step":
+                    dtype = _moment_dtype(param) if value.is_floating_point() or value.is_complex() else value.dtype
+                    self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
+                elif isinstance(value, Tensor):
+                    self.state[param][name] = self.state[param][name].clone()
+
+    def _check_loaded(self, state_dict: dict[str, Any], final: list[dict[str, Any]]) -> None:
+        """Refuse a state that would not fit, and note the one that is about to be loaded."""
+        final.append(state_dict)
+        groups = state_dict["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
+            return  # torch says what is wrong
+        for index, (saved, live) in enumerate(zip(groups, self.param_groups, strict=True)):
+            where = f"param_groups[{index}] of the loaded state"
+            group = self._merged(saved, live)
+            self._complete(group, where)
+            moments = self._moments(group, self.equation(group).direction)
+            for place, key in enumerate(saved["params"]):
+                state = state_dict["state"].get(key, {})
+                held = {name for name, value in state.items() if isinstance(value, Tensor)} - {"step", "compensation"}
+                missing = [name for name in moments if name not in held]
+                if held and missing:
+                    raise ValueError(
+                        f"the loaded state of {_name(live, index, place)} has {', '.join(sorted(held))} but no "
+                        f"{', '.join(missing)}: it comes from another optimizer than {self.equation(group)}"
+                    )
+
+    def _merged(self, saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a loaded group; what it lacks (being older, or torch's) and which implementation runs come from ours."""
+        return {**live, **saved, "params": live["params"], "foreach": live["foreach"], "fused": live["fused"]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy keep: torch's three entries and the reader."""
+        return {**super().__getstate__(), "reader": self.reader}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickled or a loaded state; keys that an older version did not have get their defaults."""
+        live = self.__dict__.get("param_groups")
+        if live is not None:
+            state["param_groups"] = [self._merged(s, g) for s, g in zip(state["param_groups"], live, strict=True)]
+        super().__setstate__(state)
+        for index, group in enumerate(self.param_groups):
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            self._complete(group, f"param_groups[{index}]")
+            for param in group["params"]:
+                step = self.state.get(param, {}).get("step")
+                if step is not None and not isinstance(step, Tensor):
+                    device = param.device if group["capturable"] else "cpu"
+                    self.state[param]["step"] = torch.tensor(float(step), dtype=torch.float32, device=device)
+
+
+def _needs_peak(equation: Equation) -> bool:
+    return any("eta_max" in rule.numbers for rule in equation.rules)
+
+
+def _moment_dtype(param: Tensor) -> torch.dtype:
+    return param.dtype if param.is_complex() else eager.compute_dtype(param.dtype)
+
+
+def _name(group: Mapping[str, Any], index: int, place: int) -> str:
+    names = group.get("param_names")
+    return f"{names[place]!r}" if names else f"param_groups[{index}]['params'][{place}]"
+
+
+def _refuse_dtypes(params: list[Any], where: str) -> None:
+    for place, entry in enumerate(params):
+        name, param = entry if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
+        if isinstance(param, Tensor) and not (param.is_floating_point() or param.is_complex()):
+            raise ValueError(f"{name} is a {param.dtype} tensor: only floating-point and complex parameters can be optimized")

@@ -1,0 +1,152 @@
+"""Reads a rule as torch operations: the reference on tensors, for any device, layout and dtype that torch knows.
+
+Everything is computed out of place in float32 (float64 stays float64) and rounded once, at the write.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdecay import rule, words
+from weightdecay.readers import rounding
+from weightdecay.reductions import Reduction
+from weightdecay.step import Equation
+from weightdecay.step import step as one_step
+
+Numbers = Mapping[str, Mapping[str, Any]]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which values of this one are computed."""
+    real = dtype.to_real() if dtype.is_complex else dtype
+    return torch.float32 if real in rounding.LOW_PRECISION else real
+
+
+@cache
+def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
+    """Return the words as torch operations for values of this dtype; on plain numbers they stay what they are."""
+
+    def lifted(word: str, on_tensors: Callable[..., Tensor]) -> Callable[..., Any]:
+        on_numbers = getattr(words, word)
+
+        def read(*values: Any) -> Any:
+            if not any(isinstance(value, Tensor) for value in values):
+                return on_numbers(*values)
+            return on_tensors(*values)
+
+        return read
+
+    def tensors(values: Sequence[Any]) -> list[Tensor]:
+        device = next(value.device for value in values if isinstance(value, Tensor))
+        return [v if isinstance(v, Tensor) else torch.tensor(v, dtype=dtype, device=device) for v in values]
+
+    def between(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *values: operation(*tensors(values))
+
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        if isinstance(condition, Tensor):
+            device = condition.device
+            x, y = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=dtype, device=device) for v in (x, y))
+            return torch.where(condition, x, y)
+        return x if condition else y
+
+    def debias(beta: Any, t: Any) -> Tensor:
+        beta, t = tensors((beta, t))
+        return -torch.expm1(t * torch.log(beta))
+
+    return {
+        "absolute": lifted("absolute", torch.abs),
+        "sign": lifted("sign", torch.sign),
+        "sqrt": lifted("sqrt", torch.sqrt),
+        "exp": lifted("exp", torch.exp),
+        "log": lifted("log", torch.log),
+        "power": lifted("power", torch.pow),
+        "maximum": lifted("maximum", between(torch.maximum)),
+        "minimum": lifted("minimum", between(torch.minimum)),
+        "where": where,
+        "debias": lifted("debias", debias),
+    }
+
+
+@cache
+def bound(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """Return the function of words as a function of tensors."""
+    return rule.bind(function, vocabulary(dtype))
+
+
+def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
+    """Return the reduction over a whole tensor, or over each of a stack along the first dimension. Adds up in float64.
+
+    float64 because the n-th powers of small weights leave float32's range.
+    """
+    elements = [values[name].double() for name in reduction.elements]
+    given = {name: numbers[name] for name in reduction.numbers}
+    terms = bound(reduction.term, torch.float64)(*elements, **given)
+    each = tuple(range(1, terms.ndim))
+    total = (terms.sum(each, keepdim=True) if each else terms) if stacked else terms.sum()
+    finished: Tensor = bound(reduction.finish, torch.float64)(total, **given)
+    return finished.to(values[reduction.elements[0]].dtype)
+
+
+def step(
+    equation: Equation, numbers: Numbers, w: Tensor, g: Tensor, state: Sequence[Tensor], *, stacked: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the weight and state after one step, as new tensors.
+
+    Args:
+        equation: the three rules.
+        numbers: what stands right of each rule's `*`, by kind of rule; floats, or tensors that broadcast against w.
+        w: the weights, float32 or float64. With `stacked`, the first dimension counts independent models.
+        g: the gradient, of w's shape.
+        state: the direction's moments, in its order.
+    """
+    values = {"w": w, "g": g, **dict(zip(equation.direction.state, state, strict=True))}
+    return one_step(equation, numbers, values, bind=partial(bound, dtype=w.dtype), reduce=partial(reduce, stacked=stacked))
+
+
+def update(
+    equation: Equation,
+    numbers: Numbers,
+    param: Tensor,
+    grad: Tensor,
+    state: dict[str, Any],
+    *,
+    moments: Sequence[str],
+    how: str,
+    key: tuple[int, int] = (0, 0),
+    differentiable: bool = False,
+) -> None:
+    """Do one step on a parameter and its entry in the optimizer's state.
+
+    `moments` are the state's keys in the direction's order, none where it needs none; `how` is the rounding, already resolved.
+    Complex tensors are read as pairs of reals, as torch does.
+    """
+    dtype = compute_dtype(param.dtype)
+    numbers = {kind: {name: _as(value, dtype) for name, value in given.items()} for kind, given in numbers.items()}
+    real = torch.view_as_real if param.is_complex() else lambda tensor: tensor
+    w, g = real(param).to(dtype), real(grad).to(dtype)
+    if how == "compensated":
+        w = rounding.restored(param, state["compensation"])
+    stored = [real(state[name]) for name in moments]
+    read = [moment.to(dtype) for moment in stored] or [torch.zeros((), dtype=dtype, device=w.device)] * len(
+        equation.direction.state
+    )
+    w, new = step(equation, numbers, w, g, read)
+    if how == "compensated":
+        w, lost = rounding.compensated(w, param.dtype)
+        state["compensation"].copy_(lost)
+    elif how == "stochastic":
+        w = rounding.stochastic(w, param.dtype, rounding.random_bits(w, key))
+    real(param).copy_(w)
+    for name, old, moment in zip(moments, stored, new, strict=False):
+        if differentiable:  # writing in place would cut the graph through earlier steps
+            state[name] = torch.view_as_complex(moment) if param.is_complex() else moment
+        else:
+            old.copy_(moment)
+
+
+def _as(number: Any, dtype: torch.dtype) -> Any:
+    return number.to(dtype) if isinstance(number, Tensor) else number

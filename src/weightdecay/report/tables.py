@@ -1,0 +1,34 @@
+"""The best λ per learning rate, as a table for the terminal."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from weightdecay.report.grid import Row
+from weightdecay.report.lines import best_lines
+from weightdecay.report.verdict import verdict
+
+__all__ = ["best_table"]
+
+
+def best_table(rows: Iterable[Row], manifest: Row) -> Table:
+    """Lay out each optimizer's best λ > 0 per learning rate beside λ = 0.
+
+    λ is chosen on validation; the numbers are means over seeds ± one standard error on test. The best setting with decay is bold.
+    """
+    found = verdict(rows, manifest)
+    sweep = found.sweep
+    heading = sweep.units.heading(f"test {sweep.metric}")
+    table = Table(title=Text(f"{sweep.task}: the best λ > 0 at each learning rate ({heading})"), title_justify="left")
+    table.add_column("optimizer")
+    for heading in ("lr", "best λ", "with it", "λ = 0", "change"):
+        table.add_column(heading, justify="right")
+    table.add_column("note")
+    for judgement in found.judgements:
+        for number, line in enumerate(best_lines(sweep, judgement)):
+            name = judgement.grid.name if number == 0 else ""
+            texts = (name, line.lr, line.decay, line.test, line.without, line.change, line.note)
+            table.add_row(*map(Text, texts), style="bold" if line.chosen else None)
+        table.add_section()
+    return table

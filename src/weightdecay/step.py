@@ -1,0 +1,59 @@
+"""The one equation. Every optimizer step in this package, on every reader, is these lines.
+
+    g ← ∇L + penalty(w)              coupled: the penalty enters the gradient, and all that is made of it
+    u, state ← direction(g, state)   momentum SGD, Adam, …
+    w ← decay(w, u)                  how the weight takes the step and shrinks
+
+The decay reads the old weight, the one the gradient was taken at: (1 − ηλ)·w − η·u, in torch as in the papers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weightdecay.reductions import REDUCTIONS, Reduction
+from weightdecay.rule import Rule
+
+
+@dataclass(frozen=True)
+class Equation:
+    """The three rules that make an optimizer; without a penalty the gradient stays as it is."""
+
+    penalty: Rule | None
+    direction: Rule
+    decay: Rule
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Return the rules in the order in which a step applies them."""
+        return (self.direction, self.decay) if self.penalty is None else (self.penalty, self.direction, self.decay)
+
+    def __str__(self) -> str:
+        return " + ".join(f"{rule.name} {rule.kind}" for rule in self.rules)
+
+
+def step(
+    equation: Equation,
+    numbers: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Any],
+    *,
+    bind: Callable[[Callable[..., Any]], Callable[..., Any]],
+    reduce: Callable[[Reduction, Mapping[str, Any], Mapping[str, Any]], Any],
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the next weight and the direction's next state, without changing anything.
+
+    `values` holds w, g and the state by the names in the rules, `numbers` what stands right of each rule's `*`, by kind
+    of rule. A reader says how to `bind` a rule to its backend and how to `reduce` a whole tensor to a number.
+    """
+    values = dict(values)
+
+    def apply(rule: Rule) -> Any:
+        given = numbers[rule.kind]
+        asked = {name: reduce(REDUCTIONS[name], values, given) for name in rule.reductions}
+        return bind(rule.function)(*(values[name] for name in rule.elements), **given, **asked)
+
+    if equation.penalty is not None:
+        values["g"] = values["g"] + apply(equation.penalty)
+    found = apply(equation.direction)
+    values["u"], *state = found if isinstance(found, tuple) else (found,)
+    return apply(equation.decay), tuple(state)

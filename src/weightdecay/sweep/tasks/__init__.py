@@ -1,0 +1,14 @@
+"""The built-in tasks, one per file: each has a `task`."""
+
+import pkgutil
+from importlib import import_module
+
+from weightdecay.sweep.task import Task
+
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> Task:
+    """Return a built-in task by name."""
+    task: Task = import_module(f"{__name__}.{name}").task
+    return task

@@ -1,0 +1,111 @@
+"""Runs that several test files share: a rule on floats, an optimizer with a rule, a walk of many steps."""
+
+import math
+
+import torch
+
+import weightdecay as wd
+from weightdecay import hyperparameters
+from weightdecay.reductions import REDUCTIONS
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+RULES = tuple(wd.rules().values())
+WITH_LAMBDA = tuple(rule for rule in RULES if "lam" in rule.numbers)
+DIRECTIONS = tuple(wd.rules().of("direction"))
+_PATTERN = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+def name(value):
+    """Return how pytest shows a rule or a dtype."""
+    return f"{value.kind}-{value.name}" if isinstance(value, wd.rule.Rule) else str(value).removeprefix("torch.")
+
+
+def weights(dtype=torch.float64, count=33):
+    return torch.nn.Parameter(torch.randn(count).to(dtype))
+
+
+def twin(param):
+    return torch.nn.Parameter(param.detach().clone())
+
+
+def gradients(steps=6, count=33):
+    """Return a history whose size differs from weight to weight, as real ones do; every dtype holds it."""
+    return list(torch.randn(steps, count) * torch.logspace(-2, 2, count))
+
+
+def zeros(steps, count=33):
+    return [torch.zeros(count)] * steps
+
+
+def edges(dtype=torch.float64):
+    """Return, with both signs, zero, the smallest numbers of a dtype, nearly the largest, and a few between.
+
+    A quarter of the largest: the largest itself overflows in any m̂ = m/(1 − βᵗ) that rounds up.
+    """
+    info = torch.finfo(dtype)
+    smallest, middle = info.smallest_normal, math.sqrt(info.smallest_normal)
+    sizes = torch.tensor([0.0, smallest * info.eps, smallest, middle, 1.0, 1 / middle, info.max / 4], dtype=torch.float64)
+    return torch.cat([sizes, -sizes]).to(dtype)
+
+
+def optimizer_with(rule, params, *, lam=0.0, lr=0.1, direction="sgd", **options):
+    """Return an optimizer with this rule, with sgd unless it says otherwise, and with nothing else."""
+    if rule.kind == "direction":
+        return wd.Optimizer(params, lr, direction=rule.name, **options)
+    weight = "penalty_weight" if rule.kind == "penalty" else "weight_decay"
+    given = {rule.kind: rule.name, **({weight: lam} if "lam" in rule.numbers else {})}
+    return wd.Optimizer(params, lr, direction=direction, **given, **options)
+
+
+def walk(optimizer, history, lrs=None):
+    """Return the weights after each step; an entry of the history is the gradient of every parameter, or a list of them."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    seen = []
+    for t, entry in enumerate(history):
+        for param, grad in zip(params, entry if isinstance(entry, list) else [entry] * len(params), strict=True):
+            param.grad = None if grad is None else grad.to(param.dtype)
+        if lrs is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = lrs[t]
+        optimizer.step()
+        seen.append(torch.cat([param.detach().flatten() for param in params]).clone())
+    return torch.stack(seen)
+
+
+def on_floats(rule, elements, numbers):
+    """Apply a rule to whole tensors as typed: element by element on Python floats, its reductions too.
+
+    `elements` are lists of floats, in the rule's order; `numbers` are all that stands right of the `*` but the reductions.
+    """
+    columns = dict(zip(rule.elements, elements, strict=True))
+    asked = {}
+    for key in rule.reductions:
+        reduction = REDUCTIONS[key]
+        given = {number: numbers[number] for number in reduction.numbers}
+        terms = (reduction.term(*row, **given) for row in zip(*(columns[e] for e in reduction.elements), strict=True))
+        asked[key] = reduction.finish(sum(terms), **given)
+    return [rule.function(*row, **numbers, **asked) for row in zip(*elements, strict=True)]
+
+
+def numbers_of(rule, *, t=1, lam=0.0, eta=0.1, eta_max=0.1, **settings):
+    """Return what stands right of the rule's `*`, from settings under their users' names (momentum, betas)."""
+    group = {**hyperparameters.defaults([rule]), **settings, "lr": eta, "lr_max": eta_max, "lam": lam}
+    return hyperparameters.numbers(rule, group, lam="lam", t=t)
+
+
+def bits(tensor):
+    """Return the bit pattern of each element, so that equality tells −0 from 0 and one NaN from another."""
+    return tensor.detach().view(_PATTERN[tensor.element_size()])
+
+
+def same_bits(x, y):
+    return torch.equal(bits(x), bits(y))
+
+
+def assert_close(got, expected, *, tolerance, effect=None):
+    """Compare relative to the largest value, and refuse a comparison that could not have seen the effect under test."""
+    got, expected = torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64)
+    bound = tolerance * expected.abs().max()
+    if effect is not None:
+        assert effect >= 100 * bound, f"the effect {effect:.1e} is too near the tolerance {bound:.1e}"
+    assert (got - expected).abs().max() <= bound, f"{got.tolist()} is not {expected.tolist()}"

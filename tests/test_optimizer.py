@@ -1,0 +1,537 @@
+"""A torch.optim.Optimizer in all that others do with one: hooks, schedulers, scalers, autograd, compilers, threads."""
+
+import copy
+import io
+import math
+import threading
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch.nn import Linear, Parameter
+from torch.optim import lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from training import (
+    COMBINATIONS,
+    PRESETS,
+    all_params,
+    apart,
+    bits,
+    copies,
+    everything,
+    noise,
+    one_process,
+    parameters,
+    set_gradients,
+    train,
+)
+
+import weightdecay as wd
+
+LAM = {"lr": 0.05, "weight_decay": 0.1}
+combinations = pytest.mark.parametrize("rules", COMBINATIONS.values(), ids=COMBINATIONS)
+presets = pytest.mark.parametrize("preset", PRESETS, ids=lambda cls: cls.__name__)
+
+
+def options_of(preset):
+    """Return hyper-parameters under which every part of a preset is at work."""
+    return {**LAM, "momentum": 0.9, "dampening": 0.1} if issubclass(preset, wd.SGD) else LAM
+
+
+# A step, and who hears of it --------------------------------------------------------------------------------------------
+
+
+@presets
+def test_hooks_run_once_and_in_torchs_order(preset):
+    def heard(optimizer):
+        calls = []
+        handles = [
+            register_optimizer_step_pre_hook(lambda *_: calls.append("global before")),
+            register_optimizer_step_post_hook(lambda *_: calls.append("global after")),
+            optimizer.register_step_pre_hook(lambda *_: calls.append("before")),
+            optimizer.register_step_post_hook(lambda *_: calls.append("after")),
+        ]
+        try:
+            train(optimizer, 2)
+        finally:
+            for handle in handles:
+                handle.remove()
+        train(optimizer, 1)
+        return calls
+
+    theirs = torch.optim.AdamW(parameters().values())
+    assert heard(preset(parameters().values())) == heard(theirs) == ["global before", "before", "after", "global after"] * 2
+
+
+def test_a_hook_may_replace_the_closure():
+    optimizer = wd.AdamW(parameters().values())
+    optimizer.register_step_pre_hook(lambda self, *_: ((self, lambda: 2.0), {}))
+    assert optimizer.step(lambda: 1.0) == 2.0
+
+
+@presets
+def test_the_profiler_shows_a_step_under_the_name_of_its_class(preset):
+    optimizer = preset(parameters().values())
+    set_gradients(optimizer, 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert [e.name for e in profile.events()].count(f"Optimizer.step#{preset.__name__}.step") == 1
+
+
+@presets
+def test_it_prints_as_torchs_do(preset):
+    shown = repr(preset(parameters().values(), lr=0.125, weight_decay=0.25))
+    assert shown.startswith(f"{preset.__name__} (\nParameter Group 0\n")
+    assert "lr: 0.125" in shown
+    assert "weight_decay: 0.25" in shown
+
+
+@presets
+def test_a_closure_runs_once_with_gradients_and_its_loss_comes_back(preset):
+    params = parameters()
+    optimizer = preset(params.values(), **LAM)
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum((param**2).sum() for param in params.values())
+        loss.backward()
+        calls.append(torch.is_grad_enabled())
+        return loss
+
+    with torch.no_grad():
+        losses = [optimizer.step(closure) for _ in range(3)]
+    assert calls == [True] * 3
+    assert losses[0] > losses[1] > losses[2]
+    assert optimizer.step() is None
+
+
+@combinations
+def test_a_parameter_without_a_gradient_has_neither_step_nor_decay_nor_state(rules):
+    params = parameters()
+    optimizer = wd.Optimizer(params.values(), **LAM, **rules)
+    before = bits(list(params.values()))
+    optimizer.step()
+    assert bits(list(params.values())) == before
+    assert not optimizer.state
+    set_gradients(optimizer, 1)
+    params["bias"].grad = None
+    optimizer.step()
+    assert set(optimizer.state) == {params["weight"], params["scale"]}
+    assert bits(params["bias"]) == before[1]
+
+
+@combinations
+def test_ascending_is_descending_on_the_negated_gradient_and_decays_the_same(rules):
+    up = wd.Optimizer(parameters().values(), **LAM, **rules, maximize=True)
+    down = wd.Optimizer(parameters().values(), **LAM, **rules)
+    for t in range(3):
+        set_gradients(down, t)
+        for ours, theirs in zip(all_params(up), all_params(down), strict=True):
+            ours.grad = -theirs.grad
+        up.step()
+        down.step()
+    assert bits(all_params(up)) == bits(all_params(down))
+
+
+def test_rules_given_as_functions_are_kept_by_name():
+    from weightdecay.decays.cautious import cautious
+    from weightdecay.directions.adam import adam
+    from weightdecay.penalties.l1 import l1
+
+    rules = {"direction": adam, "penalty": l1, "decay": cautious}
+    w, v = parameters(shapes={"w": (3,), "v": (3,)}).values()
+    optimizer = wd.Optimizer([{"params": [w]}, {"params": [v], **rules}], 0.1, **rules)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    for group in torch.load(file, weights_only=True)["param_groups"]:
+        assert {kind: group[kind] for kind in rules} == {"direction": "adam", "penalty": "l1", "decay": "cautious"}
+
+
+def numbers_given_as(shape, preset):
+    """Return a preset's hyper-parameters as tensors of this shape."""
+    defaults = {**preset([Parameter(torch.ones(1))]).defaults, **options_of(preset)}
+    for key, value in defaults.items():
+        if isinstance(value, tuple):
+            yield key, tuple(torch.full(shape, number, dtype=torch.float64) for number in value)
+        elif isinstance(value, float):
+            yield key, torch.full(shape, value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+@presets
+def test_a_number_may_be_a_tensor_of_one_element(preset, shape):
+    plain = preset(parameters().values(), **options_of(preset))
+    train(plain, 5)
+    for key, value in numbers_given_as(shape, preset):
+        optimizer = preset(parameters().values(), **{**options_of(preset), key: value})
+        train(optimizer, 5)
+        assert apart(optimizer, plain) <= 1e-12, key
+
+
+# Autograd through the step ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@combinations
+def test_derivatives_of_the_step_are_those_of_its_differences(rules, steps):
+    """With respect to the weights, every gradient, lr and both λ: what a meta-learner asks for."""
+
+    def trained(w, lr, weight_decay, penalty_weight, *gradients):
+        param = w.clone()
+        lambdas = {"weight_decay": weight_decay, **({"penalty_weight": penalty_weight} if "penalty" in rules else {})}
+        peak = {"lr_max": 0.2} if rules.get("decay") == "independent" else {}
+        optimizer = wd.Optimizer([param], lr, differentiable=True, **{**rules, **lambdas, **peak})
+        for grad in gradients:
+            param.grad = grad
+            optimizer.step()
+        return param, *(value for name, value in optimizer.state[param].items() if name != "step")
+
+    def leaf(values):
+        return values.clone().requires_grad_()
+
+    numbers = [leaf(torch.tensor(number, dtype=torch.float64)) for number in (0.1, 0.3, 0.2)]
+    tensors = [leaf(noise((4,), torch.float64, seed)) for seed in range(1 + steps)]
+    assert torch.autograd.gradcheck(trained, [tensors[0], *numbers, *tensors[1:]])
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@combinations
+def test_the_state_is_never_the_gradient_itself(rules, differentiable):
+    param = noise((4,), torch.float64, 1) if differentiable else Parameter(noise((4,), torch.float64, 1))
+    optimizer = wd.Optimizer([param], **LAM, **rules, differentiable=differentiable)
+    param.grad = noise((4,), torch.float64, 2)
+    optimizer.step()
+    kept = bits(optimizer.state_dict()["state"])
+    param.grad.zero_()
+    assert bits(optimizer.state_dict()["state"]) == kept
+
+
+def test_a_step_leaves_no_graph_behind():
+    params = parameters()
+    optimizer = wd.AdamW(params.values(), lr=torch.tensor(0.1))
+    train(optimizer, 2)
+    assert all(param.is_leaf and param.requires_grad for param in params.values())
+    assert not any(value.requires_grad for state in optimizer.state.values() for value in state.values())
+
+
+# Numbers that stay on the device ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-11), (torch.float32, 2e-6)], ids=str)
+@combinations
+def test_a_capturable_step_gives_the_same_numbers(rules, dtype, bound):
+    """To within what rounding 1 − βᵗ makes of them: in float32, β itself must not be rounded first, 1 − β would lose 5 digits."""
+    plain = wd.Optimizer(parameters(dtype).values(), **LAM, **rules)
+    lr = torch.tensor(LAM["lr"], dtype=dtype)
+    device = wd.Optimizer(parameters(dtype).values(), **{**LAM, "lr": lr}, **rules, capturable=True)
+    for optimizer in (plain, device):
+        train(optimizer, 20)
+    assert apart(device, plain) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_capturable_step_draws_the_same_random_bits(dtype):
+    plain, device = (
+        wd.SGDW(parameters(dtype).values(), lr=0.125, weight_decay=0.125, seed=3, capturable=capturable)
+        for capturable in (False, True)
+    )
+    for optimizer in (plain, device):
+        train(optimizer, 10)
+    assert bits(all_params(device)) == bits(all_params(plain))
+
+
+# torch.compile ----------------------------------------------------------------------------------------------------------
+
+COMPILED = {
+    "SGD": (torch.float32, lambda params: wd.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1)),
+    "AdamW": (torch.bfloat16, lambda params: wd.AdamW(params, lr=0.1)),
+    "AdamW-capturable": (torch.float32, lambda params: wd.AdamW(params, lr=torch.tensor(0.1), capturable=True)),
+    "norm": (torch.float32, lambda params: wd.Optimizer(params, 0.1, direction="adam", penalty="norm", penalty_weight=0.1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own, on the way into its compiler
+@pytest.mark.parametrize(("dtype", "build"), COMPILED.values(), ids=COMPILED)
+def test_a_compiled_step_is_one_graph_with_the_same_numbers_and_a_new_lr_compiles_nothing(dtype, build):
+    torch._dynamo.reset()
+    plain, compiled = (build(parameters(dtype, {"weight": (4, 3)}).values()) for _ in range(2))
+    counter = torch._dynamo.testing.CompileCounter()
+    step = torch.compile(compiled.step, backend=counter)
+    graphs = []
+    for t in range(1, 6):
+        for optimizer in (plain, compiled):
+            set_gradients(optimizer, t)
+            lr = optimizer.param_groups[0]["lr"]
+            optimizer.param_groups[0]["lr"] = lr.mul_(0.9) if isinstance(lr, torch.Tensor) else lr * 0.9
+        plain.step()
+        step()
+        graphs.append(counter.frame_count)
+    # A float that changes becomes a tensor of the graph, which may round elsewhere: an ulp, two in bfloat16's stochastic steps.
+    assert apart(compiled, plain) <= (1e-6 if dtype == torch.float32 else 2**-7)
+    assert graphs[0] == 1
+    assert graphs[2] == graphs[-1]
+
+
+# Scaling and averaging --------------------------------------------------------------------------------------------------
+
+
+@presets
+def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_hooks(preset):
+    optimizer, reference = (preset(parameters(torch.float32).values(), **LAM) for _ in range(2))
+    calls = []
+    optimizer.register_step_post_hook(lambda *_: calls.append("step"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=100)
+    for t in range(1, 5):
+        overflows = t == 2
+        set_gradients(optimizer, t)
+        for param in all_params(optimizer):
+            param.grad = scaler.scale(param.grad * (math.inf if overflows else 1.0))
+        before = everything(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert (everything(optimizer) == before) == overflows
+        if not overflows:
+            train(reference, 1, first=t)
+    assert everything(optimizer) == everything(reference)
+    assert len(calls) == 3
+
+
+@presets
+def test_weights_are_averaged_beside_the_optimizer(preset):
+    model = Linear(3, 2)
+    optimizer = preset(model.parameters(), **LAM)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.01, anneal_epochs=2)
+    seen = []
+    for t in range(3):
+        train(optimizer, 1, first=t)
+        averaged.update_parameters(model)
+        scheduler.step()
+        seen.append(model.weight.detach().clone())
+    assert torch.allclose(averaged.module.weight, torch.stack(seen).mean(0))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+# Schedulers -------------------------------------------------------------------------------------------------------------
+
+SCHEDULERS = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, start_factor=0.1, total_iters=5),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=6),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=3),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=8, cycle_momentum=False),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=2), lr_scheduler.StepLR(o, 2)], milestones=[3]
+    ),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, swa_lr=0.01, anneal_epochs=3),
+}
+schedulers = pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
+
+
+@schedulers
+@presets
+def test_what_a_scheduler_writes_into_the_groups_can_be_saved_and_loaded(preset, schedule):
+    optimizer = preset(parameters().values(), **LAM)
+    scheduler = schedule(optimizer)
+    for t in range(1, 4):
+        train(optimizer, 1, first=t)
+        scheduler.step()
+    resumed = preset(copies({str(i): p for i, p in enumerate(all_params(optimizer))}).values())
+    resumed.load_state_dict(optimizer.state_dict())
+    assert everything(resumed) == everything(optimizer)
+
+
+@pytest.mark.parametrize("direction", wd.rules().of("direction"))
+def test_one_cycle_finds_the_momentum_of_every_direction(direction):
+    rule = wd.rules()["direction", direction]
+    if not {"mu", "beta1"} & set(rule.defaults):
+        pytest.skip(f"{direction} has no momentum")
+    optimizer = wd.Optimizer(parameters().values(), 0.1, direction=direction)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=4, base_momentum=0.5, max_momentum=0.75)
+    group = optimizer.param_groups[0]
+    cycled = []
+    for t in range(3):
+        train(optimizer, 1, first=t)
+        cycled.append(group["betas"][0] if "betas" in group else group["momentum"])
+        scheduler.step()
+    assert max(cycled) == 0.75
+    assert min(cycled) < 0.65
+
+
+# The peak learning rate of decay="independent" --------------------------------------------------------------------------
+
+
+def shrinking(params, lr=0.1, lam=0.25, **options):
+    return wd.Optimizer(params, lr, direction="sgd", decay="independent", weight_decay=lam, **options)
+
+
+def factors(optimizer, after_step=lambda: None, steps=6):
+    """Return by what each step without a gradient multiplies the first parameter of each group, and the lr at the time."""
+    found = []
+    for _ in range(steps):
+        firsts = [group["params"][0] for group in optimizer.param_groups]
+        before = [param.detach().clone() for param in firsts]
+        lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        for param in firsts:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        found += [((param / old).mean().item(), lr) for param, old, lr in zip(firsts, before, lrs, strict=True)]
+        after_step()
+    return found
+
+
+def assert_peak(found, peak, lam=0.25):
+    assert len({lr for _, lr in found}) > 1  # a constant lr could not tell one peak from another
+    for factor, lr in found:
+        assert factor == pytest.approx(1 - lr / peak * lam, rel=1e-12)
+
+
+def ones():
+    return [Parameter(torch.full((3,), 2.0, dtype=torch.float64))]
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+@schedulers
+def test_the_peak_is_the_schedulers(schedule, as_tensor):
+    optimizer = shrinking(ones(), lr=torch.tensor(0.1, dtype=torch.float64) if as_tensor else 0.1)
+    scheduler = schedule(optimizer)
+    peak = 0.2 if isinstance(scheduler, lr_scheduler.OneCycleLR) else 0.1
+    assert_peak(factors(optimizer, scheduler.step), peak)
+
+
+@schedulers
+def test_the_peak_that_is_passed_comes_first(schedule):
+    optimizer = shrinking(ones(), lr_max=0.4)
+    scheduler = schedule(optimizer)
+    assert_peak(factors(optimizer, scheduler.step), 0.4)
+
+
+def by_hand(optimizer):
+    """Return what warms the lr up, past the loop's own step: `for group in optimizer.param_groups: group["lr"] = …`."""
+    steps = iter(range(1, 100))
+
+    def set_lr():
+        t = next(steps)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * t
+
+    return set_lr
+
+
+def test_without_a_scheduler_the_peak_is_the_lr_of_the_construction():
+    optimizer = shrinking(ones())
+    assert_peak(factors(optimizer, by_hand(optimizer)), 0.1)
+
+
+def test_each_group_has_its_own_peak():
+    optimizer = shrinking([{"params": ones()}, {"params": ones(), "lr": 0.4}, {"params": ones(), "lr_max": 0.8}])
+    optimizer.add_param_group({"params": ones(), "lr": 0.2})
+    found = factors(optimizer, by_hand(optimizer))
+    for place, peak in enumerate((0.1, 0.4, 0.8, 0.2)):
+        assert_peak(found[place::4], peak)
+
+
+def test_the_peak_is_saved():
+    optimizer = shrinking(ones())
+    factors(optimizer, by_hand(optimizer))
+    resumed = shrinking(ones(), lr=0.9)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert_peak(factors(resumed, by_hand(resumed)), 0.1)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("start", [0.0, 0.1])
+def test_a_learning_rate_of_zero_changes_no_bit(start, scheduled, as_tensor):
+    params = ones()
+    before = bits(params)
+    optimizer = shrinking(params, lr=torch.tensor(start) if as_tensor else start)
+    if scheduled:
+        lr_scheduler.LambdaLR(optimizer, lambda _: 0.0)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.0) if as_tensor else 0.0
+    params[0].grad = torch.zeros_like(params[0])
+    optimizer.step()
+    assert bits(params) == before
+
+
+# Many optimizers, many processes, many threads --------------------------------------------------------------------------
+
+
+@presets
+def test_an_optimizer_per_parameter_may_step_inside_the_backward_pass(preset):
+    def loss(params):
+        return sum((param**2).sum() * place for place, param in enumerate(params, 1))
+
+    together = list(parameters().values())
+    optimizer = preset(together, **options_of(preset))
+    apiece = list(parameters().values())
+    optimizers = {param: preset([param], **options_of(preset)) for param in apiece}
+
+    def step(param):
+        optimizers[param].step()
+        optimizers[param].zero_grad()
+
+    for param in apiece:
+        param.register_post_accumulate_grad_hook(step)
+    for _ in range(4):
+        loss(apiece).backward()
+        optimizer.zero_grad()
+        loss(together).backward()
+        optimizer.step()
+    assert bits(apiece) == bits(together)
+
+
+@presets
+def test_threads_with_an_optimizer_each_do_not_meet(preset):
+    def build():
+        return [preset(parameters(torch.bfloat16, seed=seed).values(), **options_of(preset)) for seed in range(4)]
+
+    serial, parallel = build(), build()
+    for optimizer in serial:
+        train(optimizer, 20)
+    threads = [threading.Thread(target=train, args=(optimizer, 20)) for optimizer in parallel]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [everything(optimizer) for optimizer in parallel] == [everything(optimizer) for optimizer in serial]
+
+
+@presets
+def test_a_copy_has_every_public_attribute(preset):
+    def public(optimizer):
+        return {name for name in vars(optimizer) if not name.startswith("_")}
+
+    optimizer = preset(parameters().values())
+    twin = copy.deepcopy(optimizer)
+    assert public(twin) == public(optimizer)
+    assert twin.reader == optimizer.reader
+    train(twin, 1)
+    assert not optimizer.state
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    with one_process():
+        yield
+
+
+@presets
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own, on import
+@pytest.mark.usefixtures("process_group")
+def test_a_sharded_optimizer_of_one_process_is_the_optimizer(preset):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    params, others = (list(parameters().values()) for _ in range(2))
+    sharded = ZeroRedundancyOptimizer(params, optimizer_class=preset, **options_of(preset))
+    whole = preset(others, **options_of(preset))
+    for optimizer in (sharded, whole):
+        for t in range(1, 4):
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.1 * t
+            train(optimizer, 1, first=t)
+    assert bits(params) == bits(others)
+    sharded.consolidate_state_dict()
+    assert bits(sharded.state_dict()["state"]) == bits(whole.state_dict()["state"])

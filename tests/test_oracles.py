@@ -1,0 +1,122 @@
+"""Agreement is not truth: each rule, on floats and in the optimizer, against a second opinion on what it should be."""
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from oracles import oracle
+from runs import RULES, assert_close, name, numbers_of, on_floats, optimizer_with, walk
+
+STEPS, WEIGHTS, LAMBDA, LR = 40, 7, 0.3, 0.125
+TOLERANCE = 1e-12
+OURS = [rule for rule in RULES if rule.function.__module__.startswith("weightdecay.")]
+
+
+def cases(kind):
+    """Return every rule of a kind with every setting that its oracle names."""
+    rules = [rule for rule in OURS if rule.kind == kind and oracle(rule)]
+    return [pytest.param(rule, setting, id=f"{rule.name}-{setting}") for rule in rules for setting in oracle(rule).SETTINGS]
+
+
+def data(seed=0):
+    """Return weights of both signs and sizes and a history of gradients."""
+    draw = np.random.default_rng(seed)
+    return draw.normal(size=WEIGHTS), draw.normal(size=(STEPS, WEIGHTS)) * draw.lognormal(size=WEIGHTS)
+
+
+def schedule():
+    """Return a learning rate that rises, falls and rests: no rule may count on a constant one."""
+    return LR * np.abs(np.sin(np.arange(1, STEPS + 1)))
+
+
+def parameter(w):
+    return torch.nn.Parameter(torch.tensor(w, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rule", OURS, ids=name)
+def test_every_rule_has_an_oracle(rule):
+    assert oracle(rule), f"write tests/oracles/{rule.kind}_{rule.name}.py: what {rule.source} says, not what the rule does"
+
+
+def gradient(rule, w, **setting):
+    """Differentiate a penalty's value by central differences with 60 digits, which leave 1e-20 at worst."""
+    with mpmath.workdps(60):
+        exact = [mpmath.mpf(x) for x in w]
+        step = mpmath.mpf(10) ** -25
+
+        def slope(i):
+            up, down = ([*exact[:i], exact[i] + sign * step, *exact[i + 1 :]] for sign in (1, -1))
+            value = oracle(rule).value
+            return (value(up, lam=LAMBDA, **setting) - value(down, lam=LAMBDA, **setting)) / (2 * step)
+
+        return np.array([float(slope(i)) for i in range(len(exact))])
+
+
+@pytest.mark.parametrize(("rule", "setting"), cases("penalty"))
+def test_a_penalty_is_the_gradient_of_its_value(rule, setting):
+    for seed in range(5):
+        w, _ = data(seed)
+        expected = gradient(rule, w, **setting)
+        got = on_floats(rule, [w.tolist()], numbers_of(rule, lam=LAMBDA, **setting))
+        np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=0)
+
+
+@pytest.mark.parametrize(("rule", "setting"), cases("penalty"))
+def test_the_optimizer_adds_the_penalty_to_the_gradient(rule, setting):
+    w, gradients = data()
+    param = parameter(w)
+    seen = walk(optimizer_with(rule, [param], lam=LAMBDA, lr=LR, **setting), torch.tensor(gradients))
+    plain = w - LR * gradients.cumsum(axis=0)
+    for t in range(5):  # few enough that no weight of a kinked penalty has come to rest at its kink
+        expected = w - LR * (gradients[t] + gradient(rule, w, **setting))
+        assert_close(seen[t], expected, tolerance=TOLERANCE, effect=abs(expected - plain[t]).max())
+        w = expected
+
+
+@pytest.mark.parametrize(("rule", "setting"), cases("penalty"))
+def test_a_penalty_leaves_a_weight_of_zero_where_it_is(rule, setting):
+    """Every value is even in each weight, so where it has a kink at zero the middle of its slopes is 0."""
+    w = [0.0, -0.0, 1.5]
+    assert on_floats(rule, [w], numbers_of(rule, lam=LAMBDA, **setting))[:2] == [0, 0]
+    assert on_floats(rule, [[0.0, -0.0]], numbers_of(rule, lam=LAMBDA, **setting)) == [0, 0]
+
+
+@pytest.mark.parametrize(("rule", "setting"), cases("direction"))
+def test_a_direction_on_floats(rule, setting):
+    _, gradients = data()
+    expected = oracle(rule).updates(gradients, **setting)
+    state = [[0.0] * WEIGHTS for _ in rule.state]
+    for t, g in enumerate(gradients, start=1):
+        rows = on_floats(rule, [g.tolist(), *state], numbers_of(rule, t=t, **setting))
+        found, *state = (list(column) for column in zip(*rows, strict=True))
+        assert_close(found, expected[t - 1], tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize(("rule", "setting"), cases("direction"))
+def test_a_direction_in_the_optimizer(rule, setting):
+    w, gradients = data()
+    seen = walk(optimizer_with(rule, [parameter(w)], **setting), torch.tensor(gradients), schedule().tolist())
+    expected = w - (schedule()[:, None] * oracle(rule).updates(gradients, **setting)).cumsum(axis=0)
+    assert_close(seen, expected, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize(("rule", "setting"), cases("decay"))
+def test_a_decay_on_floats(rule, setting):
+    w, updates = data()
+    expected = oracle(rule).weights(w, updates, schedule(), lam=LAMBDA, **setting)
+    for update, lr, after in zip(updates, schedule().tolist(), expected, strict=True):
+        numbers = numbers_of(rule, lam=LAMBDA, eta=lr, eta_max=max(schedule()), **setting)
+        w = np.array(on_floats(rule, [w.tolist(), update.tolist()], numbers))
+        assert_close(w, after, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize(("rule", "setting"), cases("decay"))
+def test_a_decay_in_the_optimizer(rule, setting):
+    w, updates = data()
+    peak = {"lr_max": max(schedule())} if "eta_max" in rule.numbers else {}
+    optimizer = optimizer_with(rule, [parameter(w)], lam=LAMBDA, **peak, **setting)
+    seen = walk(optimizer, torch.tensor(updates), schedule().tolist())
+    expected = oracle(rule).weights(w, updates, schedule(), lam=LAMBDA, **setting)
+    plain = w - (schedule()[:, None] * updates).cumsum(axis=0)
+    effect = abs(expected - plain).max() if "lam" in rule.numbers else None
+    assert_close(seen, expected, tolerance=TOLERANCE, effect=effect)

@@ -1,0 +1,228 @@
+"""What every rule obeys on every dtype. The tests walk the registry: a rule in its folder is a rule under these laws."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import (
+    DIRECTIONS,
+    DTYPES,
+    RULES,
+    WITH_LAMBDA,
+    assert_close,
+    bits,
+    edges,
+    gradients,
+    name,
+    numbers_of,
+    on_floats,
+    optimizer_with,
+    same_bits,
+    twin,
+    walk,
+    weights,
+    zeros,
+)
+
+import weightdecay as wd
+from weightdecay.readers import eager, rounding
+from weightdecay.reductions import REDUCTIONS
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+ROUNDINGS = [
+    *((dtype, "nearest") for dtype in DTYPES),
+    *itertools.product(LOW_PRECISION, ("stochastic", "compensated")),
+]
+
+every_rule = pytest.mark.parametrize("rule", RULES, ids=name)
+every_lambda = pytest.mark.parametrize("rule", WITH_LAMBDA, ids=name)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=name)
+every_rounding = pytest.mark.parametrize(("dtype", "how"), ROUNDINGS, ids=name)
+
+
+@every_dtype
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@every_lambda
+def test_a_lambda_of_zero_is_the_identity(rule, direction, dtype):
+    """Bit for bit and over many steps, whatever the direction keeps: the λ = 0 of a sweep is the baseline itself."""
+    plain, history = weights(dtype), gradients()
+    zero, tensor = twin(plain), twin(plain)
+    expected = walk(wd.Optimizer([plain], lr=0.1, direction=direction), history)
+    assert same_bits(walk(optimizer_with(rule, [zero], lam=0.0, direction=direction), history), expected)
+    assert same_bits(walk(optimizer_with(rule, [tensor], lam=torch.tensor(0.0), direction=direction), history), expected)
+
+
+@every_dtype
+@every_lambda
+def test_lambda_is_seen(rule, dtype):
+    """Its effect is a hundred times what a comparison on this dtype would forgive, or no test could tell it from nothing."""
+    decayed, history = weights(dtype), gradients()
+    plain = twin(decayed)
+    with_lambda = walk(optimizer_with(rule, [decayed], lam=2.0, rounding="nearest"), history)
+    without = walk(wd.Optimizer([plain], lr=0.1, direction="sgd", rounding="nearest"), history)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps / 2)
+    assert (with_lambda - without).double().abs().max() >= 100 * tolerance
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor], ids=["float-lr", "tensor-lr"])
+@every_rounding
+@every_rule
+def test_a_learning_rate_of_zero_changes_no_bit(rule, dtype, how, number):
+    """Distributed checkpointing does such a step to create the state, before the first real step or after some."""
+    param = torch.nn.Parameter(torch.cat([edges(dtype), torch.randn(200).to(dtype)]))
+    nothing, something = torch.zeros(param.numel()), torch.randn(param.numel())
+    something[: edges().numel()] = 0
+    optimizer = optimizer_with(rule, [param], lam=0.5, lr=number(0.0), rounding=how)
+    for _ in range(3):
+        before = param.detach().clone()
+        walk(optimizer, [nothing, nothing], lrs=[number(0.0)] * 2)
+        assert same_bits(param + 0, before + 0)  # + 0: a −0 may become 0 where momentum is negative, as in torch.optim
+        walk(optimizer, [something], lrs=[number(0.125)])
+        assert not same_bits(param, before)
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor], ids=["float-lr", "tensor-lr"])
+@every_rule
+def test_a_schedule_that_never_leaves_zero_changes_no_bit(rule, number):
+    """The peak of such a learning rate is 0 as well, and nothing may divide by it."""
+    param = weights()
+    before = param.detach().clone()
+    optimizer = optimizer_with(rule, [param], lam=0.5, lr=number(0.0))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))
+    for _ in range(3):
+        walk(optimizer, zeros(1))
+        scheduler.step()
+    assert same_bits(param, before)
+
+
+@pytest.mark.parametrize("dtype", LOW_PRECISION, ids=name)
+def test_stochastic_rounding_leaves_every_number_that_the_dtype_has(dtype):
+    """Whatever the random bits are: a weight that was not moved is where it was."""
+    every = torch.arange(-0x8000, 0x8000, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every[torch.isfinite(every)]
+    for pattern in (0, 0x1FFF, 0x8000, 0xFFFF, 0xFFFFFFFF):
+        rounded = rounding.stochastic(every.float(), dtype, torch.full(every.shape, pattern, dtype=torch.int64))
+        assert same_bits(rounded, every), f"{(bits(rounded) != bits(every)).sum()} of {every.numel()} numbers have changed"
+
+
+def agree(rule, elements, numbers):
+    """Assert that the eager reader gives what the rule gives on floats, and no NaN; return it, a column per result."""
+    rows = [row if isinstance(row, tuple) else (row,) for row in on_floats(rule, elements, numbers)]
+    values = {key: torch.tensor(column, dtype=torch.float64) for key, column in zip(rule.elements, elements, strict=True)}
+    asked = {key: eager.reduce(REDUCTIONS[key], values, numbers) for key in rule.reductions}
+    found = eager.bound(rule.function, torch.float64)(*values.values(), **numbers, **asked)
+    found = torch.stack(found if isinstance(found, tuple) else (found,), dim=-1)
+    assert not found.isnan().any()
+    torch.testing.assert_close(found, torch.tensor(rows, dtype=torch.float64), rtol=1e-14, atol=0)
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def combinations(values, count):
+    """Return a column per place: all ways to fill `count` places with the values."""
+    return [list(column) for column in zip(*itertools.product(values, repeat=count), strict=True)]
+
+
+@pytest.mark.parametrize("values", [edges().tolist(), [-3.0, -0.7, 0.01, 0.4, 1.9]], ids=["edges", "inside"])
+@every_rule
+def test_a_rule_on_floats_is_the_rule_on_tensors(rule, values):
+    """The page as Python reads it is what the eager reader runs, at zeros, subnormal and huge numbers too."""
+    if rule.kind != "direction":
+        agree(rule, combinations(values, len(rule.elements)), numbers_of(rule, lam=0.3))
+        return
+    history = combinations(values, 3)
+    state = [[0.0] * len(history[0]) for _ in rule.state]
+    for t, g in enumerate(history, start=1):
+        _, *state = agree(rule, [g, *state], numbers_of(rule, t=t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
+@every_rule
+def test_no_weight_is_lost_at_the_edges(rule, dtype):
+    """In the optimizer too, where reductions see the whole tensor: of zeros, of tiny numbers, of all sizes side by side."""
+    small = [edge for edge in edges(dtype).tolist() if abs(edge) < 1]
+    for values in ([0.0], [-0.0, 0.0], small, edges(dtype).tolist()):
+        optimizer = optimizer_with(rule, [torch.nn.Parameter(torch.tensor(values, dtype=dtype))], lam=0.5)
+        ones = torch.ones(len(values))
+        assert not walk(optimizer, [0 * ones, ones, -ones]).isnan().any()
+
+
+@every_dtype
+@every_rule
+def test_maximize_flips_the_gradient_and_never_the_decay(rule, dtype):
+    down, history = weights(dtype), gradients()
+    up = twin(down)
+    descent = walk(optimizer_with(rule, [down], lam=0.5), history)
+    ascent = walk(optimizer_with(rule, [up], lam=0.5, maximize=True), [-gradient for gradient in history])
+    assert same_bits(ascent, descent)
+
+
+@every_rule
+def test_a_parameter_without_a_gradient_does_not_move(rule):
+    """Nor does it decay or get a state; its neighbour moves as if it were alone."""
+    frozen, neighbour, history = weights(), weights(), gradients()
+    before, alone = frozen.detach().clone(), twin(neighbour)
+    optimizer = optimizer_with(rule, [frozen, neighbour], lam=0.5)
+    walk(optimizer, [[None, gradient] for gradient in history])
+    walk(optimizer_with(rule, [alone], lam=0.5), history)
+    assert same_bits(frozen, before)
+    assert frozen not in optimizer.state
+    assert same_bits(neighbour, alone)
+
+
+@every_rounding
+@every_rule
+def test_groups_are_only_a_way_to_write_parameters_down(rule, dtype, how):
+    """One group of three is three groups of one, bit for bit, also where the rounding is random."""
+    together, history = [weights(dtype) for _ in range(3)], [list(torch.randn(3, 33)) for _ in range(4)]
+    apart = [{"params": [twin(param)]} for param in together]
+    merged = walk(optimizer_with(rule, together, lam=0.5, rounding=how), history)
+    assert same_bits(walk(optimizer_with(rule, apart, lam=0.5, rounding=how), history), merged)
+
+
+@settings(max_examples=10)
+@given(order=st.permutations(range(4)))
+@every_rule
+def test_the_order_of_parameters_does_not_matter(rule, order):
+    params, history = [weights() for _ in range(4)], [list(torch.randn(4, 33)) for _ in range(2)]
+    shuffled = [twin(params[i]) for i in order]
+    walk(optimizer_with(rule, params, lam=0.5), history)
+    walk(optimizer_with(rule, shuffled, lam=0.5), [[step[i] for i in order] for step in history])
+    assert all(same_bits(params[i], param) for i, param in zip(order, shuffled, strict=True))
+
+
+@every_rule
+def test_the_order_of_weights_in_a_tensor_does_not_matter(rule):
+    """A rule sees one element at a time, and of the tensor it knows a sum: neither order nor shape says anything."""
+    param, history, order = weights(count=30), gradients(count=30), torch.randperm(30)
+    shuffled = torch.nn.Parameter(param.detach()[order].view(5, 6))
+    expected = walk(optimizer_with(rule, [param], lam=0.5), history)
+    seen = walk(optimizer_with(rule, [shuffled], lam=0.5), [gradient[order].view(5, 6) for gradient in history])
+    assert_close(seen, expected[:, order], tolerance=1e-14)
+
+
+@every_rule
+def test_every_hyper_parameter_has_an_effect(rule):
+    elements = combinations([0.25, 1.5], len(rule.elements))
+    others = {key: next(x for x in (0.75, 3.0) if key not in rule.domain or x in rule.domain[key]) for key in rule.defaults}
+    numbers = {**numbers_of(rule, lam=0.5, t=3), **others}
+    for key, default in rule.defaults.items():
+        assert on_floats(rule, elements, {**numbers, key: default}) != on_floats(rule, elements, numbers), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
+@pytest.mark.parametrize("key", REDUCTIONS)
+def test_reductions_are_those_of_numpy(key, dtype):
+    w, u = torch.randn(2, 1000).to(dtype)
+    plain = {"w": w.double().numpy(), "u": u.double().numpy()}
+    expected = {
+        "norm_w": np.linalg.norm(plain["w"]),
+        "norm_u": np.linalg.norm(plain["u"]),
+        "dot_wu": plain["w"] @ plain["u"],
+        "norm_n_w": np.linalg.norm(plain["w"], ord=3),
+    }
+    found = eager.reduce(REDUCTIONS[key], {"w": w, "u": u}, {"n": 3.0})
+    assert found.dtype == dtype
+    assert_close(found, expected[key], tolerance=max(torch.finfo(dtype).eps, 1e-13))

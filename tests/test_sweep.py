@@ -1,0 +1,339 @@
+"""The sweep: a stacked run is the run alone, results survive a kill, and a user's own task works."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import weightdecay as wd
+from weightdecay.sweep import SweepError, tasks
+from weightdecay.sweep.grid import DEFAULT_OPTIMIZERS, Run, choose
+from weightdecay.sweep.results import Results, key
+from weightdecay.sweep.train import Alone, NotStackable, Stack, begin, train, train_alone, train_stacked
+
+
+def double(task):
+    """The task in float64, where the two ways of training can differ by their arithmetic's order alone."""
+    return replace(
+        task,
+        model=lambda: task.model().double(),
+        data=lambda seed: wd.Data(*((x.double(), y.double() if y.is_floating_point() else y) for x, y in task.data(seed))),
+    )
+
+
+def final_weights(task, choice, runs):
+    """Return every run's weights after training, as a stack and alone, by parameter's name."""
+    model, data = begin(task, runs[0].seed)
+    stack = Stack(task, model, choice, runs)
+    train(task, stack, data, runs[0].seed)
+    for index, run in enumerate(runs):
+        model, data = begin(task, run.seed)
+        train(task, Alone(task, model, choice, run), data, run.seed)
+        for name, param in model.named_parameters():
+            yield run, name, stack.params[name][index], param.detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [(name, 240) for name in DEFAULT_OPTIMIZERS]
+    + [(name, 40) for name in ("adam+cautious", "sgd+independent", "adam+norm", "amsgrad+l1")],
+)
+def test_a_stacked_run_is_the_run_alone(name, steps):
+    """In every weight to 1e-5, at a small and at a large learning rate; λ moves the weights far more."""
+    task, choice = double(replace(tasks.load("digits"), steps=steps)), choose(name)
+    grid = choice.grid(task)
+    runs = [Run(name, lr, lam, 1) for lr in (grid.lr[0], grid.lr[4]) for lam in (0.0, grid.weight_decay[4])]
+    ends = {}
+    for run, parameter, stacked, alone in final_weights(task, choice, runs):
+        assert torch.allclose(stacked, alone, rtol=0, atol=1e-5), (run, parameter)
+        ends[run, parameter] = alone
+    effect = max((ends[runs[2], p] - end).abs().max() for (run, p), end in ends.items() if run == runs[3])
+    assert effect > 100 * 1e-5
+
+
+@pytest.mark.parametrize("name", ["SGD", "SGDW"])
+def test_a_stacked_run_is_the_run_alone_in_float32(name):
+    """To 1e-5 as well at learning rates that do not make training chaotic.
+
+    Not so for Adam: where a gradient is nothing but rounding, m̂/√v̂ makes steps of full size of it.
+    """
+    task, choice = tasks.load("digits"), choose(name)
+    grid = choice.grid(task)
+    runs = [Run(name, lr, lam, 0) for lr in grid.lr[1:3] for lam in (0.0, grid.weight_decay[5])]
+    for run, parameter, stacked, alone in final_weights(task, choice, runs):
+        assert torch.allclose(stacked, alone, rtol=0, atol=1e-5), (run, parameter)
+
+
+def test_decay_matters_on_the_digits():
+    """At a large learning rate AdamW with its best λ beats λ = 0 by more than 4 points, and its weights are smaller."""
+    without, best = train_stacked(tasks.load("digits"), choose("AdamW"), [Run("AdamW", 0.0119, lam, 0) for lam in (0.0, 10.0)])
+    assert best["test_accuracy"] > without["test_accuracy"] + 0.04
+    assert best["weight_norm"] < 0.5 * without["weight_norm"]
+    assert without["history"]["step"] == [0, 30, 60, 90, 120, 150, 180, 210, 240]
+
+
+def blobs(seed):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(120, 5, generator=random)
+    y = (x[:, 0] > 0).long()
+    return wd.Data((x[:60], y[:60]), (x[60:90], y[60:90]), (x[90:], y[90:]))
+
+
+def right(output, target):
+    return (output.argmax(-1) == target).float().mean()
+
+
+TINY = wd.Task("tiny", lambda: nn.Linear(5, 2), blobs, nn.functional.cross_entropy, right, steps=6, batch_size=20)
+SMALL_GRID = {"optimizers": ["SGD", "AdamW"], "lr": [1e-2, 1e-1], "weight_decay": [0, 1e-1], "seeds": 2}
+
+
+def test_every_point_is_run_once(tmp_path):
+    result = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    runs = [key(row) for row in result.rows]
+    assert len(set(runs)) == len(runs) == 2 * 2 * 2 * 2
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        assert 0 <= row["test_right"] <= 1
+        assert {"optimizer", "lr", "weight_decay", "seed", "train_loss", "weight_norm", "versions"} <= row.keys()
+        assert row["stacked"] is True
+    assert json.loads((tmp_path / "sweep.json").read_text())["grid"]["SGD"]["lr"] == [1e-2, 1e-1]
+
+
+def test_a_finished_sweep_trains_nothing_again(tmp_path):
+    first = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    again = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert first.rows == again.rows
+
+
+def test_a_larger_grid_keeps_what_is_there(tmp_path):
+    wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    before = (tmp_path / "results.jsonl").read_text()
+    result = wd.sweep(TINY, tmp_path, **{**SMALL_GRID, "lr": [1e-3, 1e-2, 1e-1]}, report=False)
+    after = (tmp_path / "results.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(result.rows) == 24 == len(after.splitlines())
+
+
+SLOW_SWEEP = """
+import sys, time, torch, weightdecay as wd
+sys.path.insert(0, sys.argv[2])
+import test_sweep
+result = wd.sweep(test_sweep.TINY, sys.argv[1], optimizers=["SGD", "AdamW"], lr=[0.01, 0.1], weight_decay=[0, 0.1], seeds=15,
+                  report=False)
+"""
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+    """SIGKILL at growing delays until it gets through: no finished run is lost, doubled or half-written."""
+    command = [sys.executable, "-c", SLOW_SWEEP, str(tmp_path), os.path.dirname(__file__)]
+    results, kept, kills = tmp_path / "results.jsonl", b"", 0
+    for attempt in range(60):
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        delay = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < delay:
+            if results.exists() and results.stat().st_size > len(kept) and kills < 4:
+                time.sleep(0.013 * attempt)  # another moment of the loop each time
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.001)
+        if process.wait() == 0:
+            break
+        kills += 1
+        now = results.read_bytes()
+        whole = now[: now.rfind(b"\n") + 1]
+        assert whole.startswith(kept)
+        kept = whole
+    assert kills >= 2
+    assert process.returncode == 0
+    assert results.read_bytes().startswith(kept)
+    runs = [key(json.loads(line)) for line in results.read_text().splitlines()]
+    assert len(runs) == len(set(runs)) == 2 * 2 * 2 * 15
+
+
+def test_a_torn_line_is_cut_off_and_run_again(tmp_path):
+    wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert len(wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False).rows) == 16
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 16
+
+
+def test_another_tasks_folder_is_refused(tmp_path):
+    wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    with pytest.raises(SweepError, match="steps 6 → 7"):
+        wd.sweep(replace(TINY, steps=7), tmp_path, **SMALL_GRID, report=False)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    fresh = wd.sweep(replace(TINY, steps=7), tmp_path, **SMALL_GRID, report=False, fresh=True)
+    assert {row["steps"] for row in fresh.rows} == {7}
+
+
+def test_a_changed_task_is_refused(tmp_path):
+    """The same settings with another model's code would mix results that cannot be compared."""
+    module = tmp_path / "mine.py"
+    module.write_text(
+        "from torch import nn\nimport weightdecay as wd\nimport test_sweep\n\n"
+        "def model():\n    return nn.Linear(5, 2)\n\n"
+        "task = wd.Task('mine', model, test_sweep.blobs, nn.functional.cross_entropy, test_sweep.right, steps=6, batch_size=20)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), str(tmp_path)])}
+    command = [sys.executable, "-m", "weightdecay", "sweep", "mine:task", "--out", str(tmp_path / "out"), "--seeds", "1"]
+    command += ["--lr", "0.1", "--weight-decay", "0"]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    module.write_text(module.read_text().replace("nn.Linear(5, 2)", "nn.Linear(5, 2, bias=False)"))
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "holds results of another task (code" in refused.stderr
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path):
+    with Results(tmp_path, TINY.fingerprint()), pytest.raises(SweepError, match="another sweep is writing"):
+        wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+
+
+@pytest.mark.parametrize("damage", ["not json\n", '{"optimizer": "SGD"}\n', "[]\n"])
+def test_a_damaged_file_is_refused_by_line(tmp_path, damage):
+    wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text() + damage)
+    with pytest.raises(SweepError, match="line 17"):
+        wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SweepError, match="cannot write"):
+        wd.sweep(TINY, tmp_path / "file" / "below", **SMALL_GRID, report=False)
+
+
+def test_a_diverged_run_has_no_numbers(tmp_path):
+    """NaN and infinity are not JSON: they become null, and the run is marked."""
+    result = wd.sweep(TINY, tmp_path, optimizers=["SGD"], lr=[1e38], weight_decay=[0.0], seeds=1, report=False)
+    assert result.rows[0]["diverged"] is True
+    assert result.rows[0]["test_right"] is None
+    for line in (tmp_path / "results.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+BATCH_NORM = replace(
+    TINY, name="batch norm", model=lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+)
+
+
+class Notes:
+    def __init__(self):
+        self.notes, self.advanced = [], 0.0
+
+    def begin(self, totals, done):
+        self.totals = totals
+
+    def advance(self, optimizer, runs):
+        self.advanced += runs
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_what_cannot_be_stacked_runs_one_by_one_and_says_so(tmp_path):
+    with pytest.raises(NotStackable):
+        train_stacked(BATCH_NORM, choose("SGD"), [Run("SGD", 0.1, 0.0, 0)])
+    watcher = Notes()
+    result = wd.sweep(BATCH_NORM, tmp_path, **SMALL_GRID, report=False, watcher=watcher)
+    assert len(result.rows) == 16
+    assert not any(row["stacked"] for row in result.rows)
+    assert len([note for note in watcher.notes if "one by one" in note]) == 1
+    assert watcher.advanced == pytest.approx(16)
+
+
+def test_stacked_or_not_a_row_has_the_same_keys():
+    run = Run("AdamW", 1e-2, 0.1, 0)
+    stacked, alone = train_stacked(TINY, choose("AdamW"), [run])[0], train_alone(TINY, choose("AdamW"), run)
+    assert stacked.keys() == alone.keys()
+    assert {**stacked, "stacked": False, "history": 0} == pytest.approx({**alone, "history": 0}, abs=1e-5)
+
+
+def test_the_seed_decides_weights_and_batches_and_leaves_the_callers_random_state(tmp_path):
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    one = wd.sweep(TINY, tmp_path / "1", **SMALL_GRID, report=False).rows
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    torch.manual_seed(8)
+    two = wd.sweep(TINY, tmp_path / "2", **SMALL_GRID, report=False).rows
+    order = sorted(one, key=lambda row: str(key(row))), sorted(two, key=lambda row: str(key(row)))
+    assert order[0] == order[1]
+    assert order[0][0]["train_loss"] != order[0][1]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"optimizers": ["AdmaW"]}, "AdmaW.*SGD, SGDW, Adam, AdamW"),
+        ({"optimizers": ["adam+cautius"]}, "did you mean 'cautious'"),
+        ({"optimizers": []}, "at least one optimizer"),
+        ({"lr": [0.0]}, "lr=0.0"),
+        ({"lr": [float("nan")]}, "lr=nan"),
+        ({"weight_decay": [-1.0]}, "weight_decay=-1.0"),
+        ({"weight_decay": []}, "no weight_decay"),
+        ({"lr": [0.1, 0.1]}, "twice"),
+        ({"seeds": 0}, "seeds=0"),
+    ],
+)
+def test_an_impossible_sweep_is_refused_before_it_begins(tmp_path, change, says):
+    with pytest.raises(ValueError, match=says):
+        wd.sweep(TINY, tmp_path / "out", **{**SMALL_GRID, **change}, report=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"goal": "more"}, ValueError, "goal='more'"),
+        ({"steps": 0}, ValueError, "steps=0"),
+        ({"batch_size": 2.5}, ValueError, "batch_size=2.5"),
+        ({"loss": "mse"}, TypeError, "loss .*not callable"),
+    ],
+)
+def test_an_impossible_task_is_refused(change, error, says):
+    with pytest.raises(error, match=says):
+        replace(TINY, **change)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "says"),
+    [
+        (lambda seed: 3, TypeError, "is not Data"),
+        (lambda seed: ((1, 2), (3, 4)), TypeError, "is not Data"),
+        (lambda seed: wd.Data(*[(torch.zeros(3, 5), torch.zeros(2))] * 3), ValueError, "3 inputs and 2 targets"),
+        (lambda seed: wd.Data(*[(torch.zeros(3, 5), torch.zeros(3))] * 3), ValueError, "batch_size=20 of only 3"),
+    ],
+)
+def test_impossible_data_are_refused(tmp_path, data, error, says):
+    with pytest.raises(error, match=says):
+        wd.sweep(replace(TINY, data=data), tmp_path, **SMALL_GRID, report=False)
+
+
+def test_an_error_in_a_users_loss_comes_through(tmp_path):
+    """And not as "cannot be stacked" alone."""
+
+    def loss(output, target):
+        raise KeyError("my own mistake")
+
+    with pytest.raises(KeyError, match="my own mistake"):
+        wd.sweep(replace(TINY, loss=loss), tmp_path, **SMALL_GRID, report=False)
+    assert (tmp_path / "results.jsonl").read_text() == ""
+
+
+def test_a_custom_grid_of_the_task_is_used(tmp_path):
+    task = replace(TINY, grids={"SGD": wd.Grid((0.3,), (0.0, 0.7))})
+    result = wd.sweep(task, tmp_path, optimizers=["SGD"], seeds=1, report=False)
+    assert [(row["lr"], row["weight_decay"]) for row in result.rows] == [(0.3, 0.0), (0.3, 0.7)]

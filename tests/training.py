@@ -1,0 +1,105 @@
+"""What the tests train with: small parameters, gradients that follow from the step and the weights, comparison bit for bit."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn import Parameter
+
+import weightdecay as wd
+from weightdecay.presets import Preset
+
+PRESETS = [cls for cls in vars(wd).values() if isinstance(cls, type) and issubclass(cls, Preset)]
+SHAPES = {"weight": (4, 3), "bias": (3,), "scale": ()}
+
+
+def _combinations():
+    """Every direction, and every decay and penalty: together all the state there is and all the keys of a group."""
+    rules = wd.rules()
+    for direction, rule in rules.of("direction").items():
+        momentum = {"momentum": 0.9} if "mu" in rule.defaults else {}
+        yield direction, {"direction": direction, "decay": "independent", "penalty": "l2", "penalty_weight": 0.01, **momentum}
+    for decay, rule in rules.of("decay").items():
+        if "lam" in rule.numbers:
+            yield decay, {"direction": "adam", "decay": decay}
+    for penalty in rules.of("penalty"):
+        yield penalty, {"direction": "adam", "decay": "decoupled", "penalty": penalty, "penalty_weight": 0.1}
+
+
+COMBINATIONS = dict(_combinations())
+
+
+def noise(shape, dtype, seed):
+    """Return normal numbers that depend on the seed alone, the same in every dtype but for rounding."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, dtype=wide, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def parameters(dtype=torch.float64, shapes=SHAPES, seed=0) -> dict[str, Parameter]:
+    """Return named parameters with normal values."""
+    return {name: Parameter(noise(shape, dtype, seed + place)) for place, (name, shape) in enumerate(shapes.items())}
+
+
+def copies(params: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Return parameters with the same values and no gradients."""
+    return {name: Parameter(param.detach().clone()) for name, param in params.items()}
+
+
+def all_params(optimizer: torch.optim.Optimizer) -> list[Parameter]:
+    """Return the parameters in the optimizer's order."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def set_gradients(optimizer: torch.optim.Optimizer, t: int) -> None:
+    """Give every parameter the gradient of a bowl at step t, plus noise: another weight has another gradient."""
+    for place, param in enumerate(all_params(optimizer)):
+        param.grad = (0.5 * param.detach() + noise(param.shape, param.dtype, 1000 * t + place)).to(param.dtype)
+
+
+def train(optimizer: torch.optim.Optimizer, steps: int, *, first: int = 1) -> None:
+    """Do the steps from number `first` on."""
+    for t in range(first, first + steps):
+        set_gradients(optimizer, t)
+        optimizer.step()
+
+
+def bits(tree: Any) -> Any:
+    """Return dictionaries, lists and tensors as plain values that are equal where, and only where, every bit is.
+
+    Parameters as keys become their order, tensors their dtype, shape and bytes; −0 differs from 0, and NaN equals itself.
+    """
+    if isinstance(tree, Tensor):
+        flat = tree.detach().contiguous().reshape(-1)
+        flat = torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
+        return str(tree.dtype), tuple(tree.shape), flat.view(torch.uint8).tolist()
+    if isinstance(tree, Mapping):
+        return {place if isinstance(key, Tensor) else key: bits(value) for place, (key, value) in enumerate(tree.items())}
+    if isinstance(tree, list | tuple):
+        return [bits(value) for value in tree]
+    return repr(tree)
+
+
+def everything(optimizer: torch.optim.Optimizer) -> Any:
+    """Return the bits of all that an optimizer changes or keeps: parameters, state and groups."""
+    return bits([all_params(optimizer), optimizer.state_dict()])
+
+
+@torch.no_grad()
+def apart(ours: torch.optim.Optimizer, theirs: torch.optim.Optimizer) -> float:
+    """Return the largest difference of two optimizers' parameters, relative to the largest magnitude in each tensor."""
+    pairs = zip(all_params(ours), all_params(theirs), strict=True)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[DeviceMesh]:
+    """Set up torch.distributed for this process alone, and yield its mesh."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
