@@ -1,7 +1,8 @@
-"""Open a sweep's report in headless Chromium and fail unless it stands by itself: python .ci/check_report.py DIR [--shots DIR]
+"""Open the report of a sweep in headless Chromium and fail unless it stands by itself.
 
-The page has to show its headings and a verdict, load every picture, log no error, ask for nothing outside itself, and fit on a wide
-screen and on a phone's, light and dark. Only the standard library is needed: Chromium is driven through its DevTools pipe.
+The page has to show its headings and a verdict, load every picture, log no error, ask for nothing outside itself, and
+fit on a wide screen and on a phone's, light and dark. Chromium is driven through its DevTools pipe, so that the standard
+library is enough.
 """
 
 import argparse
@@ -46,13 +47,14 @@ PROBE = """({
     headings: document.querySelectorAll('h1').length,
     sections: [...document.querySelectorAll('section[id]')].filter(s => s.querySelector('h2')?.innerText.trim()).map(s => s.id),
     verdict: [...document.querySelectorAll('#verdict p, #verdict li')].map(p => p.innerText.trim()).filter(Boolean),
-    pictures: [...document.images].map(i => ({source: i.currentSrc.slice(0, 60), width: i.complete ? i.naturalWidth : 0, alt: i.alt})),
+    pictures: [...document.images].map(
+        i => ({source: i.currentSrc.slice(0, 60), width: i.complete ? i.naturalWidth : 0, alt: i.alt})),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     height: document.documentElement.scrollHeight,
 })"""
 
 
-class Failure(Exception):
+class ReportError(Exception):
     """What is wrong with the page, in one line."""
 
 
@@ -75,7 +77,7 @@ class Browser:
         while (answer := self._receive()).get("id") != self._last:
             self.events.append(answer)
         if "error" in answer:
-            raise Failure(f"Chromium refused {method}: {answer['error']['message']}")
+            raise ReportError(f"Chromium refused {method}: {answer['error']['message']}")
         result: Message = answer["result"]
         return result
 
@@ -94,10 +96,10 @@ class Browser:
     def _receive(self) -> Message:
         while b"\0" not in self._buffer:
             if not select([self.answers], [], [], PATIENCE)[0]:
-                raise Failure(f"Chromium said nothing for {PATIENCE:.0f} s")
+                raise ReportError(f"Chromium said nothing for {PATIENCE:.0f} s")
             chunk = os.read(self.answers, 1 << 20)
             if not chunk:
-                raise Failure("Chromium ended")
+                raise ReportError("Chromium ended")
             self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\0", 1)
         message: Message = json.loads(line)
@@ -110,7 +112,7 @@ def chromium() -> Iterator[Browser]:
     names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
     binary = next((found for name in names if name and (found := shutil.which(name))), None)
     if binary is None:
-        raise Failure("no Chromium found; set CHROMIUM to its path")
+        raise ReportError("no Chromium found; set CHROMIUM to its path")
     (its_commands, commands), (answers, its_answers) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         # Chromium reads commands from descriptor 3 and writes answers to 4.
@@ -153,7 +155,7 @@ def visit(browser: Browser, url: str, width: int, theme: str) -> tuple[Message, 
     browser.settle(0.3)
     probed = browser.call("Runtime.evaluate", session, expression=PROBE, returnByValue=True)
     if "exceptionDetails" in probed:
-        raise Failure(f"the page cannot be examined: {probed['exceptionDetails']['text']}")
+        raise ReportError(f"the page cannot be examined: {probed['exceptionDetails']['text']}")
     seen: Message = probed["result"]["value"]
     clip = {"x": 0, "y": 0, "width": width, "height": min(seen["height"], 16000), "scale": 1}
     shot = browser.call("Page.captureScreenshot", session, clip=clip, captureBeyondViewport=True)
@@ -197,9 +199,9 @@ def _misdeed(method: str, params: Message, url: str) -> Iterator[str]:
 
 
 def check(page: Path, shots: Path | None) -> None:
-    """Visit the page on every screen; raise a Failure that says all that is wrong."""
+    """Visit the page on every screen; raise a ReportError that says all that is wrong."""
     if not page.is_file():
-        raise Failure(f"{page} does not exist")
+        raise ReportError(f"{page} does not exist")
     url, found = page.resolve().as_uri(), []
     with chromium() as browser:
         for width, theme in SCREENS:
@@ -208,12 +210,12 @@ def check(page: Path, shots: Path | None) -> None:
             if shots:
                 (shots / f"report-{width}-{theme}.png").write_bytes(picture)
     if found:
-        raise Failure("; ".join(dict.fromkeys(found)))
+        raise ReportError("; ".join(dict.fromkeys(found)))
 
 
 def main() -> int:
     """Check the report of a directory and say so."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where the sweep wrote index.html")
     parser.add_argument("--shots", type=Path, help="a directory for screenshots")
     arguments = parser.parse_args()
@@ -222,10 +224,10 @@ def main() -> int:
     page = arguments.directory / "index.html"
     try:
         check(page, arguments.shots)
-    except Failure as failure:
-        print(f"FAIL {page}: {failure}", file=sys.stderr)
+    except ReportError as failure:
+        sys.stderr.write(f"FAIL {page}: {failure}\n")
         return 1
-    print(f"ok {page}: headings, verdict, pictures, no errors, no requests, {len(SCREENS)} screens")
+    sys.stdout.write(f"ok {page}: headings, verdict, pictures, no errors, no requests, {len(SCREENS)} screens\n")
     return 0
 
 

@@ -204,7 +204,8 @@ def test_frozen_parameters_are_listed_and_kept_only_on_request():
     groups = param_groups(model, LAMBDA, names=True)
     assert decay_of(groups) == {"1.weight": LAMBDA, "1.bias": 0.0}
     assert [row["group"] for row in groups.to_dict()] == [None, None, 0, 1]
-    assert "in no group: decay no, tensors 2, values 6" in str(groups)
+    totals = ["group 0: decay 0.125, tensors 1, values 4", "group 1: decay no, tensors 1, values 2"]
+    assert str(groups).splitlines()[-3:] == [*totals, "in no group: decay no, tensors 2, values 6"]
 
     kept = param_groups(model, LAMBDA, names=True, frozen=True)
     assert decay_of(kept) == {"0.weight": LAMBDA, "1.weight": LAMBDA, "0.bias": 0.0, "1.bias": 0.0}
@@ -432,6 +433,8 @@ def test_the_first_pattern_that_matches_wins():
     assert settings_of(network(), [first, second])["head.weight"] == {"weight_decay": 0.5}
     with pytest.raises(ValueError, match=r"'head.weight' comes too late: 'head.weight' went to 'weight'"):
         param_groups(network(), LAMBDA, patterns=[second, first])
+    with pytest.raises(ValueError, match=r"'body.weight', 'body.bias', 'norm.weight' and 3 more went to 'weight', 'bias'"):
+        param_groups(network(), LAMBDA, patterns=[("weight", 0), ("bias", 0), ("", 0)])
 
 
 def test_an_override_without_weight_decay_keeps_the_rule():

@@ -22,9 +22,9 @@ low_precision = pytest.mark.parametrize("dtype", LOW, ids=["bfloat16", "float16"
 
 def share_that_arrives(build, dtype, *, lr=3e-4, lam=0.1, steps=1000):
     """Return how much of the decay of so many steps without a gradient is found in the weights: 1 is all, 0 none."""
-    start = torch.linspace(1, 2, 2**14).to(dtype)
+    start = torch.linspace(1, 2, 2**12).to(dtype)
     param = Parameter(start.clone())
-    optimizer = build([param], lr=lr, weight_decay=lam)
+    optimizer = build([param], lr=lr, weight_decay=lam, eps=1e-6)  # 1e-8 is 0 in float16, and torch divides by it
     param.grad = torch.zeros_like(param)
     for _ in range(steps):
         optimizer.step()
@@ -89,7 +89,7 @@ def test_wider_dtypes_are_rounded_to_nearest_whatever_is_said(how, dtype):
 
 def twins(dtype, rules, how):
     """Return an optimizer of low-precision parameters and one of the same values in float32."""
-    params = parameters(dtype, {"weight": (16, 8), "bias": (8,), "scale": ()})
+    params = parameters(dtype, {"weight": (16, 8), "scale": ()})
     wide = {name: Parameter(param.detach().float()) for name, param in params.items()}
     return wd.Optimizer(params.values(), **LAM, **rules, rounding=how), wd.Optimizer(wide.values(), **LAM, **rules)
 
@@ -125,7 +125,7 @@ def test_one_stochastic_step_ends_beside_the_float32_step(rules, dtype):
 @combinations
 def test_compensated_bfloat16_is_float32_bit_for_bit(rules):
     low, wide = twins(torch.bfloat16, rules, "compensated")
-    for t in range(1, 301):
+    for t in range(1, 201):
         step_both(low, wide, t)
         if t % 50 == 0:
             whole = [rounding.restored(param.detach(), low.state[param]["compensation"]) for param in all_params(low)]

@@ -351,7 +351,7 @@ def _why_no_match(pattern: str, matching: Sequence[str], taken: Mapping[str, str
     if matching:
         return f"matches only what is frozen: {_some(matching)}. Unfreeze it, pass frozen=True, or drop the pattern."
     names = [name for param in params for name in param.names]
-    nearest = difflib.get_close_matches(pattern.replace("\\", ""), names, cutoff=0)
+    nearest = difflib.get_close_matches(pattern, names, cutoff=0)
     return f"matches no parameter; the nearest are {_some(nearest)}. Correct it after the names that the table shows."
 
 

@@ -1,4 +1,4 @@
-"""What a sweep over lr × weight decay found: a verdict in sentences, a table for the terminal, a folder with a page and pictures.
+"""What a sweep over lr × weight decay found: a verdict in sentences, a table for the terminal, a page with pictures.
 
 `verdict` needs the standard library only; `best_table` needs rich, and `write_report` needs matplotlib and jinja2.
 """

@@ -1,25 +1,25 @@
 """What the pictures share: a style, panels at fixed places, and bytes in PNG and SVG.
 
-A picture is a `Figure` without pyplot and its state, with everything placed in inches, so that nothing is laid out twice. Its
-background is light in any theme, so that it looks the same in a page, a README and print.
+A picture is a `Figure` without pyplot and its state, with everything placed in inches, so that nothing is laid out twice.
+Its background is light in any theme, so that it looks the same in a page, a README and print.
 """
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "INK", "Canvas", "Margins", "Picture", "picture"]
+__all__ = ["FAINT", "Canvas", "Margins", "Picture", "headline", "picture"]
 
-INK, FAINT = "#1f2430", "#5b6472"
-_STYLE = {
+_INK, FAINT = "#1f2430", "#5b6472"
+_STYLE: Mapping[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": "#9aa1ac",
@@ -34,12 +34,13 @@ _STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "weightdecay",
-    "text.color": INK,
+    "text.color": _INK,
     "text.parse_math": False,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
 }
 _POINTS = 72
+_LONGEST = 22
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Margins:
 class Canvas:
     """A figure with `count` panels of a given size in inches, in two columns if there are two, above one or two strips.
 
-    `strips` holds the left and lower ends of the strips, where a colour scale or a legend can go; each is as wide as a column.
+    `strips` holds the left and lower ends of the strips, where a colour scale or a legend can go; each is as wide as a
+    column.
     """
 
     def __init__(self, count: int, width: float, height: float, margins: Margins, strips: int) -> None:
@@ -78,9 +80,7 @@ class Canvas:
         self.figure = Figure(figsize=(self.across, self.down), facecolor="white")
         corners = [(n % columns * self.column, n // columns * line) for n in range(count)]
         below = [(n % columns * self.column, rows * line + n // columns * margins.strip) for n in range(strips)]
-        self.panels = [
-            self.axes(x + margins.left, self.down - y - margins.top - height, width, height) for x, y in corners
-        ]
+        self.panels = [self.axes(x + margins.left, self.down - y - margins.top - height, width, height) for x, y in corners]
         self.strips = [(x, self.down - y - margins.strip) for x, y in below]
         self._boxes = [(*corner, line) for corner in corners] + [(*corner, margins.strip) for corner in below]
 
@@ -114,8 +114,15 @@ class Canvas:
         namespaces = " ".join(re.findall(r'xmlns(?::\w+)?="[^"]*"', opening))
         return (
             f'<svg {namespaces} width="{width:g}pt" height="{height:g}pt" viewBox="0 0 {width:g} {height:g}">'
-            f'<defs><g id="whole">{body.removesuffix("</svg>").rstrip().removesuffix("</svg>")}</g></defs>{"".join(windows)}</svg>'
+            f'<defs><g id="whole">{body.rstrip().removesuffix("</svg>")}</g></defs>{"".join(windows)}</svg>'
         )
+
+
+def headline(panel: Axes, name: str, remark: str, height: float) -> None:
+    """Write a name above a panel, and a remark at its right end."""
+    short = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    panel.text(0, height, short, transform=panel.transAxes, weight="bold", size=11)
+    panel.text(1, height, remark, transform=panel.transAxes, ha="right", size=8.5, color=FAINT)
 
 
 def picture(name: str, draw: Callable[[], Canvas], alt: str) -> Picture:

@@ -19,10 +19,11 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much better the first cells of some pairs are than the second, on the test metric, positive being better for any goal.
+    """How much better the first cells of some pairs are than the second on the test metric, positive for any goal.
 
-    `gain` takes the pairs chosen on all seeds. `crossed` scores each seed at the pairs that the other seeds alone would choose: it
-    is free of the luck by which the best of many cells looks better than it is. `noise` is the grid's own idea of the standard error.
+    `gain` takes the pairs chosen on all seeds. `crossed` scores each seed at the pairs that the other seeds alone would
+    choose: it is free of the luck by which the best of many cells looks better than it is. `noise` is the standard error
+    that is typical of the grid.
     """
 
     pairs: tuple[Pair, ...]
@@ -34,9 +35,9 @@ class Contrast:
     def doubt(self) -> Doubt | None:
         """Say why the gain does not count as a difference, None if it does.
 
-        It counts if Student's t over the seeds gives p < 0.05, if it exceeds two of the grid's typical standard errors (three
-        seeds can agree by accident), and if it stays, in sign and by more than its standard error, with each seed scored where
-        the others chose.
+        It counts if Student's t over the seeds gives p < 0.05, if it exceeds two of the grid's typical standard errors
+        (three seeds can agree by accident), and if it stays, in sign and by more than its standard error, with each seed
+        scored where the others chose.
         """
         p = self.gain.p
         if p is None or p >= _LEVEL:

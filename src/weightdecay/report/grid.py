@@ -1,6 +1,7 @@
 """The runs of a sweep where they lie: a `Cell` per (lr, λ), a `Grid` of cells per optimizer, a `Sweep` of grids.
 
-Whatever a manifest or a row says is untrusted: names lose their control characters here, numbers that are not finite become None.
+What a manifest or a row says is untrusted: here texts lose their control characters, and numbers that are not finite
+become None.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """One optimizer's cells, every lr with every λ; `sign` is 1 where a larger metric is better and −1 where a smaller one is."""
+    """One optimizer's cells, every lr with every λ; `sign` is 1 where a larger metric is better, −1 where a smaller one is."""
 
     name: str
     rule: str
@@ -107,10 +108,10 @@ class Grid:
 
     @cached_property
     def candidates(self) -> tuple[Cell, ...]:
-        """Return the cells that can be compared: no run diverged, and as many seeds as most finished runs can be compared on.
+        """Return the cells that can be compared: none of their runs diverged, and they have enough seeds.
 
-        A full sweep asks for every seed. An interrupted one asks for the number that keeps the most runs, so that a cell does not
-        win by having met a single lucky seed.
+        A full sweep asks for every seed. An interrupted one asks for the number of seeds that keeps the most runs, so that
+        a cell does not win by having met a single lucky seed.
         """
         done = [cell for cell in self if cell.state == "done"]
         enough = max(range(1, len(self.seeds) + 1), key=lambda n: n * sum(len(cell.runs) >= n for cell in done), default=1)
@@ -137,7 +138,7 @@ class Grid:
         return max(eligible, key=merit, default=None)
 
     def gain(self, cell: Cell, other: Cell, split: Split, seeds: Iterable[int] | None = None) -> Estimate | None:
-        """Return by how much `cell` is better than `other`, paired over those of `seeds` that both have; None if there are none."""
+        """Return by how much `cell` is better than `other`, paired over those of `seeds` that both have, if any."""
         ours, theirs = cell.scores(split), other.scores(split)
         shared = [seed for seed in (self.seeds if seeds is None else seeds) if seed in ours and seed in theirs]
         return Estimate.of([self.sign * (ours[seed] - theirs[seed]) for seed in shared]) if shared else None
@@ -171,8 +172,8 @@ class Grid:
 def typical_error(grid: Grid, cells: Iterable[Cell], best: Cell, split: Split) -> float | None:
     """Return the median standard error of the paired differences between `best` and the other cells.
 
-    Three seeds give one difference's own standard error badly; a median over neighbours is much steadier, and a cell that has
-    collapsed or half diverged does not move it.
+    Three seeds tell one difference's own standard error badly. A median over neighbours is much steadier, and a cell that
+    has collapsed does not move it.
     """
     gains = [grid.gain(best, cell, split) for cell in cells if cell is not best and cell.state == "done"]
     errors = [gain.error for gain in gains if gain is not None and gain.error is not None]

@@ -1,8 +1,8 @@
 """The heat maps: the test metric over lr × λ, a panel per optimizer on one colour scale."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from math import log10
-from statistics import quantiles
+from typing import Literal, TypeVar
 
 import matplotlib
 import numpy as np
@@ -13,13 +13,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from weightdecay.report.canvas import FAINT, Canvas, Margins, Picture, picture
-from weightdecay.report.grid import Grid, Sweep
+from weightdecay.report.canvas import FAINT, Canvas, Margins, Picture, headline, picture
+from weightdecay.report.grid import Cell, Grid, Sweep
 from weightdecay.report.judge import Judgement
 from weightdecay.report.numerals import setting
 from weightdecay.report.verdict import Verdict
 
 __all__ = ["heat_maps"]
+
+T = TypeVar("T")
 
 _DIVERGED, _ABSENT = "#6b7280", "#f1f3f5"
 _GAP = 0.45
@@ -29,150 +31,145 @@ _MARGINS = Margins(left=0.78, right=0.2, top=0.4, bottom=0.8, strip=0.75)
 _MOST_PATHS = 1500
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How a test metric becomes a colour: the brightest is the best, whether that is the largest or the smallest."""
+
+    norm: Normalize
+    colours: Colormap
+    factor: float
+    extend: Literal["neither", "min", "max"]
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> "Scale":
+        """Span four times the distance from the best cell to the better quarter, or less if there is no more.
+
+        Settings that hardly learn would otherwise take all the colours.
+        """
+        cells = [cell for grid in sweep.grids for cell in grid if cell.state == "done"]
+        merits = sorted(sweep.sign * cell.estimate("test").mean for cell in cells) or [0.0]
+        quarter = merits[-1 - len(merits) // 4]
+        worst = max(merits[0], merits[-1] - 4 * (merits[-1] - quarter)) if quarter < merits[-1] else merits[0]
+        # Equal cells still need a scale.
+        ends = sorted((sweep.sign * merits[-1], sweep.sign * min(worst, merits[-1] - 1e-3 * (abs(merits[-1]) or 1))))
+        factor = 100 if sweep.units.percent else 1
+        return cls(
+            norm=Normalize(factor * ends[0], factor * ends[1]),
+            colours=matplotlib.colormaps["viridis" if sweep.sign > 0 else "viridis_r"],
+            factor=factor,
+            extend="neither" if worst <= merits[0] else "min" if sweep.sign > 0 else "max",
+        )
+
+    def shade(self, cell: Cell) -> tuple[float, float, float, float]:
+        """Return the colour of a cell, nothing for one that has not run."""
+        if cell.state == "missing":
+            return (0.0, 0.0, 0.0, 0.0)
+        if cell.state == "diverged":
+            return to_rgba(_DIVERGED)
+        red, green, blue, alpha = self.colours(float(self.norm(self.factor * cell.estimate("test").mean)))
+        return (red, green, blue, alpha)
+
+
 def heat_maps(found: Verdict) -> Picture:
     """Draw the test metric of every cell, with the best cell and the best λ of each learning rate marked."""
 
     def draw() -> Canvas:
         canvas = Canvas(len(found.judgements), _WIDTH, _HEIGHT, _MARGINS, strips=2)
-        worst, best = _range(found.sweep)
-        factor = 100 if found.sweep.units.percent else 1
-        norm = Normalize(factor * min(worst, best), factor * max(worst, best))
-        colours = matplotlib.colormaps["viridis" if found.sweep.sign > 0 else "viridis_r"]
+        scale = Scale.of(found.sweep)
         for panel, judgement in zip(canvas.panels, found.judgements, strict=True):
-            _panel(panel, found.sweep, judgement, norm, colours, factor)
-        _scale(canvas, found.sweep, norm, colours)
+            _cells(panel, judgement.grid, scale)
+            _marks(panel, judgement)
+            _axes(panel, judgement.grid)
+            reached = f"best {found.sweep.units.level(judgement.best.estimate('test'))}" if judgement.best else ""
+            headline(panel, judgement.grid.name, reached, 1.035)
+        _colour_bar(canvas, scale, found.sweep.units.heading(f"test {found.sweep.metric}"))
         _legend(canvas, found.sweep)
         return canvas
 
     return picture("heat-maps", draw, _alt(found))
 
 
-def _range(sweep: Sweep) -> tuple[float, float]:
-    """Return the metric at which the colours end and the best one.
-
-    They span four times the distance from the best cell to the better quarter: settings that hardly learn would otherwise take all
-    the colours.
-    """
-    done = [cell for grid in sweep.grids for cell in grid if cell.state == "done"]
-    means = sorted(sweep.sign * cell.estimate("test").mean for cell in done)
-    if not means:
-        return 0.0, 1.0
-    quartile = quantiles(means, n=4, method="inclusive")[2] if len(means) > 1 else means[0]
-    worst = max(means[0], means[-1] - 4 * (means[-1] - quartile)) if quartile < means[-1] else means[0]
-    # Equal cells still need a scale.
-    worst = min(worst, means[-1] - 1e-3 * (abs(means[-1]) or 1))
-    return sweep.sign * worst, sweep.sign * means[-1]
-
-
-def _panel(
-    panel: Axes, sweep: Sweep, judgement: Judgement, norm: Normalize, colours: Colormap, factor: float
-) -> None:
-    grid = judgement.grid
+def _cells(panel: Axes, grid: Grid, scale: Scale) -> None:
     places = _places(grid)
     panel.set_facecolor(_ABSENT)
     panel.patch.set_hatch("////")
-    for columns in _blocks(grid):
-        edges = np.append(places[columns] - 0.5, places[columns][-1] + 0.5)
-        rows = np.arange(len(grid.lrs) + 1) - 0.5
-        shades = [[_shade(grid, lr, grid.decays[k], norm, colours, factor) for k in columns] for lr in grid.lrs]
-        panel.pcolormesh(edges, rows, np.array(shades), edgecolors="white", linewidth=0.5, rasterized=len(grid.cells) > _MOST_PATHS)
-    if len(_blocks(grid)) > 1:
+    rows = np.arange(len(grid.lrs) + 1) - 0.5
+    blocks = [block for block in ([d for d in grid.decays if d == 0], [d for d in grid.decays if d > 0]) if block]
+    for block in blocks:
+        panel.pcolormesh(
+            [places[decay] - 0.5 for decay in block] + [places[block[-1]] + 0.5],
+            rows,
+            np.array([[scale.shade(grid.cells[lr, decay]) for decay in block] for lr in grid.lrs]),
+            edgecolors="white",
+            linewidth=0.5,
+            rasterized=len(grid.cells) > _MOST_PATHS,
+        )
+    if len(blocks) > 1:
         panel.axvspan(0.5, 0.5 + _GAP, color="white", zorder=2)
-    crosses = [
-        (places[grid.decays.index(cell.decay)], grid.lrs.index(cell.lr)) for cell in grid if cell.state == "diverged"
-    ]
-    if crosses:
-        panel.scatter(*zip(*crosses, strict=True), marker="x", s=16, linewidths=0.9, color="white", zorder=2)
-    _marks(panel, judgement, places)
-    _axes(panel, grid, places)
-    panel.text(0, 1.035, grid.name[:32], transform=panel.transAxes, weight="bold", size=11)
-    if judgement.best:
-        reached = f"best {sweep.units.level(judgement.best.estimate('test'))}"
-        panel.text(1, 1.035, reached, transform=panel.transAxes, size=8.5, ha="right", color=FAINT)
+    lost = [cell for cell in grid if cell.state == "diverged"]
+    x, y = [places[cell.decay] for cell in lost], [grid.lrs.index(cell.lr) for cell in lost]
+    panel.scatter(x, y, marker="x", s=16, linewidths=0.9, color="white", zorder=2)
 
 
-def _places(grid: Grid) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _places(grid: Grid) -> dict[float, float]:
     """Return where each λ stands: λ = 0 apart from the others, which are even steps of a logarithmic axis."""
-    first = _GAP if grid.decays[0] == 0 and len(grid.decays) > 1 else 0.0
-    return np.array([k + (first if decay > 0 else 0.0) for k, decay in enumerate(grid.decays)])
+    apart = _GAP if grid.decays[0] == 0 else 0.0
+    return {decay: k + (apart if decay > 0 else 0.0) for k, decay in enumerate(grid.decays)}
 
 
-def _blocks(grid: Grid) -> list[list[int]]:
-    """Return the column of λ = 0 and those of λ > 0, without an empty one."""
-    zero = [k for k, decay in enumerate(grid.decays) if decay == 0]
-    rest = [k for k, decay in enumerate(grid.decays) if decay > 0]
-    return [block for block in (zero, rest) if block]
-
-
-def _shade(
-    grid: Grid, lr: float, decay: float, norm: Normalize, colours: Colormap, factor: float
-) -> tuple[float, float, float, float]:
-    cell = grid.cells[lr, decay]
-    if cell.state == "missing":
-        return (0.0, 0.0, 0.0, 0.0)
-    if cell.state == "diverged":
-        return to_rgba(_DIVERGED)
-    red, green, blue, alpha = colours(float(norm(factor * cell.estimate("test").mean)))
-    return (red, green, blue, alpha)
-
-
-def _marks(panel: Axes, judgement: Judgement, places: Sequence[float]) -> None:
-    grid = judgement.grid
-    decays = [decay for decay in grid.decays if decay > 0]
-    columns = places[-len(decays) :] if decays else []
+def _marks(panel: Axes, judgement: Judgement) -> None:
+    grid, places = judgement.grid, _places(judgement.grid)
+    steps = [(log10(decay), place) for decay, place in places.items() if decay > 0]
 
     def across(decay: float) -> float:
-        return float(np.interp(log10(decay), [log10(each) for each in decays], columns))
+        return float(np.interp(log10(decay), [power for power, _ in steps], [place for _, place in steps]))
 
-    clear = {grid.lrs.index(row.lr): across(row.centre) for row in judgement.rows if row.standing == "clear" and row.centre}
+    height = {lr: k for k, lr in enumerate(grid.lrs)}
+    clear = {height[row.lr]: across(row.centre) for row in judgement.rows if row.standing == "clear" and row.centre}
     unclear = {
-        grid.lrs.index(row.lr): across(row.best.decay)
+        height[row.lr]: places[row.best.decay]
         for row in judgement.rows
         if row.best and row.standing not in ("clear", "untrained")
     }
     panel.scatter([*unclear.values()], [*unclear], s=18, color="black", edgecolors="white", linewidths=0.9, zorder=4)
     # A line joins neighbouring learning rates only: nothing is known of those between others.
-    height = range(len(grid.lrs))
+    joined = [clear.get(k, np.nan) for k in height.values()]
     for width, colour in ((2.6, "black"), (1.2, "white")):
-        panel.plot([clear.get(k, np.nan) for k in height], height, color=colour, linewidth=width, zorder=3)
+        panel.plot(joined, [*height.values()], color=colour, linewidth=width, zorder=3)
     panel.scatter([*clear.values()], [*clear], s=30, color="white", edgecolors="black", linewidths=0.9, zorder=4)
-    if judgement.best:
-        column = places[grid.decays.index(judgement.best.decay)]
-        panel.scatter(
-            [column], [grid.lrs.index(judgement.best.lr)], marker="*", s=190, color="white", edgecolors="black", zorder=5
-        )
+    if best := judgement.best:
+        x, y = [places[best.decay]], [height[best.lr]]
+        panel.scatter(x, y, marker="*", s=190, color="white", edgecolors="black", zorder=5)
 
 
-def _axes(panel: Axes, grid: Grid, places: Sequence[float]) -> None:
-    columns, rows = _some(len(grid.decays)), _some(len(grid.lrs))
-    labels = [setting(grid.decays[k]) for k in columns]
-    panel.set_xticks([places[k] for k in columns], labels, rotation=40, ha="right", rotation_mode="anchor", size=8)
-    panel.set_yticks(rows, [setting(grid.lrs[k]) for k in rows], size=8)
+def _axes(panel: Axes, grid: Grid) -> None:
+    places, lrs = _places(grid), list(enumerate(grid.lrs))
+    decays = _some(list(places.items()))
+    labels = [setting(decay) for decay, _ in decays]
+    panel.set_xticks([at for _, at in decays], labels, rotation=40, ha="right", rotation_mode="anchor", size=8)
+    panel.set_yticks([k for k, _ in _some(lrs)], [setting(lr) for _, lr in _some(lrs)], size=8)
     panel.tick_params(length=2.5)
-    panel.set_xlim(places[0] - 0.5, places[-1] + 0.5)
+    panel.set_xlim(min(places.values()) - 0.5, max(places.values()) + 0.5)
     panel.set_ylim(-0.5, len(grid.lrs) - 0.5)
     panel.set_xlabel("weight decay λ", labelpad=2)
     panel.set_ylabel("learning rate", labelpad=3)
     panel.spines[:].set_visible(False)
 
 
-def _some(count: int) -> list[int]:
-    """Return at most twelve evenly spaced indices to label."""
-    return list(range(0, count, -(-count // 12)))
+def _some(items: list[T]) -> list[T]:
+    """Return at most twelve evenly spaced items, to label."""
+    return items[:: -(-len(items) // 12)]
 
 
-def _scale(canvas: Canvas, sweep: Sweep, norm: Normalize, colours: Colormap) -> None:
+def _colour_bar(canvas: Canvas, scale: Scale, title: str) -> None:
     left, lower = canvas.strips[0]
     bar = canvas.axes(left + _MARGINS.left, lower + 0.35, _WIDTH, 0.13)
-    means = [cell.estimate("test").mean for grid in sweep.grids for cell in grid if cell.state == "done"]
-    factor = 100 if sweep.units.percent else 1
-    beyond = any(factor * mean < (norm.vmin or 0.0) or factor * mean > (norm.vmax or 0.0) for mean in means)
-    extend = ("min" if sweep.sign > 0 else "max") if beyond else "neither"
-    colorbar = canvas.figure.colorbar(ScalarMappable(norm, colours), cax=bar, orientation="horizontal", extend=extend)
-    colorbar.outline.set_visible(False)
+    mappable = ScalarMappable(scale.norm, scale.colours)
+    drawn = canvas.figure.colorbar(mappable, cax=bar, orientation="horizontal", extend=scale.extend)
+    drawn.outline.set_visible(False)
     bar.xaxis.set_major_locator(MaxNLocator(5))
     bar.tick_params(length=2.5, labelsize=8)
-    bar.set_title(sweep.units.heading(f"test {sweep.metric}"[:60]), loc="left", size=8.5, color=FAINT, pad=3)
+    bar.set_title(title[:60], loc="left", size=8.5, color=FAINT, pad=3)
 
 
 def _legend(canvas: Canvas, sweep: Sweep) -> None:
@@ -200,18 +197,15 @@ def _legend(canvas: Canvas, sweep: Sweep) -> None:
 
 
 def _mark(marker: str, size: float, fill: str, edge: str, label: str) -> Line2D:
-    return Line2D(
-        [], [], marker=marker, markersize=size, markerfacecolor=fill, markeredgecolor=edge, color="none", label=label
-    )
+    style = {"markerfacecolor": fill, "markeredgecolor": edge, "color": "none"}
+    return Line2D([], [], marker=marker, markersize=size, label=label, **style)
 
 
 def _alt(found: Verdict) -> str:
     """Say what the picture shows."""
     sweep = found.sweep
-    seen = [
-        f"Heat maps of the mean test {sweep.metric}, a panel for each optimizer, the learning rate upward, λ to the right and λ = 0 "
-        "in a column apart."
-    ]
+    axes = "the learning rate upward, λ to the right and λ = 0 in a column apart"
+    seen = [f"Heat maps of the mean test {sweep.metric}, a panel for each optimizer, {axes}."]
     for judgement in found.judgements:
         best = judgement.best
         if best is None:
@@ -219,12 +213,9 @@ def _alt(found: Verdict) -> str:
             continue
         level = sweep.units.level(best.estimate("test"))
         text = f"{judgement.grid.name}: the best cell has {level}, at lr {setting(best.lr)} and λ {setting(best.decay)}"
-        clear = [row for row in judgement.rows if row.standing == "clear" and row.centre]
+        clear = [(row.lr, row.centre) for row in judgement.rows if row.standing == "clear" and row.centre]
         if len(clear) > 1:
-            (first, *_, last) = clear
-            text += (
-                f"; the best λ goes from {setting(first.centre or 0)} at lr {setting(first.lr)} "
-                f"to {setting(last.centre or 0)} at lr {setting(last.lr)}"
-            )
+            ends = [f"{setting(centre)} at lr {setting(lr)}" for lr, centre in (clear[0], clear[-1])]
+            text += f"; the best λ goes from {ends[0]} to {ends[1]}"
         seen.append(f"{text}.")
     return " ".join(seen)

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log10
 from statistics import fmean
+from typing import Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from weightdecay.report.canvas import FAINT, Canvas, Margins, Picture, picture
+from weightdecay.report.canvas import FAINT, Canvas, Margins, Picture, headline, picture
 from weightdecay.report.grid import Cell
 from weightdecay.report.judge import Judgement
 from weightdecay.report.numerals import setting
@@ -17,12 +19,14 @@ from weightdecay.report.verdict import Verdict
 
 __all__ = ["curves", "norms"]
 
+Dashes = Literal["-", "--"]
+
 # Okabe and Ito's blue and vermilion, and a grey: told apart by the colour-blind, and by their dashes in print.
 _ZERO, _BEST, _LARGER = "#5b6472", "#0072B2", "#D55E00"
 _WIDTH, _HEIGHT = 3.45, 2.3
 _MARGINS = Margins(left=0.72, right=0.26, top=0.66, bottom=0.52, strip=0.3)
 # A norm that a large λ takes to nothing would leave the others no room.
-_DECADES = 1e3
+_SPAN = 1e3
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,9 @@ class Series:
 
 
 def traces(found: Judgement) -> list[Trace]:
-    """Choose what to draw: at the best lr, λ = 0, the best λ > 0, and the first larger λ that does worse than λ = 0.
+    """Choose what to draw at the best lr: λ = 0, the best λ > 0, and the first larger λ that does worse than λ = 0.
 
-    Where no larger λ does worse than λ = 0 the largest stands in for it.
+    Where no larger λ does worse than λ = 0, the largest stands in for it.
     """
     if found.best is None:
         return []
@@ -86,20 +90,20 @@ def traces(found: Judgement) -> list[Trace]:
 
 def curves(found: Verdict) -> Picture:
     """Draw training and validation loss."""
-    lines = (("valid_loss", "-"), ("train_loss", "--"))
-    key = [("-", "validation"), ("--", "training")]
+    lines: list[tuple[str, Dashes]] = [("valid_loss", "-"), ("train_loss", "--")]
+    key: list[tuple[Dashes, str]] = [("-", "validation"), ("--", "training")]
     alt = _alt(found, "Training and validation loss", "valid_loss", "validation loss")
     return picture("curves", lambda: _draw(found, lines, "loss", key), alt)
 
 
 def norms(found: Verdict) -> Picture:
     """Draw the norm of the weights."""
-    name, key = "norm of the weights", [("-", "mean over seeds; the band is their range")]
+    key: list[tuple[Dashes, str]] = [("-", "mean over seeds; the band is their range")]
     alt = _alt(found, "The norm of the weights", "weight_norm", "norm")
-    return picture("norms", lambda: _draw(found, (("weight_norm", "-"),), name, key), alt)
+    return picture("norms", lambda: _draw(found, [("weight_norm", "-")], "norm of the weights", key), alt)
 
 
-def _draw(found: Verdict, lines: Iterable[tuple[str, str]], name: str, key: Iterable[tuple[str, str]]) -> Canvas:
+def _draw(found: Verdict, lines: Iterable[tuple[str, Dashes]], name: str, key: Iterable[tuple[Dashes, str]]) -> Canvas:
     canvas = Canvas(len(found.judgements), _WIDTH, _HEIGHT, _MARGINS, strips=1)
     for panel, judgement in zip(canvas.panels, found.judgements, strict=True):
         chosen = traces(judgement)
@@ -113,7 +117,7 @@ def _draw(found: Verdict, lines: Iterable[tuple[str, str]], name: str, key: Iter
     return canvas
 
 
-def _line(panel: Axes, series: Series, colour: str, dashes: str) -> None:
+def _line(panel: Axes, series: Series, colour: str, dashes: Dashes) -> None:
     width = 1.8 if dashes == "-" else 1.2
     panel.plot(series.steps, series.means, color=colour, linestyle=dashes, linewidth=width)
     if dashes == "-":
@@ -122,11 +126,8 @@ def _line(panel: Axes, series: Series, colour: str, dashes: str) -> None:
 
 def _name(panel: Axes, judgement: Judgement, chosen: Sequence[Trace]) -> None:
     """Give a panel its heading and the names of its lines."""
-    panel.text(0, 1.16, judgement.grid.name[:28], transform=panel.transAxes, weight="bold", size=11)
-    if judgement.best:
-        at = f"lr {setting(judgement.best.lr)}"
-        panel.text(1, 1.16, at, transform=panel.transAxes, ha="right", size=8.5, color=FAINT)
-    if not any(len(line.get_xdata()) for line in panel.lines):  # type: ignore[arg-type]
+    headline(panel, judgement.grid.name, f"lr {setting(judgement.best.lr)}" if judgement.best else "", 1.16)
+    if not any(np.size(line.get_xdata()) for line in panel.lines):
         panel.text(0.5, 0.5, "nothing recorded", transform=panel.transAxes, ha="center", va="center", color=FAINT)
     panel.legend(
         handles=[Line2D([], [], color=trace.colour, linewidth=2, label=trace.label) for trace in chosen],
@@ -142,18 +143,17 @@ def _name(panel: Axes, judgement: Judgement, chosen: Sequence[Trace]) -> None:
 
 
 def _scale(axes: Sequence[Axes]) -> None:
-    """Give all panels one scale, so that optimizers can be compared: logarithmic, down to a thousandth of the largest value."""
-    drawn = [float(value) for panel in axes for line in panel.lines for value in line.get_ydata()]  # type: ignore[union-attr]
+    """Give all panels one scale, to compare optimizers by: logarithmic, down to a thousandth of the largest value."""
+    drawn = [float(value) for panel in axes for line in panel.lines for value in np.asarray(line.get_ydata())]
     for panel in axes:
         if drawn and min(drawn) >= 0 and max(drawn) > 0:
-            lowest = max(min(value for value in drawn if value > 0), max(drawn) / _DECADES)
+            lowest = max(min(value for value in drawn if value > 0), max(drawn) / _SPAN)
             panel.set_yscale("log")
             panel.set_ylim(lowest / 1.15, max(drawn) * 1.15)
-            decades = log10(max(drawn) / lowest)
-            panel.yaxis.set_major_locator(LogLocator(subs=(1,) if decades > 2 else (1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 5, 7)))
+            panel.yaxis.set_major_locator(LogLocator(subs=_steps(log10(max(drawn) / lowest))))
             panel.yaxis.set_minor_locator(NullLocator())
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: setting(value)))
-        elif drawn:
+        elif drawn and min(drawn) < max(drawn):
             panel.set_ylim(min(drawn), max(drawn))
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.set_xlabel("step", labelpad=2)
@@ -162,7 +162,12 @@ def _scale(axes: Sequence[Axes]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
 
 
-def _key(canvas: Canvas, entries: Iterable[tuple[str, str]]) -> None:
+def _steps(decades: float) -> tuple[float, ...]:
+    """Return the multiples of a power of ten to label, the fewer the more powers there are."""
+    return (1,) if decades > 2 else (1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 5, 7)
+
+
+def _key(canvas: Canvas, entries: Iterable[tuple[Dashes, str]]) -> None:
     left, lower = canvas.strips[0]
     handles = [Line2D([], [], color=FAINT, linestyle=dashes, label=label) for dashes, label in entries]
     place = ((left + _MARGINS.left) / canvas.across, (lower + 0.1) / canvas.down)

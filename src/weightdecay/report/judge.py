@@ -1,7 +1,6 @@
-"""What a sweep says about weight decay, in numbers: each optimizer with decay against without, and coupled against decoupled."""
+"""What a sweep says about weight decay, in numbers: with decay against without, coupled against decoupled."""
 
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from weightdecay.report.contrast import Contrast, Pair, contrast

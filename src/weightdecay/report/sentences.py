@@ -18,6 +18,7 @@ _HELP: dict[Outcome | None, str] = {
     "one seed": "cannot be told from noise on one seed for {}",
     None: "cannot be judged for {}",
 }
+_ALONE = "on one seed, which has no standard error and cannot tell a difference from noise"
 _LEFT_OUT: dict[Standing, str] = {
     "edge": "{} where the best λ is at the edge of the grid",
     "flat": "{} where λ = 0 does as well",
@@ -57,13 +58,11 @@ def about_decay(sweep: Sweep, found: Judgement) -> str:
         return f"nothing to judge: {_why_none(found.grid)}."
     if ours is None or theirs is None:
         cell = ours or theirs
-        assert cell is not None
+        assert cell
         lacking = [other for other in found.grid if (other.decay > 0) == (ours is None)]
         side, absent = ("without", "with λ > 0") if ours is None else ("with", "with λ = 0")
-        return (
-            f"the best setting {side} decay gives {_level(sweep, cell)} {_at(cell)}, and nothing {absent} stands against it: "
-            f"{_why_none(lacking)}."
-        )
+        reached = f"{_level(sweep, cell)} {_at(cell)}"
+        return f"the best setting {side} decay gives {reached}, and nothing {absent} stands against it: {_why_none(lacking)}."
     if contrast is None:
         return f"the best settings with decay ({_at(ours)}) and without ({_at(theirs)}) share no seed to be compared on."
     levels = f"{_level(sweep, ours)} {_at(ours)} against {_level(sweep, theirs)} {_at(theirs)}"
@@ -75,8 +74,7 @@ def about_decay(sweep: Sweep, found: Judgement) -> str:
         "worse": f"weight decay hurts, it {hurts}: {levels}",
         "unclear": f"no difference that {_seeds(contrast)} can tell, {_changes(sweep, contrast)} with the best λ > 0: "
         f"{levels}{_doubt(sweep, contrast)}",
-        "one seed": f"with the best λ > 0 {_changes(sweep, contrast)} on one seed, which has no standard error and cannot tell a "
-        f"difference from noise: {levels}",
+        "one seed": f"with the best λ > 0 {_changes(sweep, contrast)} {_ALONE}: {levels}",
     }[contrast.outcome]
     return f"{claim}.{_edges(found.grid, ours)}"
 
@@ -96,8 +94,8 @@ def about_learning_rates(sweep: Sweep, found: Judgement) -> str | None:
     if found.larger_lrs and len(found.larger_lrs.pairs) > 1:
         lrs = [cell.lr for cell, _ in found.larger_lrs.pairs]
         text += (
-            f"; over the larger half of the learning rates that train ({setting(lrs[0])} to {setting(lrs[-1])}), each with its own "
-            f"best λ > 0, {_changes(sweep, found.larger_lrs)} on average{_qualified(sweep, found.larger_lrs)}"
+            f"; over the larger half of the learning rates that train ({setting(lrs[0])} to {setting(lrs[-1])}), each with its "
+            f"own best λ > 0, {_changes(sweep, found.larger_lrs)} on average{_qualified(sweep, found.larger_lrs)}"
         )
     if found.rescued:
         text += f"; at lr {_listed(map(setting, found.rescued))} a run with λ = 0 diverges and some λ > 0 trains"
@@ -131,20 +129,20 @@ def about_comparison(sweep: Sweep, pair: Comparison) -> str:
     names = f"{theirs.grid.name} (coupled) and {ours.grid.name} (decoupled)"
     if pair.contrast is None:
         idle = [one.grid.name for one in (theirs, ours) if one.best is None]
-        return f"{names} cannot be compared: {f'no setting of {_listed(idle)} can be judged' if idle else 'they share no seed'}."
-    assert ours.best is not None and theirs.best is not None
-    levels = (
-        f"{_level(sweep, theirs.best)} {_at(theirs.best)} and {_level(sweep, ours.best)} {_at(ours.best)} in test {sweep.metric}"
-    )
+        why = f"no setting of {_listed(idle)} can be judged" if idle else "they share no seed"
+        return f"{names} cannot be compared: {why}."
+    assert ours.best
+    assert theirs.best
+    levels = f"{_level(sweep, theirs.best)} {_at(theirs.best)} and {_level(sweep, ours.best)} {_at(ours.best)}"
     size, change = sweep.units.size(pair.contrast.gain), sweep.units.change(pair.contrast.gain.times(sweep.sign))
     difference = f"{ours.grid.name} minus {theirs.grid.name} is {change}"
     claim = {
         "better": f"{ours.grid.name} is better by {size}",
         "worse": f"{theirs.grid.name} is better by {size}",
         "unclear": f"no difference that {_seeds(pair.contrast)} can tell, {difference}{_doubt(sweep, pair.contrast)}",
-        "one seed": f"{difference} on one seed, which has no standard error and cannot tell a difference from noise",
+        "one seed": f"{difference} {_ALONE}",
     }[pair.contrast.outcome]
-    return f"{names} at their best reach {levels}: {claim}."
+    return f"{names} at their best reach {levels} in test {sweep.metric}: {claim}."
 
 
 def _meaning(sweep: Sweep, grid: Grid, trend: Trend) -> str:

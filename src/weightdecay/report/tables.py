@@ -15,7 +15,8 @@ __all__ = ["best_table"]
 def best_table(rows: Iterable[Row], manifest: Row) -> Table:
     """Lay out each optimizer's best λ > 0 per learning rate beside λ = 0.
 
-    λ is chosen on validation; the numbers are means over seeds ± one standard error on test. The best setting with decay is bold.
+    λ is chosen on validation; the numbers are means over seeds on test, ± one standard error. The best setting with decay is
+    bold.
     """
     found = verdict(rows, manifest)
     sweep = found.sweep

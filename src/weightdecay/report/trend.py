@@ -92,11 +92,9 @@ def decay_pair(grid: Grid, lr: float, seeds: tuple[int, ...]) -> list[Pair]:
     return [(best, zero)] if best and zero else []
 
 
-def _standing(
-    grid: Grid, lr: float, zero: Cell | None, best: Cell, span: tuple[float, float], error: float
-) -> Standing:
+def _standing(grid: Grid, lr: float, zero: Cell | None, best: Cell, span: tuple[float, float], error: float) -> Standing:
     row = grid.row(lr)
-    if row[0].decay > 0 or any(cell.state == "missing" or (cell.state == "done" and cell not in grid.candidates) for cell in row):
+    if row[0].decay > 0 or any(cell.state != "diverged" and cell not in grid.candidates for cell in row):
         return "missing"
     if not grid.trains(lr):
         return "untrained"

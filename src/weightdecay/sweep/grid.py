@@ -32,11 +32,11 @@ def geometric(first: float, last: float, count: int) -> tuple[float, ...]:
     return tuple(float(f"{first * ratio**i:.3g}") for i in range(count))
 
 
-_SGD_LR, _ADAM_LR = geometric(1e-3, 10**-0.2, 8), geometric(3e-4, 3e-4 * 10**2.8, 8)
+_SGD_LR, _ADAM_LR = geometric(2e-3, 0.5, 8), geometric(5e-4, 0.1, 8)
 _GRIDS = {
     ("sgd", "coupled"): Grid(_SGD_LR, (0.0, *geometric(1e-3, 1, 7))),
     ("sgd", "decoupled"): Grid(_SGD_LR, (0.0, *geometric(1e-2, 10, 7))),
-    ("adam", "coupled"): Grid(_ADAM_LR, (0.0, *geometric(1e-4, 1e-1, 7))),
+    ("adam", "coupled"): Grid(_ADAM_LR, (0.0, *geometric(1e-3, 1, 7))),
     ("adam", "decoupled"): Grid(_ADAM_LR, (0.0, *geometric(1e-1, 1e2, 7))),
     ("sgd", "independent"): Grid(_SGD_LR, (0.0, *geometric(1e-4, 1e-1, 7))),
     ("adam", "independent"): Grid(_ADAM_LR, (0.0, *geometric(1e-4, 1e-1, 7))),

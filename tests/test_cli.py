@@ -1,0 +1,194 @@
+"""The command line: help everywhere, exit codes, no traceback for a user's mistake, JSON for scripts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import weightdecay as wd
+from weightdecay.cli import main
+
+TASK = """
+import torch
+from torch import nn
+import weightdecay as wd
+
+def data(seed):
+    x = torch.randn(90, 5, generator=torch.Generator().manual_seed(seed))
+    y = (x[:, 0] > 0).long()
+    return wd.Data((x[:30], y[:30]), (x[30:60], y[30:60]), (x[60:], y[60:]))
+
+def accuracy(output, target):
+    return (output.argmax(-1) == target).float().mean()
+
+task = wd.Task("mine", lambda: nn.Linear(5, 2), data, nn.functional.cross_entropy, accuracy, steps=4, batch_size=10)
+
+def make():
+    return task
+
+def broken():
+    raise RuntimeError("no data today")
+
+class Part:
+    task = task
+
+number = 3
+failing = wd.Task("failing", lambda: nn.Linear(4, 2), data, nn.functional.cross_entropy, accuracy, steps=4, batch_size=10)
+"""
+GRID = ["--lr", "1e-2,1e-1", "--weight-decay", "0,1e-2:1e-1:2", "--seeds", "1", "-o", "AdamW"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a user's module of a name that no other test imports."""
+    name = f"mine_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, arguments)
+
+
+def commands():
+    return [[], *([name] for name in main.commands)]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_help(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    context = click.Context(main)
+    target = main.get_command(context, command[0]) if command else main
+    for option in target.params:
+        if isinstance(option, click.Option):
+            assert option.help, f"{option.name} has no help"
+
+
+def test_rules_prints_every_rule():
+    result = run("rules")
+    assert result.exit_code == 0
+    for rule in wd.rules().values():
+        assert rule.name in result.output
+
+
+def test_rules_as_json_is_the_registry():
+    assert json.loads(run("rules", "--json").output) == wd.rules().to_dict()
+
+
+def test_a_users_own_task_is_swept(folder):
+    result = run("--app-dir", ".", "sweep", f"{folder}:task", "--out", "out", *GRID)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    assert {(row["lr"], row["weight_decay"]) for row in rows} == {(lr, wd) for lr in (0.01, 0.1) for wd in (0.0, 0.01, 0.1)}
+    assert {row["optimizer"] for row in rows} == {"AdamW"}
+    assert Path("out/index.html").is_file()
+
+
+@pytest.mark.parametrize("attribute", ["make", "Part.task"])
+def test_a_function_or_a_nested_name_gives_the_task(folder, attribute):
+    assert run("--app-dir", ".", "sweep", f"{folder}:{attribute}", "--out", "out", *GRID).exit_code == 0
+
+
+def test_json_is_all_that_standard_output_holds(folder):
+    result = run("--app-dir", ".", "sweep", f"{folder}:task", "--out", "out", "--json", *GRID)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["runs"] == 6
+    assert Path(found["report"]).is_file()
+    assert Path(found["results"]).is_file()
+    assert "verdict" in found
+
+
+def test_rules_of_another_module_join(folder):
+    Path("extra_rules.py").write_text(
+        "import weightdecay as wd\n\n"
+        "@wd.decay(source='nobody')\n"
+        "def halving(w, u, *, eta, lam):\n"
+        '    """Halve."""\n'
+        "    return w / 2 - eta * u\n"
+    )
+    script = [sys.executable, "-m", "weightdecay", "--app-dir", ".", "--import", "extra_rules"]
+    listed = subprocess.run([*script, "rules", "--json"], capture_output=True, text=True, check=True).stdout
+    assert "halving" in [rule["name"] for rule in json.loads(listed)["decay"]]
+    grid = ["--lr", "0.1", "--weight-decay", "0.1", "--seeds", "1"]
+    subprocess.run([*script, "sweep", f"{folder}:task", "--out", "out", "-o", "adam+halving", *grid], check=True, capture_output=True)
+    assert json.loads(Path("out/results.jsonl").read_text())["optimizer"] == "adam+halving"
+
+
+MISTAKES = [
+    (["sweep", "digit"], 1, "there are diabetes, digits"),
+    (["sweep", "no_such_module:task"], 1, "--app-dir"),
+    (["--app-dir", ".", "sweep", "{mine}:tsak"], 1, "has no 'tsak'"),
+    (["--app-dir", ".", "sweep", "{mine}:number"], 1, "it is a int"),
+    (["--app-dir", ".", "sweep", "{mine}:broken"], 1, "no data today"),
+    (["--app-dir", ".", "sweep", "{mine}:failing"], 1, "RuntimeError: "),
+    (["sweep", "digits", "-o", "adamz"], 1, "adamz"),
+    (["sweep", "digits", "-o", "adam+cautius"], 1, "did you mean 'cautious'"),
+    (["sweep", "digits", "-o", "adam+penalty:cautious"], 1, "'cautious' is a decay"),
+    (["sweep", "digits", "--lr", "0"], 1, "lr=0.0"),
+    (["sweep", "digits", "--lr", "a"], 2, "'a' is neither a number"),
+    (["sweep", "digits", "--weight-decay", "0:1:3"], 2, "FIRST:LAST:COUNT"),
+    (["sweep", "digits", "--seeds", "0"], 2, "--seeds"),
+    (["sweep"], 2, "TASK"),
+    (["swep"], 2, "swep"),
+    (["--import", "no_such_module", "rules"], 1, "no_such_module"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_gets_a_reason_and_no_traceback(folder, arguments, code, says):
+    arguments = [argument.format(mine=folder) for argument in arguments]
+    result = run(*arguments, *(["--out", "out"] if "sweep" in arguments else []))
+    assert result.exit_code == code
+    assert says in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_traceback_shows_where_an_error_came_from(folder):
+    result = run("--app-dir", ".", "sweep", f"{folder}:failing", "--out", "out", "--traceback", *GRID)
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_a_module_that_fails_to_import_says_why(folder):
+    Path("fails.py").write_text("1 / 0\n")
+    result = run("--app-dir", ".", "sweep", "fails:task")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError" in result.output
+    Path("needs.py").write_text("import no_such_library\n")
+    result = run("--app-dir", ".", "sweep", "needs:task")
+    assert result.exit_code == 1
+    assert "no_such_library" in result.output
+
+
+def test_an_interrupted_sweep_says_that_it_can_go_on(folder):
+    command = [sys.executable, "-m", "weightdecay", "sweep", "digits", "--out", "out", "--seeds", "1", "-o", "SGD"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not Path("out/results.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+
+
+def test_without_its_libraries_the_command_says_what_to_install():
+    script = "import sys; sys.modules['click'] = None; import weightdecay.cli"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install 'weightdecay[sweep]'" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,274 @@
+"""A drop-in is torch.optim's for-loop path: the same arguments, and the same parameters and state after many steps.
+
+Tolerances are relative to the largest magnitude that a tensor had during the run: what passes zero has lost its own digits.
+"""
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+from training import PRESETS, noise, parameters
+
+import weightdecay as wd
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+
+DROP_INS = [preset for preset in PRESETS if hasattr(torch.optim, preset.__name__)]
+drop_ins = pytest.mark.parametrize("preset", DROP_INS, ids=lambda cls: cls.__name__)
+
+LAM = {"lr": 0.02, "weight_decay": 0.3}
+MOMENTUM = {**LAM, "momentum": 0.9}
+SETTINGS = {
+    "SGD": (wd.SGD, LAM),
+    "SGD-maximize": (wd.SGD, {**LAM, "maximize": True}),
+    "SGD-momentum": (wd.SGD, MOMENTUM),
+    "SGD-dampening": (wd.SGD, {**MOMENTUM, "dampening": 0.4}),
+    "SGD-nesterov": (wd.SGD, {**MOMENTUM, "nesterov": True}),
+    "SGD-nesterov-maximize": (wd.SGD, {**MOMENTUM, "nesterov": True, "maximize": True}),
+    "Adam": (wd.Adam, LAM),
+    "Adam-betas-eps": (wd.Adam, {**LAM, "betas": (0.7, 0.95), "eps": 1e-3}),
+    "Adam-maximize": (wd.Adam, {**LAM, "maximize": True}),
+    "AMSGrad": (wd.Adam, {**LAM, "amsgrad": True}),
+    "Adam-decoupled": (wd.Adam, {**LAM, "decoupled_weight_decay": True}),
+    "AdamW": (wd.AdamW, LAM),
+    "AdamW-maximize": (wd.AdamW, {**LAM, "maximize": True}),
+    "AdamW-amsgrad": (wd.AdamW, {**LAM, "amsgrad": True, "betas": (0.8, 0.5)}),
+}
+settings = pytest.mark.parametrize(("preset", "options"), SETTINGS.values(), ids=SETTINGS)
+
+
+class Run:
+    """Twenty steps of an optimizer, with a layer frozen on the way, gradients that are None, and a number for a parameter."""
+
+    def __init__(self, cls, dtype, *, grouped=None, schedule=None, **options):
+        self.params = parameters(dtype)
+        groups = [{"params": [p], **over} for p, over in zip(self.params.values(), grouped, strict=True)] if grouped else None
+        self.optimizer = cls(groups or self.params.values(), **options)
+        scheduler = schedule(self.optimizer) if schedule else None
+        self.largest = {}
+        for t in range(20):
+            self.set_gradients(t)
+            self.optimizer.step()
+            if scheduler:
+                scheduler.step()
+            for name, tensor in self.tensors().items():
+                self.largest[name] = max(self.largest.get(name, 0.0), tensor.detach().abs().max().item())
+
+    def set_gradients(self, t):
+        for place, (name, param) in enumerate(self.params.items()):
+            frozen = name == "weight" and 5 <= t < 9
+            unused = name == "bias" and t in (0, 11)
+            grad = 0.5 * param.detach() + noise(param.shape, param.dtype, 100 * t + place)
+            param.grad = None if frozen or unused else grad
+
+    def tensors(self):
+        """Return parameters and state by name."""
+        state = {name: self.optimizer.state.get(param, {}) for name, param in self.params.items()}
+        moments = {f"{name}.{key}": value for name, entry in state.items() for key, value in entry.items()}
+        return {**self.params, **moments}
+
+
+def torchs(preset):
+    """Return torch's optimizer of the same name, on its for-loop path."""
+    return partial(getattr(torch.optim, preset.__name__), foreach=False)
+
+
+def apart(ours, theirs, name):
+    """Return by how much a tensor of two runs differs, relative to the largest magnitude it had."""
+    difference = ours.tensors()[name].detach() - theirs.tensors()[name].detach()
+    return difference.abs().max().item() / theirs.largest[name]
+
+
+def assert_equal(ours, theirs, tolerance):
+    found, expected = ours.tensors(), theirs.tensors()
+    assert set(found) >= set(expected)  # torch's SGD counts no steps
+    assert {name for name in found if not name.endswith(".step")} == {name for name in expected if not name.endswith(".step")}
+    for name in expected:
+        assert apart(ours, theirs, name) <= tolerance, name
+
+
+def assert_matters(ours, without, tolerance):
+    """Refuse a comparison that could not have seen what it is about."""
+    assert max(apart(ours, without, name) for name in ours.params) >= 100 * tolerance
+
+
+# The numbers ------------------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@settings
+def test_twenty_steps_are_torchs(preset, options, dtype):
+    ours, theirs = Run(preset, dtype, **options), Run(torchs(preset), dtype, **options)
+    assert_matters(ours, Run(preset, dtype, **{**options, "weight_decay": 0.0}), TOLERANCE[dtype])
+    assert_equal(ours, theirs, TOLERANCE[dtype])
+
+
+@dtypes
+@settings
+def test_without_decay_too(preset, options, dtype):
+    plain = {**options, "weight_decay": 0.0}
+    assert_equal(Run(preset, dtype, **plain), Run(torchs(preset), dtype, **plain), TOLERANCE[dtype])
+
+
+OVERRIDES = {
+    wd.SGD: [
+        {"lr": 0.05},
+        {"weight_decay": 0.7},
+        {"weight_decay": 0.0},
+        {"momentum": 0.5},
+        {"momentum": 0.0},
+        {"dampening": 0.3},
+        {"nesterov": True},
+        {"maximize": True},
+    ],
+    wd.Adam: [
+        {"lr": 0.05},
+        {"weight_decay": 0.7},
+        {"weight_decay": 0.0},
+        {"betas": (0.6, 0.8)},
+        {"eps": 0.1},
+        {"amsgrad": True, "betas": (0.9, 0.5)},
+        {"maximize": True},
+        {"decoupled_weight_decay": True},
+    ],
+}
+OVERRIDES[wd.AdamW] = OVERRIDES[wd.Adam][:-1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "override"),
+    [pytest.param(preset, over, id=f"{preset.__name__}-{over}") for preset in DROP_INS for over in OVERRIDES[preset]],
+)
+def test_a_group_may_override_every_hyper_parameter(preset, override):
+    options = MOMENTUM if preset is wd.SGD else LAM
+    grouped = [override, {}, override]
+    ours = Run(preset, torch.float64, grouped=grouped, **options)
+    assert_matters(ours, Run(preset, torch.float64, **options), 1e-12)
+    assert_equal(ours, Run(torchs(preset), torch.float64, grouped=grouped, **options), 1e-12)
+
+
+@drop_ins
+def test_every_hyper_parameter_of_torchs_is_overridden_above(preset):
+    flags = {"foreach", "fused", "capturable", "differentiable"}
+    theirs = torchs(preset)(parameters().values()).defaults.keys() - flags
+    forced = {"decoupled_weight_decay"} if preset is wd.AdamW else set()
+    assert {key for override in OVERRIDES[preset] for key in override} == theirs - forced
+
+
+SCHEDULES = {
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=21, base_momentum=0.6, max_momentum=0.95),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=15, eta_min=1e-3),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+}
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@drop_ins
+def test_schedulers_drive_both_alike(preset, schedule, as_tensor):
+    def run(cls, schedule=schedule):
+        lr = torch.tensor(0.02, dtype=torch.float64) if as_tensor else 0.02
+        options = MOMENTUM if preset is wd.SGD else LAM
+        return Run(cls, torch.float64, schedule=schedule, **{**options, "lr": lr})
+
+    ours, theirs = run(preset), run(torchs(preset))
+    assert_matters(ours, run(preset, schedule=None), 1e-12)
+    assert_equal(ours, theirs, 1e-12)
+    for key in ("lr", "momentum", "betas"):
+        found, expected = (each.optimizer.param_groups[0].get(key) for each in (ours, theirs))
+        assert found == pytest.approx(expected)
+
+
+@settings
+def test_a_tensor_lr_is_a_float_lr(preset, options):
+    lr = {"lr": torch.tensor(options["lr"], dtype=torch.float64)}
+    assert_equal(Run(preset, torch.float64, **{**options, **lr}), Run(torchs(preset), torch.float64, **options), 1e-12)
+
+
+def test_betas_may_be_tensors():
+    betas = {"betas": tuple(torch.tensor(beta, dtype=torch.float64) for beta in (0.8, 0.95))}
+    for preset in (wd.Adam, wd.AdamW):
+        ours, theirs = (Run(cls, torch.float64, **LAM, **betas) for cls in (preset, torchs(preset)))
+        assert_equal(ours, theirs, 1e-12)
+
+
+@drop_ins
+def test_a_closure_sees_the_same_losses(preset):
+    def losses(cls):
+        params = parameters()
+        optimizer = cls(params.values(), **LAM)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = sum(((param - 1) ** 2).sum() for param in params.values())
+            loss.backward()
+            return loss
+
+        return torch.stack([optimizer.step(closure).detach() for _ in range(10)])
+
+    assert torch.allclose(losses(preset), losses(torchs(preset)), rtol=1e-12, atol=0)
+
+
+@drop_ins
+def test_a_group_may_join_on_the_way(preset):
+    class Growing(Run):
+        def set_gradients(self, t):
+            if t == 7:
+                self.params["late"] = parameters(shapes={"late": (5,)})["late"]
+                self.optimizer.add_param_group({"params": [self.params["late"]], "lr": 0.05, "weight_decay": 0.5})
+            super().set_gradients(t)
+
+    options = MOMENTUM if preset is wd.SGD else LAM
+    ours, theirs = (Growing(cls, torch.float64, **options) for cls in (preset, torchs(preset)))
+    assert "late" in theirs.tensors()
+    assert_equal(ours, theirs, 1e-12)
+
+
+def test_momentum_may_be_switched_off_and_on():
+    class Switching(Run):
+        def set_gradients(self, t):
+            self.optimizer.param_groups[0]["momentum"] = 0.9 if 4 <= t < 8 or t >= 12 else 0.0
+            super().set_gradients(t)
+
+    ours, theirs = (Switching(cls, torch.float64, **LAM) for cls in (wd.SGD, torchs(wd.SGD)))
+    assert_equal(ours, theirs, 1e-12)
+
+
+# The arguments ----------------------------------------------------------------------------------------------------------
+
+
+def arguments(cls, *kinds):
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]  # after self and params
+    return {p.name: p.default for p in parameters if not kinds or p.kind in kinds}
+
+
+def theirs_of(preset):
+    return getattr(torch.optim, preset.__name__)
+
+
+@drop_ins
+def test_positional_arguments_stand_in_torchs_order(preset):
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert list(arguments(preset, positional)) == list(arguments(theirs_of(preset), positional))
+
+
+@drop_ins
+def test_every_argument_of_torchs_is_taken_with_its_default(preset):
+    theirs = arguments(theirs_of(preset))
+    assert theirs
+    bare = preset(parameters().values())
+    for name, default in theirs.items():
+        assert bare.defaults[name] == default, name
+        assert preset(parameters().values(), **{name: default}).defaults == bare.defaults, name
+
+
+@drop_ins
+def test_defaults_and_groups_have_every_key_that_torchs_have(preset):
+    """Frameworks read them: a logger weight_decay, a scheduler betas or momentum."""
+    ours, theirs = preset(parameters().values()), theirs_of(preset)(parameters().values())
+    for found, expected in ((ours.defaults, theirs.defaults), (ours.param_groups[0], theirs.param_groups[0])):
+        shared = {key: found[key] for key in expected if key != "params"}
+        assert shared == {key: value for key, value in expected.items() if key != "params"}
