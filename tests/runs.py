@@ -73,9 +73,10 @@ def walk(optimizer, history, lrs=None):
 
 
 def on_floats(rule, elements, numbers):
-    """Apply a rule to whole tensors as typed: element by element on Python floats, its reductions too.
+    """Apply a rule to whole tensors as typed, element by element on Python floats, and return a list per result.
 
-    `elements` are lists of floats, in the rule's order; `numbers` are all that stands right of the `*` but the reductions.
+    `elements` are lists of floats, in the rule's order; `numbers` are all that stands right of the `*` but the reductions,
+    which are computed on floats, too.
     """
     columns = dict(zip(rule.elements, elements, strict=True))
     asked = {}
@@ -84,7 +85,9 @@ def on_floats(rule, elements, numbers):
         given = {number: numbers[number] for number in reduction.numbers}
         terms = (reduction.term(*row, **given) for row in zip(*(columns[e] for e in reduction.elements), strict=True))
         asked[key] = reduction.finish(sum(terms), **given)
-    return [rule.function(*row, **numbers, **asked) for row in zip(*elements, strict=True)]
+    results = [rule.function(*row, **numbers, **asked) for row in zip(*elements, strict=True)]
+    rows = [result if isinstance(result, tuple) else (result,) for result in results]
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def numbers_of(rule, *, t=1, lam=0.0, eta=0.1, eta_max=0.1, **settings):

@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
@@ -230,6 +231,16 @@ def test_float32_moments_of_bfloat16_parameters_are_not_cast():
         assert state["exp_avg"].dtype == torch.float32
         assert bits(state["exp_avg"]) != bits(state["exp_avg"].bfloat16().float())
     assert bits(kept.state_dict()) == bits(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.int64])
+def test_numbers_from_numpy_are_saved_as_pythons(number):
+    """torch.load with weights_only=True, the default, refuses NumPy's."""
+    params = parameters()
+    optimizer = wd.AdamW(params.values(), lr=number(1), weight_decay=number(2), betas=(number(0), 0.5), seed=np.int64(3))
+    resumed = through_a_file(params, optimizer, wd.AdamW)
+    group = resumed.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["betas"], group["seed"]) == (1, 2, (0, 0.5), 3)
 
 
 # Older and stranger dictionaries ----------------------------------------------------------------------------------------

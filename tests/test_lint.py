@@ -295,6 +295,22 @@ REFUSED = {
         """,
         ("eta", "no default"),
     ),
+    "a number with a name that users give to something else": (
+        """
+        @decay(source="a paper")
+        def bent(w, u, *, eta, seed=3.0):
+            return w - eta * u * seed
+        """,
+        ("seed",),
+    ),
+    "a number with the users' name of another": (
+        """
+        @decay(source="a paper")
+        def bent(w, u, *, eta, momentum=0.5):
+            return w - eta * u * momentum
+        """,
+        ("momentum",),
+    ),
     "a default for a reduction": (
         """
         @decay(source="a paper")

@@ -109,15 +109,15 @@ def test_stochastic_rounding_leaves_every_number_that_the_dtype_has(dtype):
 
 
 def agree(rule, elements, numbers):
-    """Assert that the eager reader gives what the rule gives on floats, and no NaN; return it, a column per result."""
-    rows = [row if isinstance(row, tuple) else (row,) for row in on_floats(rule, elements, numbers)]
+    """Assert that the eager reader gives what the rule gives on floats, and no NaN; return it, a list per result."""
+    expected = on_floats(rule, elements, numbers)
     values = {key: torch.tensor(column, dtype=torch.float64) for key, column in zip(rule.elements, elements, strict=True)}
     asked = {key: eager.reduce(REDUCTIONS[key], values, numbers) for key in rule.reductions}
     found = eager.bound(rule.function, torch.float64)(*values.values(), **numbers, **asked)
-    found = torch.stack(found if isinstance(found, tuple) else (found,), dim=-1)
+    found = torch.stack(found if isinstance(found, tuple) else (found,))
     assert not found.isnan().any()
-    torch.testing.assert_close(found, torch.tensor(rows, dtype=torch.float64), rtol=1e-14, atol=0)
-    return [list(column) for column in zip(*rows, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
+    return expected
 
 
 def combinations(values, count):

@@ -11,9 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from weightdecay import decays, directions, penalties
 from weightdecay.groups import param_groups
+from weightdecay.lint import RuleError
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
-from weightdecay.rule import RuleError, decay, direction, penalty, rules
+from weightdecay.rule import decay, direction, penalty, rules
 from weightdecay.sweep import Data, Grid, Task, sweep
 
 __all__ = [

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay.rule import CONTEXT, Interval, Rule
+from weightdecay.interval import Interval
+from weightdecay.rule import CONTEXT, Rule
 from weightdecay.step import Equation
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
@@ -126,7 +127,7 @@ def _number(key: str, value: Any, domain: Interval, where: str) -> Any:
             raise ValueError(f"{key} in {where} is a tensor of {value.numel()} elements; a Tensor {key} must be 1-element")
         plain = value.item()
     elif isinstance(value, number_types.Real) and not isinstance(value, bool):
-        plain = value = value if isinstance(value, int | float) else float(value)
+        plain = value = int(value) if isinstance(value, number_types.Integral) else float(value)
     else:
         raise TypeError(f"{key}={value!r} in {where} is not a number; give a float such as {key}=0.1")
     if not math.isfinite(plain) or plain not in domain:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import chain
 from typing import Any, ClassVar, cast, overload
 
 import torch
@@ -90,9 +89,10 @@ class Optimizer(torch.optim.Optimizer):
         names = {"direction": direction, "penalty": penalty, "decay": decay}
         rules = {kind: rule and REGISTRY.find(kind, rule).name for kind, rule in names.items()}  # type: ignore[arg-type]
         equation = self.equation(rules)
-        takes = {*hyperparameters.defaults(equation.rules), *(["lr_max"] if _needs_peak(equation) else [])}
-        hyperparameters.refuse_unknown(numbers, takes, equation)
-        defaults = {"lr": lr, **rules, "weight_decay": weight_decay, "penalty_weight": penalty_weight, **numbers}
+        takes = hyperparameters.defaults(equation.rules)
+        hyperparameters.refuse_unknown(numbers, {*takes, *(["lr_max"] if _needs_peak(equation) else [])}, equation)
+        lambdas = {"weight_decay": weight_decay, "penalty_weight": penalty_weight}
+        defaults = {"lr": lr, **rules, **lambdas, **takes, **numbers}
         self._start(
             params,
             defaults,
@@ -226,7 +226,9 @@ class Optimizer(torch.optim.Optimizer):
                 state,
                 moments=self._moments(group, equation.direction),
                 how=how,
-                key=rounding.keys(int(group["seed"]), int(t), first + place) if how == "stochastic" else (0, 0),
+                key=rounding.keys(group["seed"], t if group["capturable"] else int(t), first + place)
+                if how == "stochastic"
+                else (0, 0),
                 differentiable=differentiable,
             )
 
@@ -278,42 +280,38 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the groups do not match, a value in them cannot be meant, or the moments are another optimizer's.
         """
-        final: list[dict[str, Any]] = []
-        handle = self.register_load_state_dict_pre_hook(lambda _, seen: self._check_loaded(seen, final), prepend=False)
+        handle = self.register_load_state_dict_pre_hook(lambda _, final: self._sealed(final))  # after all hooks of the user's
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        saved = chain.from_iterable(group["params"] for group in final[0]["param_groups"])
-        live = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(saved, live, strict=True):
-            for name, value in final[0]["state"].get(key, {}).items():
-                if isinstance(value, Tensor) and name != "step":
-                    dtype = _moment_dtype(param) if value.is_floating_point() or value.is_complex() else value.dtype
-                    self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
-                elif isinstance(value, Tensor):
-                    self.state[param][name] = self.state[param][name].clone()
 
-    def _check_loaded(self, state_dict: dict[str, Any], final: list[dict[str, Any]]) -> None:
-        """Refuse a state that would not fit, and note the one that is about to be loaded."""
-        final.append(state_dict)
+    def _sealed(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a state that would not fit, and wrap what belongs to a parameter so that torch cannot cast it."""
         groups = state_dict["param_groups"]
-        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
-            return  # torch says what is wrong
-        for index, (saved, live) in enumerate(zip(groups, self.param_groups, strict=True)):
-            where = f"param_groups[{index}] of the loaded state"
-            group = self._merged(saved, live)
-            self._complete(group, where)
-            moments = self._moments(group, self.equation(group).direction)
-            for place, key in enumerate(saved["params"]):
-                state = state_dict["state"].get(key, {})
-                held = {name for name, value in state.items() if isinstance(value, Tensor)} - {"step", "compensation"}
-                missing = [name for name in moments if name not in held]
-                if held and missing:
-                    raise ValueError(
-                        f"the loaded state of {_name(live, index, place)} has {', '.join(sorted(held))} but no "
-                        f"{', '.join(missing)}: it comes from another optimizer than {self.equation(group)}"
-                    )
+        if [len(g["params"]) for g in groups] == [len(g["params"]) for g in self.param_groups]:  # else torch says what is wrong
+            for index, (saved, live) in enumerate(zip(groups, self.param_groups, strict=True)):
+                group = self._merged(saved, live)
+                self._complete(group, f"param_groups[{index}] of the loaded state")
+                for place, (key, param) in enumerate(zip(saved["params"], live["params"], strict=True)):
+                    self._check_state(group, state_dict["state"].get(key, {}), param, _name(live, index, place))
+        return {**state_dict, "state": {key: _Sealed(entry) for key, entry in state_dict["state"].items()}}
+
+    def _check_state(self, group: Mapping[str, Any], state: Mapping[str, Any], param: Tensor, name: str) -> None:
+        """Refuse a loaded state that this group's direction could not go on from."""
+        equation = self.equation(group)
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != "step"}
+        held = set(tensors) - {"compensation"}
+        missing = [key for key in self._moments(group, equation.direction) if key not in held]
+        if (missing and (held or "step" in state)) or (held and not held & set(equation.direction.state.values())):
+            raise ValueError(
+                f"the loaded state of {name} has {', '.join(sorted(held)) or 'a step count'} but no "
+                f"{', '.join(missing or equation.direction.state.values()) or 'need of it'}: "
+                f"it comes from another optimizer than {equation}"
+            )
+        for key in {*equation.direction.state.values(), "compensation"} & set(tensors):
+            if tensors[key].shape != param.shape:
+                raise ValueError(f"the loaded {key} of {name} has shape {tuple(tensors[key].shape)}, not {tuple(param.shape)}")
 
     def _merged(self, saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
         """Return a loaded group; what it lacks (being older, or torch's) and which implementation runs come from ours."""
@@ -334,10 +332,33 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(key, value)
             self._complete(group, f"param_groups[{index}]")
             for param in group["params"]:
-                step = self.state.get(param, {}).get("step")
-                if step is not None and not isinstance(step, Tensor):
-                    device = param.device if group["capturable"] else "cpu"
-                    self.state[param]["step"] = torch.tensor(float(step), dtype=torch.float32, device=device)
+                entry = self.state.get(param)
+                if isinstance(entry, _Sealed):
+                    self.state[param] = _restored(entry.content, param, on_device=group["capturable"])
+        for other, entry in list(self.state.items()):
+            if isinstance(entry, _Sealed):  # not a parameter's: torch keeps it as it is
+                self.state[other] = entry.content
+
+
+class _Sealed:
+    """What a checkpoint holds for one parameter, kept from torch's casts."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+
+
+def _restored(content: Mapping[str, Any], param: Tensor, *, on_device: bool) -> dict[str, Any]:
+    """Return a copy of a loaded state as the optimizer keeps it: the step as a tensor, moments in their own dtype."""
+    state = dict(content)
+    for key, value in content.items():
+        if key == "step":
+            device = param.device if on_device else "cpu"
+            step = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            state[key] = step.to(device, torch.float32, copy=True)
+        elif isinstance(value, Tensor):
+            floating = value.is_floating_point() or value.is_complex()
+            state[key] = value.detach().to(param.device, _moment_dtype(param) if floating else value.dtype, copy=True)
+    return state
 
 
 def _needs_peak(equation: Equation) -> bool:

@@ -43,6 +43,8 @@ class Reduction:
     """The per-element values that the term takes, in order."""
     term: Callable[..., Any]
     finish: Callable[..., Any]
+    norm: bool = False
+    """Whether it scales as its elements do: a reader then measures in units of the largest, since |w|ⁿ leaves any range."""
     numbers: tuple[str, ...] = ()
     """The hyper-parameters of the asking rule that both halves take."""
 
@@ -51,6 +53,6 @@ REDUCTIONS = {
     "norm_w": Reduction(("w",), square, root),
     "norm_u": Reduction(("u",), square, root),
     "dot_wu": Reduction(("w", "u"), product, itself),
-    "norm_n_w": Reduction(("w",), nth_power, nth_root, ("n",)),
+    "norm_n_w": Reduction(("w",), nth_power, nth_root, norm=True, numbers=("n",)),
 }
 """Every reduction by the name a rule asks for. The n of `norm_n_w` is the rule's own hyper-parameter n."""

@@ -1,7 +1,7 @@
 """Cautious decay: shrink a weight only while the step also shrinks it."""
 
 from weightdecay.rule import decay
-from weightdecay.words import where
+from weightdecay.words import sign, where
 
 
 @decay(source="Chen et al. 2025, arXiv:2510.12402")
@@ -11,4 +11,4 @@ def cautious(w, u, *, eta, lam):
     >>> cautious(1.0, -0.5, eta=0.1, lam=1.0)
     1.05
     """
-    return where(w * u >= 0, (1 - eta * lam) * w, w) - eta * u
+    return where(sign(w) * sign(u) >= 0, (1 - eta * lam) * w, w) - eta * u

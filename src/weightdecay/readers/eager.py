@@ -78,16 +78,24 @@ def bound(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any
 
 
 def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
-    """Return the reduction over a whole tensor, or over each of a stack along the first dimension. Adds up in float64.
-
-    float64 because the n-th powers of small weights leave float32's range.
-    """
+    """Return the reduction over a whole tensor, or over each of a stack along the first dimension. Adds up in float64."""
     elements = [values[name].double() for name in reduction.elements]
     given = {name: numbers[name] for name in reduction.numbers}
-    terms = bound(reduction.term, torch.float64)(*elements, **given)
-    each = tuple(range(1, terms.ndim))
-    total = (terms.sum(each, keepdim=True) if each else terms) if stacked else terms.sum()
-    finished: Tensor = bound(reduction.finish, torch.float64)(total, **given)
+    each = tuple(range(1, elements[0].ndim))
+
+    def over(fold: Callable[..., Tensor], x: Tensor) -> Tensor:
+        if stacked:
+            return fold(x, each, keepdim=True) if each else x
+        return fold(x)
+
+    unit: float | Tensor = 1.0
+    if reduction.norm and elements[0].numel():
+        (x,) = elements
+        largest = over(torch.amax, x.abs())
+        unit = torch.where(largest > 0, largest, 1.0)
+        elements = [x / unit]
+    total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **given))
+    finished: Tensor = bound(reduction.finish, torch.float64)(total, **given) * unit
     return finished.to(values[reduction.elements[0]].dtype)
 
 
@@ -116,7 +124,7 @@ def update(
     *,
     moments: Sequence[str],
     how: str,
-    key: tuple[int, int] = (0, 0),
+    key: tuple[Any, Any] = (0, 0),
     differentiable: bool = False,
 ) -> None:
     """Do one step on a parameter and its entry in the optimizer's state.
@@ -127,7 +135,7 @@ def update(
     dtype = compute_dtype(param.dtype)
     numbers = {kind: {name: _as(value, dtype) for name, value in given.items()} for kind, given in numbers.items()}
     real = torch.view_as_real if param.is_complex() else lambda tensor: tensor
-    w, g = real(param).to(dtype), real(grad).to(dtype)
+    w, g = real(param).to(dtype), real(grad.resolve_conj()).to(dtype)
     if how == "compensated":
         w = rounding.restored(param, state["compensation"])
     stored = [real(state[name]) for name in moments]

@@ -4,6 +4,9 @@ Rounding belongs to the reader, never to a rule. What is here is integer arithme
 produce the same bits.
 """
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,39 +21,65 @@ def resolve(rounding: str, dtype: torch.dtype) -> str:
     return "stochastic" if rounding == "auto" else rounding
 
 
-def keys(seed: int, t: int, index: int) -> tuple[int, int]:
+def keys(seed: int, t: Any, index: int) -> tuple[Any, Any]:
     """Return two 32-bit keys for the random bits of one parameter (its place in the optimizer) at step t.
 
-    splitmix64 over the three counters: the bits depend on nothing else, so a resumed run draws what the first would have drawn.
+    They depend on nothing else, so a resumed run draws what the first would have drawn. A tensor t gives tensors, and is not
+    read by the host.
     """
-    state = seed & 0xFFFFFFFFFFFFFFFF
-    for counter in (t, index):
-        state = (state + 0x9E3779B97F4A7C15 * (counter + 1)) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state & _MASK, state >> 32
+    if isinstance(t, Tensor):
+        t = t.to(torch.int64)
+    first, second = 0x9E3779B9, 0x85EBCA6B
+    for counter in (seed & _MASK, seed >> 32, index, t):
+        first, second = (_scramble((key * 0x01000193 + counter) & _MASK) for key in (first, second))
+    return first, second
 
 
-def random_bits(like: Tensor, key: tuple[int, int]) -> Tensor:
-    """Return 32 uniform bits per element (int64), a function of the key and the element's place in dense memory.
-
-    A counter-based generator: multiply and xor-shift rounds as in MurmurHash3's finaliser, keyed before and between them.
-    """
-    bits = torch.empty_like(like, dtype=torch.int64, memory_format=torch.preserve_format)
-    position = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
-    bits.as_strided((bits.numel(),), (1,)).copy_(_mix(position, key))
-    return bits
-
-
-def _mix(position: Tensor, key: tuple[int, int]) -> Tensor:
-    x = (position & _MASK) ^ key[0]
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    x = x ^ (x >> 16) ^ key[1] ^ (position >> 32)
+def _scramble(x: Any) -> Any:
+    """Mix 32 bits, a number's or those of an int64 tensor: MurmurHash3's finaliser with better constants (Wellons 2018)."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
+
+
+def random_bits(like: Tensor, key: tuple[Any, Any]) -> Tensor:
+    """Return 32 uniform bits per element (int64), a function of the key and the element's place.
+
+    The place is counted in dense memory, so that a kernel can count it as it goes. A part of a distributed tensor draws what
+    the whole, contiguous, would have drawn there.
+    """
+    spread = _distributed(like)
+    if spread is not None:
+        bits = _mix(_places_in_whole(like), key)
+        return spread.from_local(
+            bits, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )  # type: ignore[attr-defined, no-any-return]
+    bits = torch.empty_like(like, dtype=torch.int64, memory_format=torch.preserve_format)
+    places = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
+    bits.as_strided((bits.numel(),), (1,)).copy_(_mix(places, key))
+    return bits
+
+
+def _mix(place: Tensor, key: tuple[Any, Any]) -> Tensor:
+    mixed: Tensor = _scramble(_scramble((place & _MASK) ^ key[0]) ^ key[1] ^ (place >> 32))
+    return mixed
+
+
+def _distributed(tensor: Tensor) -> Any:
+    """Return the class DTensor if this is one; who never imports it does not pay for it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module.DTensor if module is not None and isinstance(tensor, module.DTensor) else None
+
+
+def _places_in_whole(tensor: Any) -> Tensor:
+    """Return the place of each local element in the whole tensor, counted in row-major order."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    place = torch.zeros((), dtype=torch.int64, device=tensor.to_local().device)
+    for whole, length, start in zip(tensor.shape, shape, offset, strict=True):
+        place = place[..., None] * whole + torch.arange(start, start + length, device=place.device)
+    return place
 
 
 def stochastic(w: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much better the first cells of some pairs are than the second on the test metric, positive for any goal.
+    """How much better, whatever the goal, the first cells of some pairs are than the second on the test metric.
 
     `gain` takes the pairs chosen on all seeds. `crossed` scores each seed at the pairs that the other seeds alone would
     choose: it is free of the luck by which the best of many cells looks better than it is. `noise` is the standard error
@@ -36,16 +36,14 @@ class Contrast:
         """Say why the gain does not count as a difference, None if it does.
 
         It counts if Student's t over the seeds gives p < 0.05, if it exceeds two of the grid's typical standard errors
-        (three seeds can agree by accident), and if it stays, in sign and by more than its standard error, with each seed
-        scored where the others chose.
+        (three seeds can agree by accident), and if at least half of it stays with each seed scored where the others chose.
         """
         p = self.gain.p
         if p is None or p >= _LEVEL:
             return "spread"
         if self.noise is not None and abs(self.gain.mean) <= 2 * self.noise / len(self.pairs) ** 0.5:
             return "noise"
-        crossed = self.crossed
-        if crossed is None or crossed.error is None or crossed.mean * self.gain.mean <= 0 or abs(crossed.mean) <= crossed.error:
+        if self.crossed is None or self.crossed.mean / self.gain.mean < 1 / 2:
             return "choice"
         return None
 

@@ -28,17 +28,18 @@ _GAP = 0.45
 _WIDTH, _HEIGHT = 3.45, 2.75
 _MARGINS = Margins(left=0.78, right=0.2, top=0.4, bottom=0.8, strip=0.75)
 # More cells than this are drawn into a bitmap: as paths they would make the SVG heavy.
-_MOST_PATHS = 1500
+_MOST_PATHS = 1200
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a test metric becomes a colour: the brightest is the best, whether that is the largest or the smallest."""
+    """How cells are drawn: the brightest is the best, be it the largest or the smallest; a crowd goes into a bitmap."""
 
     norm: Normalize
     colours: Colormap
     factor: float
     extend: Literal["neither", "min", "max"]
+    crowded: bool
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Scale":
@@ -58,6 +59,7 @@ class Scale:
             colours=matplotlib.colormaps["viridis" if sweep.sign > 0 else "viridis_r"],
             factor=factor,
             extend="neither" if worst <= merits[0] else "min" if sweep.sign > 0 else "max",
+            crowded=sum(len(grid.cells) for grid in sweep.grids) > _MOST_PATHS,
         )
 
     def shade(self, cell: Cell) -> tuple[float, float, float, float]:
@@ -102,7 +104,7 @@ def _cells(panel: Axes, grid: Grid, scale: Scale) -> None:
             np.array([[scale.shade(grid.cells[lr, decay]) for decay in block] for lr in grid.lrs]),
             edgecolors="white",
             linewidth=0.5,
-            rasterized=len(grid.cells) > _MOST_PATHS,
+            rasterized=scale.crowded,
         )
     if len(blocks) > 1:
         panel.axvspan(0.5, 0.5 + _GAP, color="white", zorder=2)
@@ -197,8 +199,9 @@ def _legend(canvas: Canvas, sweep: Sweep) -> None:
 
 
 def _mark(marker: str, size: float, fill: str, edge: str, label: str) -> Line2D:
-    style = {"markerfacecolor": fill, "markeredgecolor": edge, "color": "none"}
-    return Line2D([], [], marker=marker, markersize=size, label=label, **style)
+    line = Line2D([], [], linestyle="none", marker=marker, markersize=size, label=label)
+    line.set(markerfacecolor=fill, markeredgecolor=edge)
+    return line
 
 
 def _alt(found: Verdict) -> str:

@@ -15,7 +15,8 @@ _NOTES: dict[Standing, str] = {
     "edge": "edge of the grid",
     "flat": "λ = 0 does as well",
     "untrained": "learns little",
-    "missing": "not complete",
+    "diverged": "diverges",
+    "missing": "cells missing",
 }
 _NOTHING = "–"
 

@@ -20,6 +20,7 @@ from weightdecay.report.verdict import Verdict, verdict
 
 __all__ = ["write_report"]
 
+_TIES = re.compile(r"(?<=±) | (?=[±%])|(?<=\bλ) (?=[\d=>])|(?<=λ.[=>]) |(?<=\blr) (?=\d)")
 _CLAIMS = {
     "better": "weight decay helps",
     "worse": "weight decay hurts",
@@ -102,7 +103,7 @@ def _data_uri(svg: str) -> str:
 
 def _tied(text: str) -> str:
     """Keep a number on one line with its error, its unit and the letter before it."""
-    return re.sub(r"(?<=±) | (?=[±%])|(?<=\bλ) (?=[\d=>])|(?<=\blr) (?=\d)", "\N{NO-BREAK SPACE}", text)
+    return _TIES.sub("\N{NO-BREAK SPACE}", text)
 
 
 def _design(sweep: Sweep) -> str:

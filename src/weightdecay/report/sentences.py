@@ -23,7 +23,8 @@ _LEFT_OUT: dict[Standing, str] = {
     "edge": "{} where the best λ is at the edge of the grid",
     "flat": "{} where λ = 0 does as well",
     "untrained": "{} that learn little",
-    "missing": "{} not complete",
+    "diverged": "{} where every λ > 0 diverges",
+    "missing": "{} with cells missing",
 }
 
 
@@ -48,7 +49,7 @@ def about_all(judgements: Iterable[Judgement]) -> str:
     for found in judgements:
         named.setdefault(found.decay.outcome if found.decay else None, []).append(found.grid.name)
     said = [words.format(_listed(named[outcome])) for outcome, words in _HELP.items() if outcome in named]
-    return f"Each with its best settings, weight decay {_listed(said)}."
+    return f"At the best settings of each optimizer, weight decay {_listed(said)}."
 
 
 def about_decay(sweep: Sweep, found: Judgement) -> str:
@@ -197,10 +198,10 @@ def _why_none(cells: Iterable[Cell]) -> str:
     if not states:
         return "the grid has none"
     return {
-        frozenset({"missing"}): "none of these runs has finished",
-        frozenset({"diverged"}): "each of these settings diverged",
-        frozenset({"missing", "diverged"}): "each of these settings diverged or has not run",
-    }.get(frozenset(states), "each of these settings diverged or has too few finished seeds")
+        frozenset({"missing"}): "none of its runs has finished",
+        frozenset({"diverged"}): "at each of these settings a run diverged",
+        frozenset({"missing", "diverged"}): "at each of these settings a run diverged or none has finished",
+    }.get(frozenset(states), "at each of these settings a run diverged or too few have finished")
 
 
 def _level(sweep: Sweep, cell: Cell) -> str:

@@ -12,7 +12,7 @@ from weightdecay.report.grid import Cell, Grid, typical_error
 
 __all__ = ["BestDecay", "Standing", "Trend", "best_decays", "decay_pair", "fit"]
 
-Standing = Literal["clear", "edge", "flat", "untrained", "missing"]
+Standing = Literal["clear", "edge", "flat", "untrained", "diverged", "missing"]
 
 _FEWEST = 3
 
@@ -21,14 +21,16 @@ _FEWEST = 3
 class BestDecay:
     """What one learning rate says about λ.
 
-    `centre` is the mean of log λ over the cells whose validation metric is within one typical standard error of the best one,
-    weighted by how far within: 1 for the best cell, 0 at one standard error. It moves smoothly where the best cell alone would
-    jump from column to column; `span` is from the first such cell to the last. `standing` tells whether to trust it:
+    `centre` is the mean of log λ over the cells whose validation metric is within one typical standard error of the best
+    one, weighted by how far within: 1 for the best cell, 0 at one standard error. It moves smoothly where the best cell
+    alone would jump from column to column; `span` is from the first such cell to the last. `standing` tells whether to
+    trust it:
 
     clear      λ = 0 is not within that standard error, or diverged, and the span ends inside the grid
     edge       the span reaches the edge of the grid: the best λ may lie outside
     flat       λ = 0 is within that standard error
     untrained  the learning rate does not train (see `Grid.trains`)
+    diverged   every λ > 0 diverged
     missing    a cell of this learning rate has not run, or the grid has no λ = 0 or no λ > 0
     """
 
@@ -65,7 +67,8 @@ def _best_decay(grid: Grid, lr: float) -> BestDecay:
     decayed = [cell for cell in row if cell.decay > 0]
     best = grid.best(decayed)
     if best is None:
-        return BestDecay(lr, zero, None, None, None, "missing", None)
+        diverged = bool(decayed) and all(cell.state == "diverged" for cell in decayed)
+        return BestDecay(lr, zero, None, None, None, "diverged" if diverged else "missing", None)
     error = typical_error(grid, row, best, "valid") or 0.0
     plateau = [(cell, weight) for cell in decayed if (weight := _weight(grid, cell, best, error)) > 0]
     centre = 10 ** (sum(log10(cell.decay) * weight for cell, weight in plateau) / sum(weight for _, weight in plateau))

@@ -1,0 +1,37 @@
+"""Sets of allowed values, in the notation of mathematics."""
+
+import re
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Interval:
+    """All numbers between two ends, as in "[0, 1)": a square bracket takes its end in, a round one leaves it out.
+
+    >>> 0 in Interval("[0, 1)"), 1 in Interval("[0, 1)")
+    (True, False)
+    """
+
+    text: str
+    low: float = field(init=False, repr=False)
+    high: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        number = r"\s*([-+\w.]+)\s*"
+        found = re.fullmatch(rf"[\[(]{number},{number}[\])]", self.text) if isinstance(self.text, str) else None
+        try:
+            low, high = (float(end) for end in found.groups()) if found else (1.0, 0.0)
+        except ValueError:
+            low, high = 1.0, 0.0
+        if not low <= high:
+            raise ValueError(f'{self.text!r} is not an interval such as "[0, 1)" or "(0, inf)"')
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.text[0] == "[" else value > self.low
+        below = value <= self.high if self.text[-1] == "]" else value < self.high
+        return above and below
+
+    def __str__(self) -> str:
+        return self.text
