@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 
 from weightdecay.report import best_table, files, verdict, write_report
-from weightdecay.report.contrast import contrast
+from weightdecay.report.contrast import Contrast, contrast
 from weightdecay.report.estimate import Estimate, student_p, student_quantile
 from weightdecay.report.grid import Sweep
+from weightdecay.report.heat_maps import Scale
 
 LRS = [10.0**power for power in (-3.5, -3, -2.5, -2, -1.5, -1)]
 DECAYS = [0.0, *(10.0**power for power in (-4, -3, -2, -1, 0, 1))]
@@ -482,6 +483,13 @@ def test_no_pairs_are_no_contrast() -> None:
     assert contrast(lambda _: [], (0, 1, 2), 1, None) is None
 
 
+@pytest.mark.parametrize(("error", "outcome"), [(0.004, "unclear"), (0.002, "better")])
+def test_a_difference_has_to_pass_students_t(error: float, outcome: str) -> None:
+    """Of two and a half standard errors three seeds can make nothing; five are enough."""
+    gain = Estimate(0.01, error, 3)
+    assert Contrast((), gain, gain, None).outcome == outcome
+
+
 # What is written
 
 
@@ -603,8 +611,17 @@ def test_rows_without_a_history_have_a_report_too(tmp_path: Any) -> None:
     assert b"nothing recorded" in (tmp_path / "norms.svg").read_bytes()
 
 
+def test_values_that_are_all_equal_have_a_scale(tmp_path: Any) -> None:
+    rows, manifest = sweep(flat, lrs=LRS[:2], noise=0.0)
+    for row in rows:
+        row["history"]["weight_norm"] = [0.0, 0.0, 0.0]
+    write_report(tmp_path, rows, manifest)
+    norm = Scale.of(Sweep.of(rows, manifest)).norm
+    assert (norm.vmin, norm.vmax) == pytest.approx((89.91, 90.0))
+
+
 def test_names_from_outside_stay_names(tmp_path: Any) -> None:
-    evil = "<script>alert(1)</script> $\\frac{ & 漢 \x1b[31m\u202e \ud800"
+    evil = "漢 $\\frac{$ <script>alert(1)</script> & \x1b[31m\u202e \ud800"
     rows, manifest = sweep(ridge(0), optimizers={evil: evil}, lrs=LRS[:2])
     manifest |= {"task": evil, "description": evil, "machine": evil, "versions": {evil: evil}, "created": evil}
     index = write_report(tmp_path, rows, manifest)

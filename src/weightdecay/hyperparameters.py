@@ -20,6 +20,7 @@ from weightdecay.step import Equation
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
 _DOMAINS = {name: Interval("[0, inf)") for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "seed")}
 _FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "amsgrad", "decoupled_weight_decay")
+_OTHERS = ("params", "param_names", "betas", "rounding", "foreach", "fused", "direction", "penalty", "decay")
 ROUNDINGS = ("auto", "nearest", "stochastic", "compensated")
 _WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_lr", "base_momentum", "max_momentum", "swa_lr")
 
@@ -67,9 +68,13 @@ def peak_lr(group: Mapping[str, Any]) -> Any:
 
     Where every one of them is 0 the answer is 1: η is then 0 as well, and nothing may divide by it.
     """
-    candidates = (group.get(key) for key in ("lr_max", "max_lr", "initial_lr", "lr_at_start", "lr"))
-    peak = next(value for value in candidates if value is not None)
-    return peak if isinstance(peak, Tensor) or peak > 0 else 1.0
+    for key in ("lr_max", "max_lr", "initial_lr", "lr_at_start", "lr"):
+        peak = group.get(key)
+        if isinstance(peak, Tensor):
+            return peak.where(peak > 0, 1.0)
+        if peak:
+            return peak
+    return 1.0
 
 
 def _value(name: str, group: Mapping[str, Any]) -> Any:
@@ -103,7 +108,7 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
         raise ValueError(f"rounding={group['rounding']!r} in {where} is unknown: there are {', '.join(ROUNDINGS)}")
     if int(group["seed"]) != group["seed"]:
         raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
-    _refuse_misspelt(group, {*domains, *_FLAGS, "betas", "rounding", "params", "param_names"}, where)
+    _refuse_misspelt(group, {*domains, *_FLAGS, *_OTHERS}, where)
     for rule in equation.rules:
         if rule.check is not None:
             try:

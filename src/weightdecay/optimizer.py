@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay import hyperparameters, readers
 from weightdecay.readers import eager, rounding
-from weightdecay.rule import REGISTRY, Rule
+from weightdecay.rule import KINDS, REGISTRY, Rule
 from weightdecay.step import Equation
 
 RuleLike = str | Callable[..., Any]
@@ -137,7 +137,9 @@ class Optimizer(torch.optim.Optimizer):
         if "params" not in param_group:
             raise ValueError(f"{where} has no 'params'")
         group = dict(param_group)
-        if not isinstance(group["params"], Tensor | set):
+        if isinstance(group["params"], Tensor):
+            group["params"] = [group["params"]]
+        if not isinstance(group["params"], set):  # of which torch says that it has no order
             group["params"] = list(group["params"])
             if not group["params"]:
                 raise ValueError(f"{where} holds no parameters: leave the group out")
@@ -150,6 +152,9 @@ class Optimizer(torch.optim.Optimizer):
     def _complete(self, group: dict[str, Any], where: str) -> None:
         """Fill in what the group's rules take and refuse what cannot be meant."""
         equation = self.equation(group)
+        for rule in equation.rules:
+            if callable(group.get(rule.kind)):
+                group[rule.kind] = rule.name
         for key, value in hyperparameters.defaults(equation.rules).items():
             group.setdefault(key, value)
         if _needs_peak(equation):
@@ -239,6 +244,7 @@ class Optimizer(torch.optim.Optimizer):
                 params.append(param)
                 places.append(place)
                 self._init_state(group, param)
+                eager.prepare(self.equation(group), param.dtype)
 
     def _init_state(self, group: Mapping[str, Any], param: Tensor) -> None:
         state = self.state[param]
@@ -292,6 +298,12 @@ class Optimizer(torch.optim.Optimizer):
         if [len(g["params"]) for g in groups] == [len(g["params"]) for g in self.param_groups]:  # else torch says what is wrong
             for index, (saved, live) in enumerate(zip(groups, self.param_groups, strict=True)):
                 group = self._merged(saved, live)
+                for kind in KINDS:
+                    if kind in live and live[kind] != group[kind]:
+                        raise ValueError(
+                            f"param_groups[{index}] of the loaded state was trained with {kind}={group[kind]!r}, and this "
+                            f"optimizer has {live[kind]!r}: make it with the same rules"
+                        )
                 self._complete(group, f"param_groups[{index}] of the loaded state")
                 for place, (key, param) in enumerate(zip(saved["params"], live["params"], strict=True)):
                     self._check_state(group, state_dict["state"].get(key, {}), param, _name(live, index, place))

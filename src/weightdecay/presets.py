@@ -40,7 +40,7 @@ class Preset(Optimizer):
     def __init__(
         self, params: ParamsT, *, lr: float | Tensor, weight_decay: float | Tensor, options: Options, **numbers: Any
     ) -> None:
-        refuse_unknown(options, Options.__annotations__, type(self).__name__)
+        refuse_unknown(options, {"lr", "weight_decay", *numbers, *Options.__annotations__}, type(self).__name__)
         self._start(params, {"lr": lr, "weight_decay": weight_decay, **numbers}, **options)
 
     def equation(self, group: Mapping[str, Any]) -> Equation:

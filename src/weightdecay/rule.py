@@ -217,8 +217,10 @@ def bind(function: Callable[..., Any], meaning: Mapping[str, Any]) -> Callable[.
     'sign(w)sign(w)'
     """
     assert isinstance(function, types.FunctionType)
+    # Without __name__, torch.compile looks a word up in these globals and not in the module of that name.
+    known = {name: value for name, value in function.__globals__.items() if name != "__name__"}
     bound = types.FunctionType(
-        function.__code__, {**function.__globals__, **meaning}, function.__name__, function.__defaults__, function.__closure__
+        function.__code__, {**known, **meaning}, function.__name__, function.__defaults__, function.__closure__
     )
     bound.__kwdefaults__ = function.__kwdefaults__
     bound.__module__ = function.__module__

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightdecay import rule, words
 from weightdecay.readers import rounding
-from weightdecay.reductions import Reduction
+from weightdecay.reductions import REDUCTIONS, Reduction
 from weightdecay.step import Equation
 from weightdecay.step import step as one_step
 
@@ -54,8 +54,10 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
         return x if condition else y
 
     def debias(beta: Any, t: Any) -> Tensor:
-        beta, t = tensors((beta, t))
-        return -torch.expm1(t * torch.log(beta))
+        if isinstance(beta, Tensor):
+            beta, t = tensors((beta, t))
+            return -torch.expm1(t * torch.log(beta))
+        return -torch.expm1(t * words.log(beta))  # log β in float64: 1 − β has few digits in float32
 
     return {
         "absolute": lifted("absolute", torch.abs),
@@ -71,10 +73,23 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
     }
 
 
-@cache
+_BOUND: dict[tuple[Callable[..., Any], torch.dtype], Callable[..., Any]] = {}
+
+
 def bound(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
     """Return the function of words as a function of tensors."""
-    return rule.bind(function, vocabulary(dtype))
+    if (function, dtype) not in _BOUND:  # a dict, since torch.compile sees through a dict and not through a cache
+        _BOUND[function, dtype] = rule.bind(function, vocabulary(dtype))
+    return _BOUND[function, dtype]
+
+
+def prepare(equation: Equation, dtype: torch.dtype) -> None:
+    """Bind all that a step of the equation needs, so that compiling the step meets functions and does not make them."""
+    for each in equation.rules:
+        bound(each.function, compute_dtype(dtype))
+        for name in each.reductions:
+            bound(REDUCTIONS[name].term, torch.float64)
+            bound(REDUCTIONS[name].finish, torch.float64)
 
 
 def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
@@ -136,6 +151,8 @@ def update(
     numbers = {kind: {name: _as(value, dtype) for name, value in given.items()} for kind, given in numbers.items()}
     real = torch.view_as_real if param.is_complex() else lambda tensor: tensor
     w, g = real(param).to(dtype), real(grad.resolve_conj()).to(dtype)
+    if differentiable:  # the write below must not reach what autograd has saved, nor a moment be the gradient itself
+        w, g = w.clone(), g.clone()
     if how == "compensated":
         w = rounding.restored(param, state["compensation"])
     stored = [real(state[name]) for name in moments]
@@ -157,4 +174,4 @@ def update(
 
 
 def _as(number: Any, dtype: torch.dtype) -> Any:
-    return number.to(dtype) if isinstance(number, Tensor) else number
+    return number.to(dtype).reshape(()) if isinstance(number, Tensor) else number

@@ -48,12 +48,8 @@ def random_bits(like: Tensor, key: tuple[Any, Any]) -> Tensor:
     The place is counted in dense memory, so that a kernel can count it as it goes. A part of a distributed tensor draws what
     the whole, contiguous, would have drawn there.
     """
-    spread = _distributed(like)
-    if spread is not None:
-        bits = _mix(_places_in_whole(like), key)
-        return spread.from_local(
-            bits, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )  # type: ignore[attr-defined, no-any-return]
+    if _is_distributed(like):
+        return _spread_like(like, _mix(_places_in_whole(like), key))
     bits = torch.empty_like(like, dtype=torch.int64, memory_format=torch.preserve_format)
     places = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
     bits.as_strided((bits.numel(),), (1,)).copy_(_mix(places, key))
@@ -65,10 +61,17 @@ def _mix(place: Tensor, key: tuple[Any, Any]) -> Tensor:
     return mixed
 
 
-def _distributed(tensor: Tensor) -> Any:
-    """Return the class DTensor if this is one; who never imports it does not pay for it."""
+def _is_distributed(tensor: Tensor) -> bool:
+    """Tell whether this is a DTensor; who never imports that class does not pay for it."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module.DTensor if module is not None and isinstance(tensor, module.DTensor) else None
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _spread_like(like: Any, local: Tensor) -> Tensor:
+    """Return a DTensor of this local part, laid out as another."""
+    layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
+    spread: Tensor = type(like).from_local(local, like.device_mesh, like.placements, **layout)
+    return spread
 
 
 def _places_in_whole(tensor: Any) -> Tensor:
@@ -94,9 +97,12 @@ def stochastic(w: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
         # Below 2⁻¹⁴ float16 is a fixed grid of 2⁻²⁴, which cutting bits of a float32 would miss.
         pattern = w.view(torch.int32).to(torch.int64) + (bits & 0x1FFF)
         normal = _as_float(pattern & ~0x1FFF)
-        grid = torch.floor(w * 2.0**24 + (bits & 0xFFFF) * 2.0**-16) * 2.0**-24
+        whole = torch.floor(w * 2.0**24)
+        up = w * 2.0**24 - whole > (bits & 0xFFFF) * 2.0**-16
+        grid = (whole + up) * 2.0**-24
         rounded = torch.where(w.abs() < 2.0**-14, torch.copysign(grid, w), normal)
-    return torch.where(rounded.abs() <= torch.finfo(dtype).max, rounded, w).to(dtype)
+    inside = torch.isfinite(w) & (rounded.abs() <= torch.finfo(dtype).max)
+    return torch.where(inside, rounded, w).to(dtype)
 
 
 def _as_float(pattern: Tensor) -> Tensor:
@@ -112,7 +118,7 @@ def compensated(w: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if dtype == torch.bfloat16:
         pattern = w.view(torch.int32).to(torch.int64)
         nearest = _as_float((pattern + 0x8000) & ~0xFFFF)
-        nearest = torch.where(torch.isfinite(nearest), nearest, w).to(dtype)
+        nearest = torch.where(torch.isfinite(w) & torch.isfinite(nearest), nearest, w).to(dtype)
     else:
         nearest = w.to(dtype)
     distance = w.view(torch.int32).to(torch.int64) - nearest.float().view(torch.int32).to(torch.int64)
