@@ -79,15 +79,18 @@ def on_floats(rule, elements, numbers):
     which are computed on floats, too.
     """
     columns = dict(zip(rule.elements, elements, strict=True))
-    asked = {}
-    for key in rule.reductions:
-        reduction = REDUCTIONS[key]
-        given = {number: numbers[number] for number in reduction.numbers}
-        terms = (reduction.term(*row, **given) for row in zip(*(columns[e] for e in reduction.elements), strict=True))
-        asked[key] = reduction.finish(sum(terms), **given)
+    asked = {key: reduced(REDUCTIONS[key], columns, numbers) for key in rule.reductions}
     results = [rule.function(*row, **numbers, **asked) for row in zip(*elements, strict=True)]
     rows = [result if isinstance(result, tuple) else (result,) for result in results]
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def reduced(reduction, columns, numbers):
+    """Compute a reduction on floats; a norm in units of the largest element, of which no power leaves the range of floats."""
+    given = {number: numbers[number] for number in reduction.numbers}
+    unit = max(map(abs, columns[reduction.elements[0]])) or 1.0 if reduction.norm else 1.0
+    rows = zip(*(columns[element] for element in reduction.elements), strict=True)
+    return reduction.finish(sum(reduction.term(*(x / unit for x in row), **given) for row in rows), **given) * unit
 
 
 def numbers_of(rule, *, t=1, lam=0.0, eta=0.1, eta_max=0.1, **settings):

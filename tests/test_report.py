@@ -366,6 +366,8 @@ def test_a_best_learning_rate_at_the_edge_is_said_to_be_there() -> None:
 def test_the_unit_of_the_shrink_is_explained_only_where_it_holds() -> None:
     rows, manifest = sweep(ridge(0))
     assert "lr × λ is the share that a weight loses per step" in about(rows, manifest)[2]
+    unit = "a decoupled decay shrinks a weight by lr·λ per step"
+    assert "loses per step" in about(rows, {**manifest, "decay_unit": unit})[2]
     assert "loses per step" not in about(rows, {**manifest, "decay_unit": "per step"})[2]
     rows, manifest = sweep(ridge(0), optimizers={"Adam": "coupled"})
     assert "λ weighs a penalty here" in about(rows, manifest)[2]

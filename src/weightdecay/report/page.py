@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from weightdecay.report import files
+from weightdecay import files
 from weightdecay.report.canvas import Picture
 from weightdecay.report.grid import Row, Sweep
 from weightdecay.report.heat_maps import heat_maps

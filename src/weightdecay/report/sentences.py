@@ -18,6 +18,8 @@ _HELP: dict[Outcome | None, str] = {
     "one seed": "cannot be told from noise on one seed for {}",
     None: "cannot be judged for {}",
 }
+# How a manifest says that a decoupled λ is multiplied by the learning rate.
+_SHRINKS_BY_LR = ("per lr", "lr·λ")
 _ALONE = "on one seed, which has no standard error and cannot tell a difference from noise"
 _LEFT_OUT: dict[Standing, str] = {
     "edge": "{} where the best λ is at the edge of the grid",
@@ -156,7 +158,7 @@ def _meaning(sweep: Sweep, grid: Grid, trend: Trend) -> str:
     }[trend.admits(-1), trend.admits(0)]
     if grid.kind == "coupled":
         return f"{reading}; λ weighs a penalty here, so what a weight loses per step depends on the optimizer's direction too"
-    if grid.kind == "decoupled" and sweep.decay_unit.startswith("per lr"):
+    if grid.kind == "decoupled" and any(words in sweep.decay_unit for words in _SHRINKS_BY_LR):
         return f"{reading}; lr × λ is the share that a weight loses per step"
     return reading
 

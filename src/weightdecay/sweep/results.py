@@ -6,12 +6,12 @@ flight; a torn last line is cut off at the next start. A lock keeps a second pro
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from weightdecay import files
 from weightdecay.sweep.grid import Run
 
 try:
@@ -24,20 +24,6 @@ Row = dict[str, Any]
 
 class SweepError(Exception):
     """Say what is wrong with a sweep's folder, in words for its user."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: into a temporary file beside it, then in its place."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def key(row: Row) -> Run:
@@ -104,7 +90,8 @@ class Results:
 
     def describe(self, manifest: dict[str, Any]) -> None:
         """Write what the sweep is, beside its results."""
-        write_atomically(self.directory / "sweep.json", json.dumps({**manifest, "identity": self.identity}, indent=1) + "\n")
+        text = json.dumps({**manifest, "identity": self.identity}, indent=1) + "\n"
+        files.write(self.directory / "sweep.json", text.encode())
 
     def _check_identity(self) -> None:
         described = self.directory / "sweep.json"

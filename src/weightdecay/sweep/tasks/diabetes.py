@@ -38,5 +38,5 @@ task = Task(
     r2,
     batch_size=30,
     description="scikit-learn's diabetes data: ten measurements of 442 patients against their disease a year later, "
-    "150 to train on, 140 to choose the hyper-parameters by and 152 to report; two hidden layers of 48, cosine schedule",
+    "150 to train on, 140 to choose the hyper-parameters by and 152 to report; two hidden layers of 48, cosine schedule.",
 )
