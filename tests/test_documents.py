@@ -20,6 +20,15 @@ def blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
 
 
+def test_the_readmes_lines_print_what_it_shows(capsys):
+    lines, page = blocks("README.md", "python")
+    exec(compile(lines, "README.md", "exec"), {})
+    (shown,) = blocks("README.md", "text")
+    assert capsys.readouterr().out == shown
+    source = ROOT / "src/weightdecay/decays/decoupled.py"
+    assert page == source.read_text(encoding="utf-8")
+
+
 def test_the_decay_of_contributing_works_as_typed(tmp_path, own_registry):
     (page,) = blocks("CONTRIBUTING.md", "python")
     assert len(page.splitlines()) < 25

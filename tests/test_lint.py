@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 import weightdecay as wd
-from weightdecay import rule as rule_module
+from weightdecay.interval import Interval
 
 HEADER = """
 from weightdecay import decay, direction, penalty
@@ -448,7 +448,7 @@ def test_a_domain_is_an_interval(define, text):
     ],
 )
 def test_an_interval_holds_what_mathematics_says(text, inside, outside):
-    interval = rule_module.Interval(text)
+    interval = Interval(text)
     assert all(x in interval for x in inside)
     assert not any(x in interval for x in outside)
     assert str(interval) == text

@@ -12,8 +12,8 @@ __all__ = ["BestLine", "CellLine", "best_lines", "cell_lines"]
 
 _NOTES: dict[Standing, str] = {
     "clear": "",
-    "edge": "edge of the grid",
-    "flat": "λ = 0 does as well",
+    "edge": "edge of grid",
+    "flat": "λ = 0 as good",
     "untrained": "learns little",
     "diverged": "diverges",
     "missing": "cells missing",

@@ -24,7 +24,7 @@ _ALONE = "on one seed, which has no standard error and cannot tell a difference 
 _LEFT_OUT: dict[Standing, str] = {
     "edge": "{} where the best λ is at the edge of the grid",
     "flat": "{} where λ = 0 does as well",
-    "untrained": "{} that learn little",
+    "untrained": "{} with little learning",
     "diverged": "{} where every λ > 0 diverges",
     "missing": "{} with cells missing",
 }

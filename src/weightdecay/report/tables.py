@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -20,11 +21,13 @@ def best_table(rows: Iterable[Row], manifest: Row) -> Table:
     """
     found = verdict(rows, manifest)
     sweep = found.sweep
-    heading = sweep.units.heading(f"test {sweep.metric}")
-    table = Table(title=Text(f"{sweep.task}: the best λ > 0 at each learning rate ({heading})"), title_justify="left")
-    table.add_column("optimizer")
+    metric = sweep.units.heading(f"test {sweep.metric}")
+    title = Text(f"{sweep.task}: the best λ > 0 at each learning rate ({metric})")
+    # No lines between columns and no cell padded twice: it has to fit in 80 columns.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("")
     for heading in ("lr", "best λ", "with it", "λ = 0", "change"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("note")
     for judgement in found.judgements:
         for number, line in enumerate(best_lines(sweep, judgement)):
