@@ -107,13 +107,16 @@ def _tied(text: str) -> str:
 
 
 def _design(sweep: Sweep) -> str:
-    """Say in a sentence or two what was run."""
+    """Say what was run."""
+    about = sweep.description.strip()
+    if about and about[-1] not in ".!?":
+        about += "."
     names = ", ".join(grid.name for grid in sweep.grids)
     shapes = {(len(grid.lrs), len(grid.decays)) for grid in sweep.grids}
     lrs, decays = (f"{number} " for number in shapes.pop()) if len(shapes) == 1 else ("", "")
     steps = f" for {sweep.steps} steps" if sweep.steps is not None else ""
     seeds = f"{len(sweep.seeds)} seed{'' if len(sweep.seeds) == 1 else 's'}"
     return (
-        f"{names}: each trained{steps} from {seeds} at every pair of its {lrs}learning rates and {decays}weight decays, "
+        f"{about} {names}: each trained{steps} from {seeds} at every pair of its {lrs}learning rates and {decays}weight decays, "
         f"{sweep.expected} runs in all. Settings are chosen by validation {sweep.metric} and reported by test {sweep.metric}."
     )

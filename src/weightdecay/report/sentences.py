@@ -1,7 +1,7 @@
 """What the numbers of a verdict say, in words that follow from them and from nothing else."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from weightdecay.report.contrast import Contrast, Outcome
 from weightdecay.report.grid import Cell, Grid, Sweep
@@ -45,13 +45,21 @@ def about_coverage(sweep: Sweep) -> str:
     return f"{here}. {diverged}.{strays}"
 
 
-def about_all(judgements: Iterable[Judgement]) -> str:
-    """Say in one sentence which optimizers decay helps."""
+def about_all(judgements: Sequence[Judgement]) -> str:
+    """Say in one sentence which optimizers decay helps: at their best settings, and at larger learning rates."""
+    best = _helped((found.grid.name, found.decay) for found in judgements)
+    larger = _helped((found.grid.name, found.larger_lrs) for found in judgements)
+    return (
+        f"At the best settings of each optimizer, weight decay {best}; "
+        f"over the larger half of the learning rates that train, it {larger}."
+    )
+
+
+def _helped(contrasts: Iterable[tuple[str, Contrast | None]]) -> str:
     named: dict[Outcome | None, list[str]] = {}
-    for found in judgements:
-        named.setdefault(found.decay.outcome if found.decay else None, []).append(found.grid.name)
-    said = [words.format(_listed(named[outcome])) for outcome, words in _HELP.items() if outcome in named]
-    return f"At the best settings of each optimizer, weight decay {_listed(said)}."
+    for name, contrast in contrasts:
+        named.setdefault(contrast.outcome if contrast else None, []).append(name)
+    return _listed(words.format(_listed(named[outcome])) for outcome, words in _HELP.items() if outcome in named)
 
 
 def about_decay(sweep: Sweep, found: Judgement) -> str:
