@@ -203,6 +203,21 @@ def test_the_order_of_weights_in_a_tensor_does_not_matter(rule):
     assert_close(seen, expected[:, order], tolerance=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 2, 4)], ids=str)
+@every_rule
+def test_a_stack_of_models_steps_as_each_of_them_alone(rule, shape):
+    """A sweep trains many models in one tensor: what a rule knows of the whole tensor is then of each model's."""
+    optimizer = optimizer_with(rule, [weights()], lam=0.5)
+    (group,) = optimizer.param_groups
+    equation, numbers = optimizer.equation(group), optimizer.numbers(group, t=2)
+    w, g, *state = torch.randn(2 + len(equation.direction.state), *shape, dtype=torch.float64).abs()
+    together, after = eager.step(equation, numbers, w, g, state, stacked=True)
+    for model in range(3):
+        alone, left = eager.step(equation, numbers, w[model], g[model], [moment[model] for moment in state])
+        for stacked, one in zip((together, *after), (alone, *left), strict=True):
+            assert_close(stacked[model], one, tolerance=1e-14)
+
+
 @every_rule
 def test_every_hyper_parameter_has_an_effect(rule):
     elements = combinations([0.25, 1.5], len(rule.elements))

@@ -61,7 +61,7 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
 
     return {
         "absolute": lifted("absolute", torch.abs),
-        "sign": lifted("sign", torch.sign),
+        "sign": lifted("sign", lambda x: torch.where(x.isnan(), x, torch.sign(x))),  # torch's sign of NaN is 0
         "sqrt": lifted("sqrt", torch.sqrt),
         "exp": lifted("exp", torch.exp),
         "log": lifted("log", torch.log),

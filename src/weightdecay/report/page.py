@@ -116,7 +116,6 @@ def _design(sweep: Sweep) -> str:
     lrs, decays = (f"{number} " for number in shapes.pop()) if len(shapes) == 1 else ("", "")
     steps = f" for {sweep.steps} steps" if sweep.steps is not None else ""
     seeds = f"{len(sweep.seeds)} seed{'' if len(sweep.seeds) == 1 else 's'}"
-    return (
-        f"{about} {names}: each trained{steps} from {seeds} at every pair of its {lrs}learning rates and {decays}weight decays, "
-        f"{sweep.expected} runs in all. Settings are chosen by validation {sweep.metric} and reported by test {sweep.metric}."
-    )
+    run = f"{names}: each trained{steps} from {seeds} at every pair of its {lrs}learning rates and {decays}weight decays"
+    chosen = f"Settings are chosen by validation {sweep.metric} and reported by test {sweep.metric}."
+    return f"{about} {run}, {sweep.expected} runs in all. {chosen}".lstrip()
