@@ -122,7 +122,9 @@ def test_rules_of_another_module_join(folder):
     listed = subprocess.run([*script, "rules", "--json"], capture_output=True, text=True, check=True).stdout
     assert "halving" in [rule["name"] for rule in json.loads(listed)["decay"]]
     grid = ["--lr", "0.1", "--weight-decay", "0.1", "--seeds", "1"]
-    subprocess.run([*script, "sweep", f"{folder}:task", "--out", "out", "-o", "adam+halving", *grid], check=True, capture_output=True)
+    subprocess.run(
+        [*script, "sweep", f"{folder}:task", "--out", "out", "-o", "adam+halving", *grid], check=True, capture_output=True
+    )
     assert json.loads(Path("out/results.jsonl").read_text())["optimizer"] == "adam+halving"
 
 

@@ -182,7 +182,8 @@ def test_a_changed_task_is_refused(tmp_path):
     module.write_text(
         "from torch import nn\nimport weightdecay as wd\nimport test_sweep\n\n"
         "def model():\n    return nn.Linear(5, 2)\n\n"
-        "task = wd.Task('mine', model, test_sweep.blobs, nn.functional.cross_entropy, test_sweep.right, steps=6, batch_size=20)\n"
+        "loss, metric = nn.functional.cross_entropy, test_sweep.right\n"
+        "task = wd.Task('mine', model, test_sweep.blobs, loss, metric, steps=6, batch_size=20)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), str(tmp_path)])}
     command = [sys.executable, "-m", "weightdecay", "sweep", "mine:task", "--out", str(tmp_path / "out"), "--seeds", "1"]
