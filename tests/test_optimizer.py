@@ -73,7 +73,7 @@ def test_a_hook_may_replace_the_closure():
 def test_the_profiler_shows_a_step_under_the_name_of_its_class(preset):
     optimizer = preset(parameters().values())
     set_gradients(optimizer, 1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         optimizer.step()
     assert [e.name for e in profile.events()].count(f"Optimizer.step#{preset.__name__}.step") == 1
 
