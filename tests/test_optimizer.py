@@ -537,3 +537,34 @@ def test_a_sharded_optimizer_of_one_process_is_the_optimizer(preset):
     assert bits(params) == bits(others)
     sharded.consolidate_state_dict()
     assert bits(sharded.state_dict()["state"]) == bits(whole.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    ("build", "extra"),
+    [
+        (wd.AdamW, {"decay": "none"}),
+        (wd.AdamW, {"direction": "sgd"}),
+        (wd.AdamW, {"penalty_weight": 0.5}),
+        (wd.AdamW, {"lr_max": 3.0}),
+        (wd.AdamW, {"momentum": 0.9}),
+        (wd.SGD, {"betas": (0.9, 0.999)}),
+        (lambda groups: wd.Optimizer(groups, 0.1, direction="adam"), {"momentum": 0.9}),
+        (lambda groups: wd.Optimizer(groups, 0.1, direction="adam"), {"p": 3.0}),
+        (wd.AdamW, {"differentiable": True}),
+    ],
+)
+def test_a_key_that_would_do_nothing_in_a_group_is_refused(build, extra):
+    param = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        build([{"params": [param], **extra}])
+
+
+def test_a_groups_own_rules_and_their_numbers_are_welcome():
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": [params[0]]}, {"params": [params[1]], "direction": "sgd", "momentum": 0.9, "note": "mine"}]
+    optimizer = wd.Optimizer(groups, 0.1, direction="adam", decay="decoupled", weight_decay=0.5)
+    for param in params:
+        param.grad = torch.zeros(2)
+    optimizer.step()
+    assert str(optimizer.equation(optimizer.param_groups[1])) == "sgd direction + decoupled decay"
+    assert set(optimizer.state[params[1]]) == {"step", "momentum_buffer"}

@@ -357,3 +357,21 @@ def test_a_parameter_is_rounded_as_if_others_had_no_gradient(dtype):
         all_params(second)[0].grad = None
         second.step()
     assert bits(all_params(both)[1]) == bits(all_params(second)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_that_someone_else_zeroed_stays_zero(dtype):
+    """A pruning mask between the steps: the old remainder is not this weight's, and must not make it NaN."""
+    param = torch.nn.Parameter(torch.randn(1000).to(dtype))
+    mask = (torch.rand(1000) > 0.5).to(dtype)
+    optimizer = wd.AdamW([param], lr=1e-3, weight_decay=0.1, rounding="compensated")
+    for _ in range(5):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+        with torch.no_grad():
+            param.mul_(mask)
+        assert param.isfinite().all()
+    optimizer.param_groups[0]["lr"] = 0.0
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert (param[mask == 0] == 0).all()

@@ -1,5 +1,6 @@
 """The sweep: a stacked run is the run alone, results survive a kill, and a user's own task works."""
 
+import functools
 import json
 import os
 import signal
@@ -8,15 +9,16 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import weightdecay as wd
-from weightdecay.sweep import SweepError, tasks
-from weightdecay.sweep.grid import DEFAULT_OPTIMIZERS, Run, choose
-from weightdecay.sweep.results import Results, key
-from weightdecay.sweep.train import Alone, NotStackable, Stack, begin, train, train_alone, train_stacked
+from weightdecay.sweeps import SweepError, tasks
+from weightdecay.sweeps.grid import DEFAULT_OPTIMIZERS, Run, choose
+from weightdecay.sweeps.results import Results, key
+from weightdecay.sweeps.train import Alone, NotStackable, Stack, begin, train, train_alone, train_stacked
 
 
 def double(task):
@@ -195,6 +197,55 @@ def test_a_changed_task_is_refused(tmp_path):
     assert "holds results of another task (code" in refused.stderr
 
 
+def scaled(factor):
+    return lambda output, target: factor * nn.functional.cross_entropy(output, target)
+
+
+class Model(nn.Linear):
+    def __init__(self, width=5):
+        super().__init__(width, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"schedule": lambda step, steps: 1.0}, {"schedule": lambda step, steps: 0.5}),
+        ({"loss": scaled(1.0)}, {"loss": scaled(2.0)}),
+        ({"loss": functools.partial(nn.functional.cross_entropy, label_smoothing=0.0)},
+         {"loss": functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)}),
+        ({"model": Model}, {"model": lambda: nn.Linear(5, 2)}),
+    ],
+    ids=["schedule", "closure", "partial", "class"],
+)  # fmt: skip
+def test_what_a_function_closes_over_is_part_of_the_task(tmp_path, first, second):
+    first, second = replace(TINY, **first), replace(TINY, **second)
+    wd.sweep(first, tmp_path, **SMALL_GRID, report=False)
+    assert len(wd.sweep(first, tmp_path, **SMALL_GRID, report=False).rows) == 16
+    with pytest.raises(SweepError, match="code"):
+        wd.sweep(second, tmp_path, **SMALL_GRID, report=False)
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, monkeypatch):
+    with Results(tmp_path, TINY.fingerprint()) as results:
+        run = {"optimizer": "SGD", "lr": 0.1, "weight_decay": 0.0, "seed": 0}
+        results.append([run])
+        before = results.path.read_bytes()
+        real = os.write
+
+        def full(descriptor, data):
+            if len(data) > 10:
+                return real(descriptor, data[:10])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(SweepError, match=r"results\.jsonl: No space left.*kept"):
+            results.append([{**run, "seed": 1}])
+        monkeypatch.undo()
+        assert results.path.read_bytes() == before
+        results.append([{**run, "seed": 2}])
+    assert [json.loads(line)["seed"] for line in results.path.read_text().splitlines()] == [0, 2]
+
+
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
     with Results(tmp_path, TINY.fingerprint()), pytest.raises(SweepError, match="another sweep is writing"):
         wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
@@ -254,6 +305,35 @@ def test_what_cannot_be_stacked_runs_one_by_one_and_says_so(tmp_path):
     assert watcher.advanced == pytest.approx(16)
 
 
+def mean_error(output, target):
+    return float((output.argmax(-1) != target).float().mean())  # reads a number: no stack can
+
+
+class Running(nn.Module):
+    """Keeps a buffer by assigning a new one, which torch.func does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 2)
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0).detach()
+        return self.linear(x - self.mean)
+
+
+@pytest.mark.parametrize("change", [{"metric": mean_error}, {"model": Running}], ids=["metric", "buffer"])
+def test_what_stacks_only_by_half_runs_one_by_one(tmp_path, change):
+    result = wd.sweep(replace(TINY, **change), tmp_path, optimizers=["SGD"], lr=[0.1], weight_decay=[0], seeds=1, report=False)
+    assert result.rows[0]["stacked"] is False
+
+
+def test_a_model_that_is_made_once_is_not_trained_on(tmp_path):
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    result = wd.sweep(replace(TINY, model=lambda: model), tmp_path, **SMALL_GRID, report=False)
+    assert len({row["initial_weight_norm"] for row in result.rows}) == 1
+
+
 def test_stacked_or_not_a_row_has_the_same_keys():
     run = Run("AdamW", 1e-2, 0.1, 0)
     stacked, alone = train_stacked(TINY, choose("AdamW"), [run])[0], train_alone(TINY, choose("AdamW"), run)
@@ -287,6 +367,7 @@ def test_the_seed_decides_weights_and_batches_and_leaves_the_callers_random_stat
         ({"weight_decay": []}, "no weight_decay"),
         ({"lr": [0.1, 0.1]}, "twice"),
         ({"seeds": 0}, "seeds=0"),
+        ({"seeds": True}, "seeds=True"),
     ],
 )
 def test_an_impossible_sweep_is_refused_before_it_begins(tmp_path, change, says):
@@ -302,6 +383,8 @@ def test_an_impossible_sweep_is_refused_before_it_begins(tmp_path, change, says)
         ({"steps": 0}, ValueError, "steps=0"),
         ({"batch_size": 2.5}, ValueError, "batch_size=2.5"),
         ({"loss": "mse"}, TypeError, "loss .*not callable"),
+        ({"name": ""}, ValueError, "name=''"),
+        ({"name": 3}, ValueError, "name=3"),
     ],
 )
 def test_an_impossible_task_is_refused(change, error, says):
@@ -321,6 +404,21 @@ def test_an_impossible_task_is_refused(change, error, says):
 def test_impossible_data_are_refused(tmp_path, data, error, says):
     with pytest.raises(error, match=says):
         wd.sweep(replace(TINY, data=data), tmp_path, **SMALL_GRID, report=False)
+
+
+def test_a_metric_does_not_take_the_name_of_the_loss():
+    def loss(output, target):
+        return output.mean()
+
+    with pytest.raises(ValueError, match="called loss"):
+        replace(TINY, metric=loss)
+
+
+def test_numbers_and_names_need_no_list(tmp_path):
+    result = wd.sweep(TINY, tmp_path, optimizers="SGD", lr=np.float32(0.5), weight_decay=0, seeds=1, report=False)
+    assert [(row["optimizer"], row["lr"]) for row in result.rows] == [("SGD", 0.5)]
+    with pytest.raises(ValueError, match="adamw"):
+        wd.sweep(replace(TINY, grids={"adamw": wd.Grid((0.1,), (0.0,))}), tmp_path, report=False)
 
 
 def test_an_error_in_a_users_loss_comes_through(tmp_path):

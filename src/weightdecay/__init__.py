@@ -15,7 +15,7 @@ from weightdecay.lint import RuleError
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
 from weightdecay.rule import decay, direction, penalty, rules
-from weightdecay.sweep import Data, Grid, Task, sweep
+from weightdecay.sweeps import Data, Grid, Task, sweep
 
 __all__ = [
     "SGD",

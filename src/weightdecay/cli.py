@@ -5,6 +5,7 @@ wrong command line, 130 interrupted.
 """
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ except ImportError as error:
     raise SystemExit(f"the command line needs {error.name}: pip install 'weightdecay[sweep]'") from None
 
 import weightdecay as wd
-from weightdecay.sweep import SweepError, Task, tasks
-from weightdecay.sweep.grid import DEFAULT_OPTIMIZERS, geometric
+from weightdecay.sweeps import SweepError, Task, tasks
+from weightdecay.sweeps.grid import DEFAULT_OPTIMIZERS, geometric
 
 ERR = Console(stderr=True, highlight=False)
 OUT = Console(highlight=False)
@@ -129,7 +130,7 @@ def sweep(
     A sweep that was stopped goes on where it was.
     """
     found = _task(task)
-    directory = out or Path("runs") / found.name
+    directory = out or Path("runs") / (re.sub(r"[^\w-]+", "-", found.name).strip("-") or "task")
     watcher = _Watcher()
     try:
         with watcher:
@@ -191,6 +192,8 @@ def _task(name: str) -> Task:
         if name in tasks.NAMES:
             return tasks.load(name)
         _refuse_task(name, f"there are {', '.join(tasks.NAMES)}, and your own as module:attribute")
+    if not module_name or not attribute:
+        _refuse_task(name, "a task of your own is written module:attribute")
     found = _import(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):

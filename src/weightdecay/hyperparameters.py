@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weightdecay.interval import Interval
-from weightdecay.rule import CONTEXT, Rule
+from weightdecay.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.step import Equation
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
@@ -78,7 +79,7 @@ def peak_lr(group: Mapping[str, Any]) -> Any:
 
 
 def _value(name: str, group: Mapping[str, Any]) -> Any:
-    if re.fullmatch(r"beta\d", name):
+    if name.startswith("beta") and name[4:].isdigit():
         return group["betas"][int(name[4:]) - 1]
     return group[_USER_NAMES.get(name, name)]
 
@@ -130,6 +131,8 @@ def _number(key: str, value: Any, domain: Interval, where: str) -> Any:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{key} in {where} is a tensor of {value.numel()} elements; a Tensor {key} must be 1-element")
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{key} in {where} is a {value.dtype} tensor, not a real number")
         plain = value.item()
     elif isinstance(value, number_types.Real) and not isinstance(value, bool):
         plain = value = int(value) if isinstance(value, number_types.Integral) else float(value)
@@ -154,6 +157,14 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: object) ->
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"they take {', '.join(known) or 'no numbers'}"
         raise TypeError(f"{owner} takes no {name!r}: {hint}")
+
+
+def refuse_unused(given: Iterable[str], takes: set[str], equation: Equation, where: str) -> None:
+    """Refuse a group's key that is some rule's number, or chooses rules, and would do nothing here."""
+    every = {*defaults(REGISTRY.values()), "lr_max", "penalty_weight", "direction", "penalty", "decay"}
+    for key in given:
+        if key in every and key not in takes:
+            raise ValueError(f"{key!r} in {where} would be ignored: {equation} takes {', '.join(sorted(takes & every))}")
 
 
 def _refuse_misspelt(group: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -13,6 +13,9 @@ from weightdecay.readers import eager, rounding
 from weightdecay.rule import KINDS, REGISTRY, Rule
 from weightdecay.step import Equation
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+_OURS = ("foreach", "fused", "differentiable")
+"""The flags that say how a step is computed, not which: a checkpoint's are not taken over."""
 RuleLike = str | Callable[..., Any]
 _FLAGS = {
     "maximize": False,
@@ -90,7 +93,7 @@ class Optimizer(torch.optim.Optimizer):
         rules = {kind: rule and REGISTRY.find(kind, rule).name for kind, rule in names.items()}  # type: ignore[arg-type]
         equation = self.equation(rules)
         takes = hyperparameters.defaults(equation.rules)
-        hyperparameters.refuse_unknown(numbers, {*takes, *(["lr_max"] if _needs_peak(equation) else [])}, equation)
+        hyperparameters.refuse_unknown(numbers, self._takes(equation), equation)
         lambdas = {"weight_decay": weight_decay, "penalty_weight": penalty_weight}
         defaults = {"lr": lr, **rules, **lambdas, **takes, **numbers}
         self._start(
@@ -120,6 +123,11 @@ class Optimizer(torch.optim.Optimizer):
             REGISTRY.find("decay", "none" if decay is None else decay),
         )
 
+    @staticmethod
+    def _takes(equation: Equation) -> set[str]:
+        """Return the keys of a group that these rules read, besides those that every optimizer has."""
+        return {*hyperparameters.defaults(equation.rules), *(["lr_max", "lr_at_start"] if _needs_peak(equation) else [])}
+
     def numbers(self, group: Mapping[str, Any], t: Any) -> dict[str, dict[str, Any]]:
         """Return what the rules of a group take at step t, under the rules' own names, by kind of rule."""
         return {
@@ -147,6 +155,8 @@ class Optimizer(torch.optim.Optimizer):
         for key, value in self.defaults.items():
             group.setdefault(key, value)
         self._complete(group, where)
+        equation = self.equation(group)
+        hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation)}, equation, where)
         super().add_param_group(group)
 
     def _complete(self, group: dict[str, Any], where: str) -> None:
@@ -167,6 +177,8 @@ class Optimizer(torch.optim.Optimizer):
                     f"{flag}=True in {where} names an implementation of torch's that this optimizer does not have: "
                     f"leave it out, reader='auto' takes the fastest reader there is"
                 )
+        if group["differentiable"] != self.defaults["differentiable"]:
+            raise ValueError(f"differentiable={group['differentiable']} in {where}: it is set for all groups or for none")
         hyperparameters.check(group, equation, where)
         used = {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
         for kind, key in self._lambdas.items():
@@ -211,6 +223,7 @@ class Optimizer(torch.optim.Optimizer):
         places: list[int] = []
         self._init_group(group, params, places)
         equation = self.equation(group)
+        moments = self._moments(group, equation.direction)
         lam = group[self._lambdas["penalty"]]
         if not isinstance(lam, Tensor) and lam == 0:
             equation = replace(equation, penalty=None)  # bit for bit: 0·w is not 0 for an infinite w
@@ -219,17 +232,18 @@ class Optimizer(torch.optim.Optimizer):
             state = self.state[param]
             state["step"] += 1
             t = state["step"] if group["capturable"] else state["step"].item()
-            if t not in numbers:
-                numbers[t] = self.numbers(group, t)
+            dtype = eager.compute_dtype(param.dtype)
+            if (t, dtype) not in numbers:
+                numbers[t, dtype] = eager.numbers_in(dtype, self.numbers(group, t))
             how = rounding.resolve(group["rounding"], param.dtype)
             grad = cast(Tensor, param.grad)
             eager.update(
                 equation,
-                numbers[t],
+                numbers[t, dtype],
                 param,
                 -grad if group["maximize"] else grad,
                 state,
-                moments=self._moments(group, equation.direction),
+                moments=moments,
                 how=how,
                 key=rounding.keys(group["seed"], t if group["capturable"] else int(t), first + place)
                 if how == "stochastic"
@@ -239,21 +253,23 @@ class Optimizer(torch.optim.Optimizer):
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], places: list[int]) -> None:
         """Collect the parameters that have a gradient, and give each its state before its first step."""
+        moments = self._moments(group, self.equation(group).direction)
         for place, param in enumerate(group["params"]):
             if param.grad is not None:
                 params.append(param)
                 places.append(place)
-                self._init_state(group, param)
-                eager.prepare(self.equation(group), param.dtype)
+                self._init_state(group, param, moments)
+        for dtype in {param.dtype for param in params}:
+            eager.prepare(self.equation(group), dtype)
 
-    def _init_state(self, group: Mapping[str, Any], param: Tensor) -> None:
+    def _init_state(self, group: Mapping[str, Any], param: Tensor, moments: tuple[str, ...]) -> None:
         state = self.state[param]
         if "step" not in state:
             # torch's SGD counts no steps; a buffer that came with a checkpoint has seen at least one.
-            started = any(state.get(name) is not None for name in self._moments(group, self.equation(group).direction))
+            started = any(state.get(name) is not None for name in moments)
             device = param.device if group["capturable"] else "cpu"
             state["step"] = torch.tensor(float(started), dtype=torch.float32, device=device)
-        for name in self._moments(group, self.equation(group).direction):
+        for name in moments:
             if state.get(name) is None:
                 state[name] = torch.zeros_like(
                     param, dtype=_moment_dtype(param), memory_format=torch.preserve_format, requires_grad=False
@@ -327,7 +343,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _merged(self, saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
         """Return a loaded group; what it lacks (being older, or torch's) and which implementation runs come from ours."""
-        return {**live, **saved, "params": live["params"], "foreach": live["foreach"], "fused": live["fused"]}
+        return {**live, **saved, "params": live["params"], **{flag: live[flag] for flag in _OURS}}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: torch's three entries and the reader."""
@@ -367,6 +383,8 @@ def _restored(content: Mapping[str, Any], param: Tensor, *, on_device: bool) -> 
             device = param.device if on_device else "cpu"
             step = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
             state[key] = step.to(device, torch.float32, copy=True)
+        elif key == "compensation" and value.dtype != torch.int16:
+            del state[key]  # it went through an optimizer that took it for a moment, and cast it
         elif isinstance(value, Tensor):
             floating = value.is_floating_point() or value.is_complex()
             state[key] = value.detach().to(param.device, _moment_dtype(param) if floating else value.dtype, copy=True)
@@ -389,5 +407,6 @@ def _name(group: Mapping[str, Any], index: int, place: int) -> str:
 def _refuse_dtypes(params: list[Any], where: str) -> None:
     for place, entry in enumerate(params):
         name, param = entry if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
-        if isinstance(param, Tensor) and not (param.is_floating_point() or param.is_complex()):
-            raise ValueError(f"{name} is a {param.dtype} tensor: only floating-point and complex parameters can be optimized")
+        if isinstance(param, Tensor) and param.dtype not in _DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise ValueError(f"{name} is a {param.dtype} tensor: only {known} parameters can be optimized")

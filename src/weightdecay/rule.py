@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from weightdecay.interval import Interval
@@ -60,12 +61,12 @@ class Rule:
     stateless_without: str | None
     """The number without which (at zero) a direction needs no state."""
 
-    @property
+    @cached_property
     def elements(self) -> tuple[str, ...]:
         """Return the per-element values that the rule takes, in order."""
         return (*_FIRST_ARGUMENTS[self.kind], *self.state)
 
-    @property
+    @cached_property
     def reductions(self) -> tuple[str, ...]:
         """Return the numbers that are computed from the whole tensor."""
         return tuple(name for name in self.numbers if name in REDUCTIONS)

@@ -72,7 +72,7 @@ def debias(beta: float, t: float) -> float:
 
     A word of its own because float32 loses it: a reader with float32 numbers computes −expm1(t·log β).
     """
-    return 1 - math.pow(beta, t)
+    return 1 - power(beta, t)
 
 
 WORDS = tuple(name for name in __all__ if name != "WORDS")

@@ -130,6 +130,14 @@ def step(
     return one_step(equation, numbers, values, bind=partial(bound, dtype=w.dtype), reduce=partial(reduce, stacked=stacked))
 
 
+def numbers_in(dtype: torch.dtype, numbers: Numbers) -> dict[str, dict[str, Any]]:
+    """Return the numbers with tensors among them as scalars of this dtype; floats stay what they are."""
+    return {
+        kind: {name: value.to(dtype).reshape(()) if isinstance(value, Tensor) else value for name, value in given.items()}
+        for kind, given in numbers.items()
+    }
+
+
 def update(
     equation: Equation,
     numbers: Numbers,
@@ -144,11 +152,11 @@ def update(
 ) -> None:
     """Do one step on a parameter and its entry in the optimizer's state.
 
-    `moments` are the state's keys in the direction's order, none where it needs none; `how` is the rounding, already resolved.
+    `moments` are the state's keys in the direction's order, none where it needs none; `how` is the rounding,
+    already resolved; `numbers` come from `numbers_in`.
     Complex tensors are read as pairs of reals, as torch does.
     """
     dtype = compute_dtype(param.dtype)
-    numbers = {kind: {name: _as(value, dtype) for name, value in given.items()} for kind, given in numbers.items()}
     real = torch.view_as_real if param.is_complex() else lambda tensor: tensor
     w, g = real(param).to(dtype), real(grad.resolve_conj()).to(dtype)
     if differentiable:  # the write below must not reach what autograd has saved, nor a moment be the gradient itself
@@ -171,7 +179,3 @@ def update(
             state[name] = torch.view_as_complex(moment) if param.is_complex() else moment
         else:
             old.copy_(moment)
-
-
-def _as(number: Any, dtype: torch.dtype) -> Any:
-    return number.to(dtype).reshape(()) if isinstance(number, Tensor) else number

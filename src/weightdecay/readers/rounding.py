@@ -127,5 +127,12 @@ def compensated(w: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def restored(w: Tensor, compensation: Tensor) -> Tensor:
-    """Return the float32 that `compensated` split."""
-    return (w.float().view(torch.int32) + compensation.to(torch.int32)).view(torch.float32)
+    """Return the float32 that `compensated` split.
+
+    Someone else may have written the weight since: a distance that would take a zero through to the other sign, or that a
+    weight without a finite value carries, is not this weight's and is dropped.
+    """
+    pattern = w.float().view(torch.int32)
+    moved = pattern + compensation.to(torch.int32)
+    own = (torch.bitwise_xor(pattern, moved) >= 0) & torch.isfinite(w)
+    return torch.where(own, moved, pattern).view(torch.float32)

@@ -3,7 +3,7 @@
 import pkgutil
 from importlib import import_module
 
-from weightdecay.sweep.task import Task
+from weightdecay.sweeps.task import Task
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 

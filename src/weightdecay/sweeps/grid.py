@@ -12,7 +12,7 @@ from weightdecay.groups import param_groups
 from weightdecay.optimizer import Optimizer
 from weightdecay.rule import REGISTRY
 from weightdecay.step import Equation
-from weightdecay.sweep.task import Grid, Task
+from weightdecay.sweeps.task import Grid, Task
 
 NAMED: dict[str, type[Optimizer]] = {
     name: preset

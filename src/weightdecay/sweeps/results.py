@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from weightdecay import files
-from weightdecay.sweep.grid import Run
+from weightdecay.sweeps.grid import Run
 
 try:
     import fcntl
@@ -83,15 +83,25 @@ class Results:
         rows = list(rows)
         # allow_nan=False: a NaN would make a line that is not JSON.
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
-        while text:
-            text = text[os.write(self._file, text) :]
-        os.fsync(self._file)
+        size = os.fstat(self._file).st_size
+        try:
+            while text:
+                text = text[os.write(self._file, text) :]
+            os.fsync(self._file)
+        except BaseException as error:
+            os.ftruncate(self._file, size)
+            if isinstance(error, OSError):
+                raise SweepError(f"cannot write to {self.path}: {error.strerror}; the runs finished before are kept") from error
+            raise
         self.rows += rows
 
     def describe(self, manifest: dict[str, Any]) -> None:
         """Write what the sweep is, beside its results."""
         text = json.dumps({**manifest, "identity": self.identity}, indent=1) + "\n"
-        files.write(self.directory / "sweep.json", text.encode())
+        try:
+            files.write(self.directory / "sweep.json", text.encode())
+        except OSError as error:
+            raise SweepError(f"cannot write to {self.directory}: {error.strerror}") from error
 
     def _check_identity(self) -> None:
         described = self.directory / "sweep.json"

@@ -4,7 +4,7 @@ import datetime
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import torch
 
-from weightdecay.sweep import grid as grids
-from weightdecay.sweep import tasks
-from weightdecay.sweep.grid import DEFAULT_OPTIMIZERS, Choice, Run
-from weightdecay.sweep.results import Results, Row, key
-from weightdecay.sweep.task import Grid, Task
-from weightdecay.sweep.train import NotStackable, Progress, train_alone, train_stacked
+from weightdecay.sweeps import grid as grids
+from weightdecay.sweeps import tasks
+from weightdecay.sweeps.grid import DEFAULT_OPTIMIZERS, Choice, Run
+from weightdecay.sweeps.results import Results, Row, SweepError, key
+from weightdecay.sweeps.task import Grid, Task
+from weightdecay.sweeps.train import NotStackable, Progress, train_alone, train_stacked
 
 
 class Watcher(Protocol):
@@ -109,7 +109,10 @@ def sweep(
     """
     task = tasks.load(task) if isinstance(task, str) else task
     watcher = watcher or _Nobody()
-    if not isinstance(seeds, int) or seeds < 1:
+    optimizers = [optimizers] if isinstance(optimizers, str) else optimizers
+    for name in task.grids:
+        grids.choose(name)
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise ValueError(f"seeds={seeds!r} is not a whole number of at least 1")
     choices = [grids.choose(name) for name in dict.fromkeys(optimizers)]
     if not choices:
@@ -129,14 +132,25 @@ def sweep(
             from weightdecay.report import write_report
 
             watcher.note("writing the report")
-            page = write_report(directory, rows, manifest)
+            try:
+                page = write_report(directory, rows, manifest)
+            except OSError as error:
+                raise SweepError(f"cannot write the report to {directory}: {error.strerror}; all runs are kept") from error
     return SweepResult(rows, manifest, directory, page)
 
 
 def _grid(choice: Choice, task: Task, lr: Sequence[float] | None, weight_decay: Sequence[float] | None) -> Grid:
     own = choice.grid(task)
-    grid = Grid(own.lr if lr is None else tuple(lr), own.weight_decay if weight_decay is None else tuple(weight_decay))
-    return grids.checked(grid, choice.name)
+    lrs = own.lr if lr is None else _values("lr", lr)
+    decays = own.weight_decay if weight_decay is None else _values("weight_decay", weight_decay)
+    return grids.checked(Grid(lrs, decays), choice.name)
+
+
+def _values(key: str, values: Sequence[float] | float) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in (values if isinstance(values, Iterable) else [values]))
+    except (TypeError, ValueError):
+        raise TypeError(f"{key}={values!r} is neither a number nor a list of numbers") from None
 
 
 def _stacks(

@@ -1,8 +1,10 @@
 """What a user provides to have weight decay tuned: a model, data, a loss and a metric."""
 
+import functools
 import hashlib
 import inspect
 import math
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +82,8 @@ class Task:
     description: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f"name={self.name!r} of a task is not a text")
         if self.goal not in ("max", "min"):
             raise ValueError(f'goal={self.goal!r} of task {self.name!r} is neither "max" nor "min"')
         for key in ("steps", "batch_size"):
@@ -89,6 +93,9 @@ class Task:
         for key in ("model", "data", "loss", "metric", "schedule"):
             if not callable(getattr(self, key)):
                 raise TypeError(f"{key} of task {self.name!r} is not callable")
+
+        if self.metric_name == "loss" and self.metric is not self.loss:
+            raise ValueError(f"the metric of task {self.name!r} is called loss, as the loss is: give the function another name")
 
     @property
     def metric_name(self) -> str:
@@ -112,11 +119,10 @@ class Task:
         return data
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what makes results comparable: the settings, and a hash of the files that hold the task's code."""
-        files = {inspect.getsourcefile(f) for f in (self.model, self.data, self.loss, self.metric) if inspect.isfunction(f)}
+        """Return what makes results comparable: the settings, and a hash of the task's code and of the files that hold it."""
         code = hashlib.sha256()
-        for file in sorted(file for file in files if file is not None and Path(file).is_file()):
-            code.update(Path(file).read_bytes())
+        for function in (self.model, self.data, self.loss, self.metric, self.schedule):
+            code.update(repr(_described(function)).encode())
         return {
             "task": self.name,
             "metric": self.metric_name,
@@ -125,3 +131,39 @@ class Task:
             "batch_size": self.batch_size,
             "code": code.hexdigest()[:16],
         }
+
+
+def _described(value: Any, depth: int = 0) -> Any:
+    """Return plain data that change when what a function computes changes: its code, its file, what it closes over."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return value
+    if depth > 4:  # deep enough for partials of partials; a cycle of closures must end somewhere
+        return type(value).__qualname__
+    if isinstance(value, tuple | list | frozenset | set):
+        return [_described(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return [(str(key), _described(item, depth + 1)) for key, item in value.items()]
+    if isinstance(value, functools.partial):
+        return [_described(part, depth + 1) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, types.CodeType):
+        return [value.co_code.hex(), value.co_names, [_described(const, depth + 1) for const in value.co_consts]]
+    if isinstance(value, types.MethodType):
+        return [_described(value.__func__, depth + 1), _described(vars(value.__self__), depth + 1)]
+    if isinstance(value, types.FunctionType):
+        closed = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, closed)
+        return [value.__qualname__, _file(value), *(_described(part, depth + 1) for part in parts)]
+    if isinstance(value, type):
+        return [value.__qualname__, _file(value)]
+    return [type(value).__qualname__, _file(type(value))]
+
+
+def _file(code: Any) -> str:
+    """Return a hash of the file in which a user's function or class stands; an installed library's is its own business."""
+    try:
+        path = Path(inspect.getsourcefile(code) or "")
+    except TypeError:
+        return ""
+    if not path.is_file() or "site-packages" in path.parts:
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

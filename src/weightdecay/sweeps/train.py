@@ -3,6 +3,7 @@
 Both ways start from the same weights, see the same batches and apply the same rules; a stacked run is the run alone.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,8 +17,8 @@ from torch.func import functional_call, grad, vmap
 from weightdecay.groups import param_groups
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import eager
-from weightdecay.sweep.grid import Choice, Run
-from weightdecay.sweep.task import Data, Pair, Task
+from weightdecay.sweeps.grid import Choice, Run
+from weightdecay.sweeps.task import Data, Pair, Task
 
 Row = dict[str, Any]
 Record = dict[str, list[float]]
@@ -50,10 +51,15 @@ def train_stacked(
     with lock:
         model, data = begin(task, runs[0].seed)
     stack = Stack(task, model, choice, runs)
+    before = {name: (id(buffer), buffer._version) for name, buffer in model.named_buffers()}
     try:
         stack.gradients(*(part[: task.batch_size] for part in data.train))
+        stack.measured(data, ("valid",))
     except Exception as error:
         raise NotStackable(str(error).strip().split("\n")[0]) from error
+    for name, buffer in model.named_buffers():
+        if (id(buffer), buffer._version) != before.get(name):
+            raise NotStackable(f"the forward pass changes the buffer {name!r}, which all copies would share")
     history = train(task, stack, data, runs[0].seed, progress)
     return [
         _row(task, run, [(step, {key: values[i] for key, values in record.items()}) for step, record in history], stacked=True)
@@ -215,7 +221,7 @@ def begin(task: Task, seed: int) -> tuple[nn.Module, Data]:
     """Return the model and the data that every run of a seed starts from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = task.model()
+        model = copy.deepcopy(task.model())  # a factory may return the same model each time
     return model.train(), task.checked_data(seed)
 
 

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
-from weightdecay.sweep.task import Data, Task
+from weightdecay.sweeps.task import Data, Task
 
 TRAIN, VALID = 150, 140
 
