@@ -130,9 +130,10 @@ def test_only_independent_decay_does_not_know_the_peak_learning_rate(peak):
         (2.0, {"lr_max": 2.0}, lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5)),
         (8.0, {}, lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=[4.0, 8.0], total_steps=10)),
         (0.75, {"lr": 0.75}, lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5)),
+        (0.75, {"lr": torch.tensor(0.75)}, lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5)),
         (0.5, {}, lambda optimizer: optimizer.param_groups[1].update(lr=0.25)),
     ],
-    ids=["lr_max", "max_lr", "initial_lr", "first-lr"],
+    ids=["lr_max", "max_lr", "initial_lr", "tensor", "first-lr"],
 )
 def test_the_peak_is_what_the_user_says_or_else_the_scheduler(peak, options, scheduler):
     """Each group has its own: timm takes the constructor's lr for all of them."""
@@ -141,7 +142,7 @@ def test_the_peak_is_what_the_user_says_or_else_the_scheduler(peak, options, sch
     optimizer = wd.Optimizer(groups, lr=0.5, direction="sgd", decay="independent", weight_decay=0.125)
     scheduler(optimizer)
     walk(optimizer, zeros(1, 1))
-    assert 1 - w.item() == pytest.approx(optimizer.param_groups[1]["lr"] / peak * 0.125)
+    assert 1 - w.item() == pytest.approx(float(optimizer.param_groups[1]["lr"]) / peak * 0.125)
 
 
 @given(lrs=schedules, lam=st.floats(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Wang & Aitchison 2024, arXiv:2405.13698, equation 3, and Bergsma et al. 2025, arXiv:2502.15938, equation 4: AdamW as a sum.
+"""Wang & Aitchison 2024, arXiv:2405.13698, and Bergsma et al. 2025, arXiv:2502.15938: AdamW as a weighted sum of its updates.
 
 With λ times the learning rate, w_T = Π_t (1 − η_tλ)·w_0 − Σ_i η_i·u_i·Π_{j>i} (1 − η_jλ).
 """

@@ -1,4 +1,4 @@
-"""Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2, line 12: θ_t ← θ_{t−1} − η_t·(α·m̂_t/(√v̂_t + ε) + λ·θ_{t−1}).
+"""Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2: θ_t ← θ_{t−1} − η_t·(α·m̂_t/(√v̂_t + ε) + λ·θ_{t−1}).
 
 α is the peak of the learning rate and η_t the schedule, a multiplier: λ is never multiplied by α.
 """

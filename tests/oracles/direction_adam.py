@@ -1,4 +1,4 @@
-"""Kingma & Ba 2015, arXiv:1412.6980: algorithm 1 with the moments as in equation 1 there, v_t = (1 − β2) Σ β2^{t−i}·g_i²."""
+"""Kingma & Ba 2015, arXiv:1412.6980: algorithm 1, with the moments as the sums they are, v_t = (1 − β2) Σ β2^{t−i}·g_i²."""
 
 import numpy as np
 

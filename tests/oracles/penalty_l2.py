@@ -1,4 +1,4 @@
-"""Krogh & Hertz 1991, equation 2: E(w) = E_0(w) + ½λ Σ w²; Hoerl & Kennard 1970 without the half."""
+"""Krogh & Hertz 1991: E(w) = E_0(w) + ½λ Σ w²; Hoerl & Kennard 1970 without the half."""
 
 SETTINGS = ({},)
 
