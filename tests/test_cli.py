@@ -176,7 +176,13 @@ def test_a_module_that_fails_to_import_says_why(folder):
 
 def test_an_interrupted_sweep_says_that_it_can_go_on(folder):
     command = [sys.executable, "-m", "weightdecay", "sweep", "digits", "--out", "out", "--seeds", "1", "-o", "SGD"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with Ctrl-C ignored
+    )
     deadline = time.monotonic() + 60
     while not Path("out/results.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -52,7 +52,7 @@ def test_the_task_of_the_docs_sweeps_as_typed(tmp_path):
     assert program == "weightdecay"
     subprocess.run([sys.executable, "-m", "weightdecay", *arguments], cwd=tmp_path, check=True, capture_output=True)
     rows = [json.loads(line) for line in (tmp_path / "runs/cancer/results.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 * 3 * 3
+    assert len(rows) == 3 * 5 * 5 * 3
     assert max(row["test_accuracy"] for row in rows) > 0.9
     assert (tmp_path / "runs/cancer/index.html").is_file()
 

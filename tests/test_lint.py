@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 import weightdecay as wd
 from weightdecay.interval import Interval
@@ -247,6 +248,14 @@ REFUSED = {
         """,
         ("(g, *, …)", "(g, m, *, …)"),
     ),
+    "a moment under the optimizer's own key": (
+        """
+        @direction(source="a paper", state={"m": "step"})
+        def bent(g, m, *, t):
+            return g, g
+        """,
+        ("'step'",),
+    ),
     "numbers left of the star": (
         """
         @decay(source="a paper")
@@ -482,3 +491,34 @@ def test_a_refused_rule_is_not_registered(define):
     before = list(wd.rules())
     refusal(define, REFUSED["a decay that returns two"][0])
     assert list(wd.rules()) == before
+
+
+def test_a_notebook_may_run_a_cell_again(define):
+    """Each run of a cell has a file name of its own, and one module: __main__."""
+    code = """
+        @decay(source="a paper")
+        def rerun(w, u, *, eta):
+            return w - eta * u
+    """
+    first = define(code)
+    first.rerun.__module__ = "__main__"
+    again = """
+        def rerun(w, u, *, eta):
+            return w - eta * u
+
+        rerun.__module__ = "__main__"
+        rerun = decay(source="a paper")(rerun)
+    """
+    assert define(again).rerun.rule is wd.rules()["decay", "rerun"]
+
+
+def test_rules_that_mean_different_things_by_one_name_are_not_combined(define):
+    define(
+        """
+        @decay(source="a paper", domain={"p": "(0, 1]"})
+        def sharing(w, u, *, eta, lam, p=0.5):
+            return (1 - eta * lam * p) * w - eta * u
+        """
+    )
+    with pytest.raises(ValueError, match=r"lp.*sharing.*number called p"):
+        wd.Optimizer([torch.nn.Parameter(torch.zeros(2))], 0.1, direction="sgd", penalty="lp", decay="sharing")

@@ -568,3 +568,26 @@ def test_a_groups_own_rules_and_their_numbers_are_welcome():
     optimizer.step()
     assert str(optimizer.equation(optimizer.param_groups[1])) == "sgd direction + decoupled decay"
     assert set(optimizer.state[params[1]]) == {"step", "momentum_buffer"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight_decay": -1.0}, {"lr": float("nan")}, {"lr": "x"}, {"betas": 0.9}, {"weigth_decay": 0.9}, {"rounding": "up"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_value_written_into_a_group_is_checked_before_the_next_step(change):
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = wd.AdamW([{"params": [param]} for param in params], lr=0.1)
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    optimizer.param_groups[1].update(change)
+    with pytest.raises((ValueError, TypeError), match=next(iter(change))):
+        optimizer.step()
+    assert all(torch.equal(param, was) for param, was in zip(params, before, strict=True))
+
+
+def test_a_module_is_not_a_list_of_parameters():
+    with pytest.raises(TypeError, match=r"model\.parameters\(\)"):
+        wd.AdamW(torch.nn.Linear(2, 2))

@@ -56,10 +56,14 @@ def _escaped(text: str) -> str:
 @click.option("--app-dir", type=click.Path(exists=True, file_okay=False), help="Look for your modules in this folder, too.")
 def main(modules: tuple[str, ...], app_dir: str | None) -> None:
     """Weight decay for PyTorch that is right."""
-    if app_dir is not None:
-        sys.path.insert(0, str(Path(app_dir).resolve()))
+    _look_in(app_dir)
     for module in modules:
         _import(module)
+
+
+def _look_in(folder: str | None) -> None:
+    if folder is not None:
+        sys.path.insert(0, str(Path(folder).resolve()))
 
 
 @main.command()
@@ -107,6 +111,7 @@ def _numbers(_: click.Context, option: click.Parameter, text: str | None) -> tup
 @click.option("--lr", callback=_numbers, metavar="VALUES", help="Learning rates, as 1e-3,1e-2 or 1e-4:1e-1:8.")
 @click.option("--weight-decay", callback=_numbers, metavar="VALUES", help="Weight decays, as 0,1e-3:1:7.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="How many seeds.")
+@click.option("--app-dir", type=click.Path(exists=True, file_okay=False), help="Look for your module in this folder, too.")
 @click.option("--fresh", is_flag=True, help="Throw away what the folder holds, and start over.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and paths as JSON.")
 @click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error in your own task came from.")
@@ -117,18 +122,19 @@ def sweep(
     lr: tuple[float, ...] | None,
     weight_decay: tuple[float, ...] | None,
     seeds: int,
+    app_dir: str | None,
     fresh: bool,
     as_json: bool,
     show_traceback: bool,
 ) -> None:
     """Train TASK at every learning rate × weight decay, and report what weight decay does.
 
-    TASK is built in (digits, diabetes) or your own, as module:attribute: a weightdecay.Task, or a function that returns
-    one. Your module is imported and so runs; name its folder with --app-dir, as in `weightdecay --app-dir . sweep
-    my_task:task`.
+    TASK is built in (digits, diabetes) or your own, as module:attribute: a weightdecay.Task, or a function that returns one.
+    Your module is imported and so runs; name its folder, as in `weightdecay sweep my_task:task --app-dir .`.
 
     A sweep that was stopped goes on where it was.
     """
+    _look_in(app_dir)
     found = _task(task)
     directory = out or Path("runs") / (re.sub(r"[^\w-]+", "-", found.name).strip("-") or "task")
     watcher = _Watcher()
@@ -158,9 +164,12 @@ def sweep(
         return
     from weightdecay.report import best_table
 
+    verdict = result.verdict()
     OUT.print(best_table(result.rows, result.manifest))
-    OUT.print(str(result), soft_wrap=True, markup=False)
-    OUT.print(f"\nreport: {result.report}", soft_wrap=True, markup=False)
+    OUT.print("[dim]λ is chosen on the validation part, the numbers are of the test part, ± one standard error over seeds[/]\n")
+    for sentence in (verdict.coverage, verdict.summary, *verdict.compared):
+        OUT.print(sentence, markup=False)
+    OUT.print(f"\nreport: {result.report} (each optimizer's verdict, heat maps, training curves)", soft_wrap=True, markup=False)
 
 
 def _explained(error: Exception) -> str:
@@ -177,9 +186,7 @@ def _import(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise Refusal(
-                f"there is no module {error.name!r}; if it is a file in this folder, add --app-dir . before the command"
-            ) from None
+            raise Refusal(f"there is no module {error.name!r}; if it is a file in this folder, add --app-dir .") from None
         raise Refusal(f"importing {name} failed: {error}") from error
     except Exception as error:
         raise Refusal(f"importing {name} failed: {_explained(error)}") from error

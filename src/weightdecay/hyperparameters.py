@@ -110,12 +110,26 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
     if int(group["seed"]) != group["seed"]:
         raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
     _refuse_misspelt(group, {*domains, *_FLAGS, *_OTHERS}, where)
+    _refuse_shared(equation, where)
     for rule in equation.rules:
         if rule.check is not None:
             try:
                 rule.check(**{name: _value(name, group) for name in rule.defaults})
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+
+
+def _refuse_shared(equation: Equation, where: str) -> None:
+    """Refuse rules that call different numbers by one name: a group holds one value for it."""
+    taken: dict[str, tuple[Rule, float, Interval | None]] = {}
+    for rule in equation.rules:
+        for name, default in rule.defaults.items():
+            other, value, domain = taken.setdefault(name, (rule, default, rule.domain.get(name)))
+            if (value, domain) != (default, rule.domain.get(name)):
+                raise ValueError(
+                    f"{where}: the {other.kind} {other.name} and the {rule.kind} {rule.name} both have a number called "
+                    f"{_USER_NAMES.get(name, name)} and mean different things by it; they cannot be used together"
+                )
 
 
 def _betas(betas: Any, equation: Equation, domains: Mapping[str, Interval], where: str) -> tuple[Any, ...]:
@@ -155,7 +169,8 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: object) ->
             meant = {"lam": "weight_decay or penalty_weight"}.get(name, _USER_NAMES.get(name, "counted by the optimizer"))
             raise TypeError(f"{name} is the rules' own name: users write {meant}")
         close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"they take {', '.join(known) or 'no numbers'}"
+        shown = ", ".join(name for name in known if name not in ("foreach", "fused"))
+        hint = f"did you mean {close[0]}?" if close else f"it takes {shown or 'no numbers'}"
         raise TypeError(f"{owner} takes no {name!r}: {hint}")
 
 

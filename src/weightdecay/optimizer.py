@@ -111,6 +111,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _start(self, params: ParamsT, defaults: dict[str, Any], *, reader: str = "auto", **flags: Any) -> None:
         """Finish the construction of any optimizer of this package."""
+        if isinstance(params, torch.nn.Module):
+            raise TypeError("params is a module: pass model.parameters(), or weightdecay.param_groups(model, weight_decay=…)")
         self.reader = readers.resolve(reader)
         super().__init__(params, {**defaults, **_FLAGS, **flags})
 
@@ -183,7 +185,9 @@ class Optimizer(torch.optim.Optimizer):
         used = {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
         for kind, key in self._lambdas.items():
             if key not in used and group[key] != 0:
-                raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…")
+                other = next((name for name in used if group[name] == 0), None)
+                hint = f"; the λ of the {equation} is {other}" if other else ""
+                raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…{hint}")
 
     # The step -----------------------------------------------------------------------------------------------------------
 
@@ -211,7 +215,7 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         differentiable = self.defaults["differentiable"]
         with torch.set_grad_enabled(differentiable):
-            self._refuse_gradients()
+            self._check_before_step()
             first = 0
             for group in self.param_groups:
                 self._step_group(group, first, differentiable)
@@ -282,8 +286,11 @@ class Optimizer(torch.optim.Optimizer):
         given = hyperparameters.numbers(direction, group, lam="", t=0)
         return tuple(direction.state.values()) if direction.keeps_state(given) else ()
 
-    def _refuse_gradients(self) -> None:
+    def _check_before_step(self) -> None:
+        """Refuse what cannot be meant while nothing has moved: sparse gradients, and values written into a group since."""
         for index, group in enumerate(self.param_groups):
+            if not torch.compiler.is_compiling():
+                self._check_changes(group, index)
             for place, param in enumerate(group["params"]):
                 if param.grad is not None and param.grad.layout != torch.strided:
                     name = _name(group, index, place)
@@ -291,6 +298,14 @@ class Optimizer(torch.optim.Optimizer):
                         f"the gradient of {name} is sparse ({param.grad.layout}): decay touches every weight; "
                         "build the embedding with sparse=False, or give this tensor to torch.optim.SparseAdam"
                     )
+
+    def _check_changes(self, group: dict[str, Any], index: int) -> None:
+        """Check a group again if a value in it is another than at the last step; a tensor that was filled anew is not read."""
+        now = {key: id(value) if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"}
+        seen = self.__dict__.setdefault("_seen", {})
+        if seen.get(index) != now:
+            self._complete(group, f"param_groups[{index}]")
+            seen[index] = now
 
     # Checkpoints --------------------------------------------------------------------------------------------------------
 

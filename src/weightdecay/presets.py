@@ -17,7 +17,7 @@ from weightdecay.step import Equation
 
 
 class Options(TypedDict, total=False):
-    """The keywords that every preset takes; `weightdecay.Optimizer` says what they mean."""
+    """The keywords that every preset takes: what help(weightdecay.Optimizer) says of them holds."""
 
     maximize: bool
     capturable: bool

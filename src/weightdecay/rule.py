@@ -141,9 +141,11 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
         raise ValueError(f"{kind}={rule!r} is unknown: {hint}")
 
     def add(self, rule: Rule) -> None:
-        """Register a rule; a second one of the same kind and name may only come from the same file."""
+        """Register a rule; a second of the same kind and name may only come from the same file, or from a notebook again."""
         key = rule.kind, rule.name
-        if key in self and self[key].function.__code__.co_filename != rule.function.__code__.co_filename:
+        places = [(f.__code__.co_filename, f.__module__) for f in (rule.function, self[key].function)] if key in self else []
+        again = not places or places[0][0] == places[1][0] or places[0][1] == places[1][1] == "__main__"
+        if not again:
             raise RuleError(f"a {rule.kind} named {rule.name!r} exists already, in {self[key].function.__module__}")
         self._rules[key] = rule
 
@@ -273,6 +275,8 @@ def _describe(
         raise RuleError(f"{kind} {name}({', '.join(elements)}, *, …) must take ({', '.join(expected)}, *, …)")
     if function.__defaults__:
         raise RuleError(f"{kind} {name}: {elements[-1]} is one value per element and takes no default")
+    for moment in {*state.values()} & {"step", "compensation"}:
+        raise RuleError(f"{kind} {name}: the optimizer's state keeps something else as {moment!r}; choose another key")
     for number in numbers:
         if number in TAKEN:
             raise RuleError(f"{kind} {name}: {number} means something else in a parameter group; choose another name")

@@ -29,7 +29,7 @@ class Equation:
         return (self.direction, self.decay) if self.penalty is None else (self.penalty, self.direction, self.decay)
 
     def __str__(self) -> str:
-        return " + ".join(f"{rule.name} {rule.kind}" for rule in self.rules)
+        return " + ".join(f"{rule.name} {rule.kind}" for rule in self.rules if rule.name != "none")
 
 
 def step(

@@ -178,8 +178,8 @@ def _legend(canvas: Canvas, sweep: Sweep) -> None:
     left, lower = canvas.strips[-1]
     handles: list[Line2D | Patch] = [
         _mark("*", 12, "white", "black", "best cell"),
-        _mark("o", 5.5, "white", "black", "best λ at an lr"),
-        _mark("o", 5, "black", "white", "the same, not clear"),
+        _mark("o", 5.5, "white", "black", "best λ at an lr, smoothed"),
+        _mark("o", 5, "black", "white", "best λ, but not clearly"),
     ]
     states = {cell.state for grid in sweep.grids for cell in grid}
     if "diverged" in states:

@@ -100,6 +100,9 @@ def choose(name: str) -> Choice:
     direction, plus, other = name.partition("+")
     if not plus:
         known = ", ".join(NAMED)
+        same = next((preset for preset in NAMED if preset.lower() == name.lower()), None)
+        if same:
+            raise ValueError(f"optimizer {name!r} is unknown: did you mean {same!r}?")
         raise ValueError(
             f"optimizer {name!r} is unknown: there are {known}, and rules as in adam+cautious (see weightdecay rules)"
         )

@@ -10,5 +10,7 @@ NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 def load(name: str) -> Task:
     """Return a built-in task by name."""
+    if name not in NAMES:
+        raise ValueError(f"task {name!r} is unknown: there are {', '.join(NAMES)}, and a weightdecay.Task of your own")
     task: Task = import_module(f"{__name__}.{name}").task
     return task
