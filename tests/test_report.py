@@ -370,6 +370,8 @@ def test_the_unit_of_the_shrink_is_explained_only_where_it_holds() -> None:
     unit = "a decoupled decay shrinks a weight by lr·λ per step"
     assert "loses per step" in about(rows, {**manifest, "decay_unit": unit})[2]
     assert "loses per step" not in about(rows, {**manifest, "decay_unit": "per step"})[2]
+    other = [{**entry, "lr_tied": False} for entry in manifest["optimizers"]]
+    assert "loses per step" not in about(rows, {**manifest, "decay_unit": unit, "optimizers": other})[2]
     rows, manifest = sweep(ridge(0), optimizers={"Adam": "coupled"})
     assert "λ weighs a penalty here" in about(rows, manifest)[2]
 

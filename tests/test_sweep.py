@@ -436,3 +436,12 @@ def test_a_custom_grid_of_the_task_is_used(tmp_path):
     task = replace(TINY, grids={"SGD": wd.Grid((0.3,), (0.0, 0.7))})
     result = wd.sweep(task, tmp_path, optimizers=["SGD"], seeds=1, report=False)
     assert [(row["lr"], row["weight_decay"]) for row in result.rows] == [(0.3, 0.0), (0.3, 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("SGDW", True), ("AdamW", True), ("adam+independent", False), ("adam+cautious", False), ("Adam", False)],
+)
+def test_only_a_decay_that_takes_lr_times_lambda_is_said_to(name, tied):
+    """The report reads λ's unit from this: a sentence on lr × λ would be wrong for the others."""
+    assert choose(name).lr_tied() is tied

@@ -93,6 +93,8 @@ class Grid:
     name: str
     rule: str
     kind: str
+    lr_tied: bool
+    """Whether its decay takes the share lr × λ from every weight at every step; not every decoupled one does."""
     lrs: tuple[float, ...]
     decays: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -257,7 +259,7 @@ def _grid(entry: Row, axes: Row, runs: Mapping[tuple[str, float, float, int], Ru
         for decay in decays
     }
     rule, kind = printable(entry.get("rule", "")), printable(entry.get("kind", ""))
-    return Grid(printable(name), rule, kind, lrs, decays, seeds, sign, cells)
+    return Grid(printable(name), rule, kind, bool(entry.get("lr_tied", True)), lrs, decays, seeds, sign, cells)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -166,7 +166,7 @@ def _meaning(sweep: Sweep, grid: Grid, trend: Trend) -> str:
     }[trend.admits(-1), trend.admits(0)]
     if grid.kind == "coupled":
         return f"{reading}; λ weighs a penalty here, so what a weight loses per step depends on the optimizer's direction too"
-    if grid.kind == "decoupled" and any(words in sweep.decay_unit for words in _SHRINKS_BY_LR):
+    if grid.kind == "decoupled" and grid.lr_tied and any(words in sweep.decay_unit for words in _SHRINKS_BY_LR):
         return f"{reading}; lr × λ is the share that a weight loses per step"
     return reading
 

@@ -73,6 +73,14 @@ class Choice:
         """Return "coupled" where λ enters the gradient and "decoupled" where it does not."""
         return "coupled" if self._equation().penalty is not None else "decoupled"
 
+    def lr_tied(self) -> bool:
+        """Return whether the decay shrinks every weight by lr·λ, found by trying it on floats with steps of either sign."""
+        decay = self._equation().decay
+        if set(decay.numbers) != {"eta", "lam"}:
+            return False
+        kept = {decay.function(1.0, u, eta=0.125, lam=0.5) + 0.125 * u for u in (-1.0, 0.0, 1.0)}
+        return kept == {1 - 0.125 * 0.5}
+
     def rule(self) -> str:
         """Return the rules by name."""
         return str(self._equation())
