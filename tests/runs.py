@@ -73,13 +73,40 @@ def walk(optimizer, history, lrs=None):
     return torch.stack(seen)
 
 
-def on_floats(rule, elements, numbers):
+def kept_at_start(rule, w, numbers):
+    """Return what a rule keeps before the first step: columns of floats by name, and numbers by name."""
+    columns, memory = {}, {}
+    for kept in rule.keeps:
+        if kept.start == "w":
+            columns[kept.name] = list(w)
+        elif kept.per_element:
+            columns[kept.name] = [float(numbers.get(kept.start, kept.start))] * len(w)
+        elif kept.start in REDUCTIONS:
+            memory[kept.name] = reduced(REDUCTIONS[kept.start], {"w": list(w)}, numbers)
+        else:
+            memory[kept.name] = kept.start
+    return columns, memory
+
+
+def stepped_on_floats(rule, elements, numbers, columns, memory):
+    """Apply a rule on floats and return its first result, having moved on what it keeps; `elements` are columns by name."""
+    inputs = {**columns, **elements}
+    found, *changed = on_floats(rule, [inputs[key] for key in rule.elements], {**numbers, **memory}, **elements)
+    for key, column in zip(rule.returned, changed, strict=True):
+        if key in columns:
+            columns[key] = column
+        else:
+            memory[key] = column[0]
+    return found
+
+
+def on_floats(rule, elements, numbers, **others):
     """Apply a rule to whole tensors as typed, element by element on Python floats, and return a list per result.
 
     `elements` are lists of floats, in the rule's order; `numbers` are all that stands right of the `*` but the reductions,
-    which are computed on floats, too.
+    which are computed on floats, too; `others` are columns that only those need.
     """
-    columns = dict(zip(rule.elements, elements, strict=True))
+    columns = {**others, **dict(zip(rule.elements, elements, strict=True))}
     asked = {key: reduced(REDUCTIONS[key], columns, numbers) for key in rule.reductions}
     results = [rule.function(*row, **numbers, **asked) for row in zip(*elements, strict=True)]
     rows = [result if isinstance(result, tuple) else (result,) for result in results]
@@ -88,10 +115,10 @@ def on_floats(rule, elements, numbers):
 
 def reduced(reduction, columns, numbers):
     """Compute a reduction on floats; a norm in units of the largest element, of which no power leaves the range of floats."""
-    given = {number: numbers[number] for number in reduction.numbers}
     unit = max(map(abs, columns[reduction.elements[0]])) or 1.0 if reduction.norm else 1.0
     rows = zip(*(columns[element] for element in reduction.elements), strict=True)
-    return reduction.finish(sum(reduction.term(*(x / unit for x in row), **given) for row in rows), **given) * unit
+    total = sum(reduction.term(*(x / unit for x in row), **reduction.given(reduction.term, numbers)) for row in rows)
+    return reduction.finish(total, **reduction.given(reduction.finish, numbers)) * unit
 
 
 def numbers_of(rule, *, t=1, lam=0.0, eta=0.1, eta_max=0.1, **settings):

@@ -126,10 +126,10 @@ class Case:
             found |= {f"lam_{kind}": LAMBDA[kind] if "lam" in self.numbers[kind] else 0.0 for kind in LAMBDA}
             found |= {f"lam_{kind}": self.numbers[kind]["lam"] for kind in LAMBDA}
         found |= self.asked | {"w": self.w[place], "∇L": self.g[place]}
-        found |= {
-            name: column[place] for name, column in zip(self.equation.direction.state, self.state, strict=True)
+        found |= {name: column[place] for name, column in zip(self.equation.direction.state, self.state, strict=True)}
+        return {
+            self.derivation.symbols[name]: mpmath.mpf(value) for name, value in found.items() if name in self.derivation.symbols
         }
-        return {self.derivation.symbols[name]: mpmath.mpf(value) for name, value in found.items() if name in self.derivation.symbols}
 
     def evaluated(self, x, env):
         """Evaluate an expression with 50 digits."""
@@ -339,9 +339,7 @@ def test_the_half_life_halves(direction, penalty, decay, settings):
     assert half > 0
     with mpmath.workdps(50):
         begin = 0 if derivation.at_rest.condition == "" or "sign" in derivation.at_rest.condition else 2000
-        before, after = (
-            inserted(derivation.closed_form, derivation, **{**numbers, "k": k}) for k in (begin, begin + half)
-        )
+        before, after = (inserted(derivation.closed_form, derivation, **{**numbers, "k": k}) for k in (begin, begin + half))
     assert float(abs(after / before)) == pytest.approx(0.5, rel=1e-9)
 
 
@@ -548,9 +546,9 @@ def test_proposition_2():
     coupled, decoupled = derived("adam", "l2"), derived("adam", decay="independent")
     str(coupled), str(decoupled)
     lam = coupled.symbols["lambda"]
-    (needed,) = sp.solve(coupled.g - at_peak_of(decoupled.g, decoupled), sp.Symbol("lambda"), dict=True) or [{}] if False else [
-        None
-    ]
+    (needed,) = (
+        sp.solve(coupled.g - at_peak_of(decoupled.g, decoupled), sp.Symbol("lambda"), dict=True) or [{}] if False else [None]
+    )
     assert needed is None
     other, half = sp.Symbol("other"), sp.Rational(1, 2)
     common = {"eta": half, "eta_max": half, "beta1": half, "beta2": half, "epsilon": 0, "t": 2, "w": 1}

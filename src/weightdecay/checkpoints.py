@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.readers import eager
-from weightdecay.rule import KINDS, Rule
+from weightdecay.rule import KINDS, Kept
 from weightdecay.step import Equation
 
 _OURS = ("foreach", "fused", "differentiable")
@@ -29,8 +29,8 @@ class Checkpointed(torch.optim.Optimizer):
         """Fill in what the group's rules take and refuse what cannot be meant."""
 
     @abstractmethod
-    def _moments(self, group: Mapping[str, Any], direction: Rule) -> tuple[str, ...]:
-        """Return the state's keys for what the direction remembers at this group's hyper-parameters."""
+    def _kept(self, group: Mapping[str, Any]) -> tuple[Kept, ...]:
+        """Return what the group's rules keep in the state at its hyper-parameters."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer or of torch's optimizer of the same name; it is refused whole or loaded whole.
@@ -64,20 +64,22 @@ class Checkpointed(torch.optim.Optimizer):
         return {**state_dict, "state": {key: _Sealed(entry) for key, entry in state_dict["state"].items()}}
 
     def _check_state(self, group: Mapping[str, Any], state: Mapping[str, Any], param: Tensor, name: str) -> None:
-        """Refuse a loaded state that this group's direction could not go on from."""
-        equation = self.equation(group)
+        """Refuse a loaded state that this group's rules could not go on from."""
+        equation, kept = self.equation(group), self._kept(group)
+        known = {each.key: each for rule in equation.rules for each in rule.keeps}
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != "step"}
         held = set(tensors) - {"compensation"}
-        missing = [key for key in self._moments(group, equation.direction) if key not in held]
-        if (missing and (held or "step" in state)) or (held and not held & set(equation.direction.state.values())):
+        missing = [each.key for each in kept if each.key not in held]
+        if (missing and (held or "step" in state)) or (held and not held & set(known)):
             raise ValueError(
                 f"the loaded state of {name} has {', '.join(sorted(held)) or 'a step count'} but no "
-                f"{', '.join(missing or equation.direction.state.values()) or 'need of it'}: "
+                f"{', '.join(missing or known) or 'need of it'}: "
                 f"it comes from another optimizer than {equation}"
             )
-        for key in {*equation.direction.state.values(), "compensation"} & set(tensors):
-            if tensors[key].shape != param.shape:
-                raise ValueError(f"the loaded {key} of {name} has shape {tuple(tensors[key].shape)}, not {tuple(param.shape)}")
+        for key in {*known, "compensation"} & set(tensors):
+            shape = param.shape if key not in known or known[key].per_element else torch.Size()
+            if tensors[key].shape != shape:
+                raise ValueError(f"the loaded {key} of {name} has shape {tuple(tensors[key].shape)}, not {tuple(shape)}")
 
     def _merged(self, saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
         """Return a loaded group; what it lacks (being older, or torch's) and which implementation runs come from ours."""
@@ -100,7 +102,8 @@ class Checkpointed(torch.optim.Optimizer):
             for param in group["params"]:
                 entry = self.state.get(param)
                 if isinstance(entry, _Sealed):
-                    self.state[param] = _restored(entry.content, param, on_device=group["capturable"])
+                    numbers = {each.key for each in self._kept(group) if not each.per_element}
+                    self.state[param] = _restored(entry.content, param, numbers, on_device=group["capturable"])
         for other, entry in list(self.state.items()):
             if isinstance(entry, _Sealed):  # not a parameter's: torch keeps it as it is
                 self.state[other] = entry.content
@@ -113,14 +116,16 @@ class _Sealed:
         self.content = content
 
 
-def _restored(content: Mapping[str, Any], param: Tensor, *, on_device: bool) -> dict[str, Any]:
-    """Return a copy of a loaded state as the optimizer keeps it: the step as a tensor, moments in their own dtype."""
+def _restored(content: Mapping[str, Any], param: Tensor, numbers: set[str], *, on_device: bool) -> dict[str, Any]:
+    """Return a copy of a loaded state as the optimizer keeps it: step and numbers as tensors, moments in their own dtype."""
     state = dict(content)
     for key, value in content.items():
         if key == "step":
             device = param.device if on_device else "cpu"
             step = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
             state[key] = step.to(device, torch.float32, copy=True)
+        elif key in numbers:
+            state[key] = torch.as_tensor(value, dtype=torch.float64, device=param.device).clone()
         elif key == "compensation" and value.dtype != torch.int16:
             del state[key]  # it went through an optimizer that took it for a moment, and cast it
         elif isinstance(value, Tensor):

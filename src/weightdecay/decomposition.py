@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
-from weightdecay.checkpoints import name_of
+from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.files import write
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, Adam
@@ -193,18 +193,20 @@ def _split(optimizer: Optimizer, index: int, place: int) -> Split:
     param, name = group["params"][place], name_of(group, index, place)
     if param.grad.layout != torch.strided:
         raise RuntimeError(f"the gradient of {name} is sparse ({param.grad.layout}), and no step is made with it")
-    equation, moments, how = optimizer.way(group)
+    equation, kept, how = optimizer.way(group)
     state = dict(optimizer.state.get(param, {}))
-    held = {key: state.get(key) for key in moments}
-    t = float(state["step"]) + 1 if state.get("step") is not None else 1.0 + any(x is not None for x in held.values())
-    state.update({key: torch.zeros_like(param) for key, value in held.items() if value is None})
+    held = [each for each in kept if state.get(each.key) is not None]
+    t = float(state["step"]) + 1 if state.get("step") is not None else 1.0 + any(each.changes for each in held)
+    given = optimizer.numbers(group, t)
+    for each in kept:
+        if state.get(each.key) is None:
+            state[each.key] = eager.start(each, param, equation.asking(each, given), moment_dtype(param))
     how = rounding.resolve(how, param.dtype)
     if state.get("compensation") is None and how == "compensated":
         how = "nearest"
-    numbers = eager.numbers_in(eager.compute_dtype(param.dtype), optimizer.numbers(group, t))
+    numbers = eager.remembered(equation, eager.numbers_in(eager.compute_dtype(param.dtype), given), state, kept)
     grad = -param.grad if group["maximize"] else param.grad
-    w, g, read, _ = eager.operands(equation, param, grad, state, moments, how, 1.0)
-    factor, rest = eager.split(equation, numbers, w, g, read)
+    factor, rest = eager.split(equation, numbers, eager.operands(equation, param, grad, state, kept, how, 1.0))
     lr = float(group["lr"])
     lam = max(float(group["weight_decay"]), float(group.get("penalty_weight", 0.0)))
     return Split(name.strip("'"), factor, rest, lr, lr * lam)

@@ -53,7 +53,7 @@ def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
     for rule in equation.rules:
         for name, default in rule.defaults.items():
             value = hyperparameters.given(name, given)
-            if value is None and not default and name != rule.stateless_without:
+            if value is None and not default and name not in {kept.unless for kept in rule.keeps}:
                 value = default
             if value is None:
                 continue
@@ -93,7 +93,7 @@ class Derivation:
         return self._system.lines()
 
     @cached_property
-    def _stepped(self) -> tuple[sp.Expr, tuple[sp.Expr, ...]]:
+    def _stepped(self) -> tuple[sp.Expr, dict[str, sp.Expr]]:
         return self._system.step()
 
     @property
@@ -103,8 +103,8 @@ class Derivation:
 
     @property
     def state(self) -> dict[str, sp.Expr]:
-        """Return what the direction remembers after the step, by the rule's names, as such expressions."""
-        return dict(zip(self.equation.direction.state, self._stepped[1], strict=True))
+        """Return what the rules keep and change, after the step, by their names for it, as such expressions."""
+        return self._stepped[1]
 
     @cached_property
     def _split(self) -> tuple[sp.Expr, sp.Expr]:
@@ -171,7 +171,11 @@ class Derivation:
     @property
     def title(self) -> str:
         """Return the rules and settings in a line."""
-        settings = [f"{self.notation.number(name).name} = {decimal(value) or value}" for name, value in self.settings.items() if value != 0]
+        settings = [
+            f"{self.notation.number(name).name} = {decimal(value) or value}"
+            for name, value in self.settings.items()
+            if value != 0
+        ]
         return ", ".join([str(self.equation), *settings])
 
     @property
@@ -272,8 +276,8 @@ def _notes(derivation: Derivation) -> Iterator[str]:
         return
     if g.subs(system.w, 0).has(sp.nan, sp.zoo):
         yield "A weight at zero has no factor, and needs none."
-    after = dict(zip(system.moments, system.step()[1], strict=True))
-    feeding = [name for name, x in after.items() if x.free_symbols & lambdas]
+    after = system.step()[1]
+    feeding = [name for name in system.moments if after[name].free_symbols & lambdas]
     past = [notation.plain(system.moments[name]) for name in feeding if system.moments[name] in h.free_symbols]
     if past:
         yield f"What it leaves out: {' and '.join(past)} in h holds the penalties of past steps, so h depends on λ as well."

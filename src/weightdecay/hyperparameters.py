@@ -20,7 +20,7 @@ from weightdecay.step import Equation
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
 _DOMAINS = {name: Interval("[0, inf)") for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "seed")}
-_FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "amsgrad", "decoupled_weight_decay")
+_FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "centered", "amsgrad", "decoupled_weight_decay")
 _OTHERS = ("params", "param_names", "betas", "rounding", "foreach", "fused", "direction", "penalty", "decay")
 ROUNDINGS = ("auto", "nearest", "stochastic", "compensated")
 _WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_lr", "base_momentum", "max_momentum", "swa_lr")
@@ -44,13 +44,13 @@ def defaults(rules: Iterable[Rule]) -> dict[str, Any]:
 
 
 def numbers(rule: Rule, group: Mapping[str, Any], *, lam: str, t: Any) -> dict[str, Any]:
-    """Return what stands right of the rule's `*`, reductions aside, taken from a parameter group.
+    """Return what stands right of the rule's `*`, reductions and memory aside, taken from a parameter group.
 
     `lam` names the group's key for λ, and t is the number of the step.
     """
     found = {}
     for name in rule.numbers:
-        if name in rule.reductions:
+        if name in rule.reductions or name in rule.memory:
             continue
         if name == "t":
             found[name] = t

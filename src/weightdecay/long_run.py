@@ -4,7 +4,7 @@ Each is derived where a formula exists, and is None where there is none: Adam wi
 the weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,9 @@ def at_rest(system: System, notation: Notation) -> AtRest | None:
         return None
     size = sp.Dummy(positive=True)
     empty = dict.fromkeys(system.moments.values(), sp.Integer(0))
-    later, first = (
-        [x.subs(system.gradient, 0) for x in _flat(system.step(decide))] for decide in (system.generic, system.at_first)
-    )
+    later, first = ([x.subs(system.gradient, 0) for x in _flat(system, decide)] for decide in (system.generic, system.at_first))
     after = later[0].subs(empty)
-    if after.free_symbols & {system.t, *system.reductions} or first[0].subs(empty) != after:
+    if after.free_symbols & {system.t, *system.reductions, *system.memory.values()} or first[0].subs(empty) != after:
         return None
     if later[0].free_symbols & set(empty) and any(x.subs(empty) != 0 for x in later[1:]):
         return None if any(system.t in x.free_symbols for x in later) else _spring(later, system, notation)
@@ -68,8 +66,9 @@ def at_rest(system: System, notation: Notation) -> AtRest | None:
     return AtRest((Line(notation.at("w", "k"), reached),), half, condition)
 
 
-def _flat(found: tuple[sp.Expr, tuple[sp.Expr, ...]]) -> list[sp.Expr]:
-    return [found[0], *found[1]]
+def _flat(system: System, decide: Callable[[Any], Any]) -> list[sp.Expr]:
+    w, state = system.step(decide)
+    return [w, *(state[name] for name in system.moments)]
 
 
 def _affine(x: sp.Expr, by: sp.Symbol) -> tuple[sp.Expr | None, sp.Expr]:
@@ -125,7 +124,9 @@ def fixed_point(system: System) -> sp.Expr | None:
     w, step = sp.Dummy("w", real=True), sp.Dummy("u", real=True)
     words = evaluated(vocabulary(system.generic))
     decay = system.equation.decay
-    after = system.walked(decay, [w, step, *([0] * (len(decay.elements) - 2))], system.numbers["decay"], words)
+    after = system.walked(decay, [w, step, *system.references.values()][: len(decay.elements)], system.numbers["decay"], words)
+    if decay.returned or len(decay.elements) - 2 != len(system.references):
+        return None
     if system.equation.penalty is None:
         factor, shift = _affine(after, w)
         if factor is None or factor == 1 or factor.has(step) or set(system.reductions) & after.free_symbols:
@@ -155,6 +156,8 @@ def _settled_direction(system: System, g: Any) -> sp.Expr | None:
     found = system.walked(direction, (g, *system.moments.values()), system.numbers["direction"], words)
     u, *new = found if isinstance(found, tuple) else (found,)
     settled: dict[sp.Symbol, sp.Expr] = {}
+    if direction.memory:
+        return None
     for moment, after in zip(system.moments.values(), new, strict=True):
         after = after.subs(settled)
         if not after.is_polynomial(moment) or sp.degree(after, moment) > 1:

@@ -10,8 +10,19 @@ from sympy.printing.pretty.pretty import PrettyPrinter
 from sympy.printing.pretty.stringpict import prettyForm
 
 _NAMES = {"lam": "lambda", "eps": "epsilon", "g": "∇L"}
-_TEX = {"eps": r"\varepsilon", "g": r"\nabla L", "norm_w": r"\Vert w\Vert", "norm_u": r"\Vert u\Vert", "dot_wu": r"\langle w, u\rangle",
-        "norm_n_w": r"\Vert w\Vert_n"}  # fmt: skip
+_TEX = {
+    "eps": r"\varepsilon",
+    "g": r"\nabla L",
+    "norm_w": r"\Vert w\Vert",
+    "norm_u": r"\Vert u\Vert",
+    "norm_y": r"\Vert y\Vert",
+    "dot_wu": r"\langle w, u\rangle",
+    "dot_gd": r"\langle g, w - w_0\rangle",
+    "distance_w": r"\Vert w - w_0\Vert",
+    "distance_y": r"\Vert y - w_0\Vert",
+    "norm_n_w": r"\Vert w\Vert_n",
+    "numel": "d",
+}
 _RESULTS = {
     "g": (r"g(\lambda)", "g(λ)"),
     "h": ("h", "h"),
@@ -69,6 +80,16 @@ class Notation:
     def at(self, name: str, step: str) -> sp.Symbol:
         """Return the symbol of a value at another step than this one."""
         return self._element(f"{name}_{step}", _tex(name, step), f"{name}_{step}")
+
+    def remembered(self, name: str) -> sp.Symbol:
+        """Return the symbol of a number that a tensor keeps, before the step."""
+        if name.endswith("_0"):
+            return self._symbol(name, _TEX.get(name[:-2], _tex(name[:-2])).replace("w", "w_0"), name)
+        return self._symbol(name, _tex(name, "t-1"), f"{name}_t-1")
+
+    def moved(self, name: str) -> sp.Symbol:
+        """Return the symbol of a number that a tensor keeps, after the step."""
+        return self._symbol(f"{name}_t", _tex(name, "t"), f"{name}_t")
 
     def local(self, name: str) -> sp.Symbol:
         """Return the symbol of a name that a rule uses for itself."""

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed, moment_dtype, name_of
 from weightdecay.readers import cpu, eager, rounding
-from weightdecay.rule import REGISTRY, Rule
+from weightdecay.rule import REGISTRY, Kept
 from weightdecay.step import Equation
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -289,7 +289,7 @@ class Optimizer(Checkpointed):
         if entry.param.grad is None:
             return None
         group = self.param_groups[entry.row]
-        equation, moments, rounding_ = self.way(group)
+        equation, kept, rounding_ = self.way(group)
         t = entry.state["step"].item() + 1
         return eager.direct(
             equation,
@@ -297,7 +297,7 @@ class Optimizer(Checkpointed):
             entry.param,
             entry.param.grad,
             entry.state,
-            moments=moments,
+            kept=[each for each in kept if each not in equation.decay.keeps],
             how=rounding.resolve(rounding_, entry.param.dtype),
             factor=-self._factor if group["maximize"] else self._factor,
         )
@@ -323,7 +323,8 @@ class Optimizer(Checkpointed):
             self._init_group(group, [], [])
         for index, _, number, param in self._every_param():
             group, state = self.param_groups[index], self.state.get(param, {})
-            keys = ("step", *self._keys(group, param))
+            memory = (each.key for each in self.way(group)[1] if not each.per_element)
+            keys = ("step", *self._keys(group, param), *memory)
             if number in refused:
                 continue
             if not all(isinstance(state.get(key), Tensor) for key in keys) or state["step"].dtype != torch.float32:
@@ -365,24 +366,26 @@ class Optimizer(Checkpointed):
     def _entry(self, param: Tensor, state: dict[str, Any], index: int, number: int) -> tuple[cpu.Signature, cpu.Entry]:
         """Return what a kernel needs to know of a parameter, and which kernel."""
         group = self.param_groups[index]
-        equation, moments, how = self.way(group)
-        keys = self._keys(group, param)
+        equation, kept, how = self.way(group)
         resolved = rounding.resolve(how, param.dtype)
+        grad = param.dtype if param.grad is None else param.grad.dtype
         if equation.direction.whole:  # torch makes u, and the kernel does the rest with u for a gradient
-            keys = tuple(key for key in keys if key not in moments)
-            signature = cpu.Signature(equation.halves()[1], param.dtype, eager.compute_dtype(param.dtype), (), resolved)
-        else:
-            grad = param.dtype if param.grad is None else param.grad.dtype
-            signature = cpu.Signature(equation, param.dtype, grad, tuple(state[key].dtype for key in moments), resolved)
-        return signature, cpu.Entry(param, state, ("step", *keys), index, number)
+            grad, equation = eager.compute_dtype(param.dtype), equation.halves()[1]
+            kept = tuple(each for each in kept if each in equation.decay.keeps)
+        elements = [each for each in kept if each.per_element]
+        moments = tuple(state[each.key].dtype for each in elements)
+        signature = cpu.Signature(equation, param.dtype, grad, kept, moments, resolved)
+        keys = [each.key for each in elements] + ["compensation"] * (resolved == "compensated")
+        memory = (each.key for each in kept if not each.per_element)
+        return signature, cpu.Entry(param, state, ("step", *keys, *memory), index, number)
 
-    def way(self, group: Mapping[str, Any]) -> tuple[Equation, tuple[str, ...], str]:
-        """Return what decides how a group is stepped: its equation, the moments that it keeps and the rounding."""
+    def way(self, group: Mapping[str, Any]) -> tuple[Equation, tuple[Kept, ...], str]:
+        """Return what decides how a group is stepped: its equation, what its rules keep and the rounding."""
         equation = self.equation(group)
         lam = group[self._lambdas["penalty"]]
         if not isinstance(lam, Tensor) and lam == 0:
             equation = replace(equation, penalty=None)  # bit for bit: 0·w is not 0 for an infinite w
-        return equation, self._moments(group, equation.direction), group["rounding"]
+        return equation, equation.kept(self.numbers(group, 0)), group["rounding"]
 
     def _step_group(
         self, group: dict[str, Any], first: int, factor: float, differentiable: bool, places: Container[int] | None = None
@@ -391,7 +394,7 @@ class Optimizer(Checkpointed):
         params: list[Tensor] = []
         found: list[int] = []
         self._init_group(group, params, found)
-        equation, moments, rounding_ = self.way(group)
+        equation, kept, rounding_ = self.way(group)
         numbers: dict[Any, dict[str, dict[str, Any]]] = {}
         for param, place in zip(params, found, strict=True):
             if places is not None and place not in places:
@@ -410,7 +413,7 @@ class Optimizer(Checkpointed):
                 param,
                 -grad if group["maximize"] else grad,
                 state,
-                moments=moments,
+                kept=kept,
                 how=how,
                 key=rounding.keys(group["seed"], t if group["capturable"] else int(t), first + place)
                 if how == "stochastic"
@@ -421,43 +424,41 @@ class Optimizer(Checkpointed):
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], places: list[int]) -> None:
         """Collect the parameters that have a gradient, and give each its state before its first step."""
-        moments = self._moments(group, self.equation(group).direction)
+        numbers = self.numbers(group, 0)
         for place, param in enumerate(group["params"]):
             if param.grad is not None:
                 params.append(param)
                 places.append(place)
-                self._init_state(group, param, moments)
+                self._init_state(group, param, numbers)
         for dtype in {param.dtype for param in params}:
             eager.prepare(self.equation(group), dtype)
 
-    def _init_state(self, group: Mapping[str, Any], param: Tensor, moments: tuple[str, ...]) -> None:
-        state = self.state[param]
+    def _init_state(self, group: Mapping[str, Any], param: Tensor, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+        equation, state = self.equation(group), self.state[param]
+        kept = equation.kept(numbers)
         step = state.get("step")
         if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
             state["step"] = torch.tensor(float(step), dtype=torch.float32)  # an old checkpoint's, or the user's own
         if state.get("step") is None:
             # torch's SGD counts no steps; a buffer that came with a checkpoint has seen at least one.
-            started = any(state.get(name) is not None for name in moments)
+            started = any(state.get(each.key) is not None for each in kept if each.changes)
             device = param.device if group["capturable"] else "cpu"
             state["step"] = torch.tensor(float(started), dtype=torch.float32, device=device)
-        for name in moments:
-            if state.get(name) is None:
-                state[name] = torch.zeros_like(
-                    param, dtype=moment_dtype(param), memory_format=torch.preserve_format, requires_grad=False
-                )
+        for each in kept:
+            if state.get(each.key) is None:
+                state[each.key] = eager.start(each, param, equation.asking(each, numbers), moment_dtype(param))
         if rounding.resolve(group["rounding"], param.dtype) == "compensated" and state.get("compensation") is None:
             state["compensation"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
 
     def _keys(self, group: Mapping[str, Any], param: Tensor) -> tuple[str, ...]:
         """Return the state's keys of what is kept for every element of a parameter."""
-        moments = self._moments(group, self.equation(group).direction)
-        compensated = rounding.resolve(group["rounding"], param.dtype) == "compensated"
-        return (*moments, "compensation") if compensated else moments
+        _, kept, how = self.way(group)
+        keys = tuple(each.key for each in kept if each.per_element)
+        return (*keys, "compensation") if rounding.resolve(how, param.dtype) == "compensated" else keys
 
-    def _moments(self, group: Mapping[str, Any], direction: Rule) -> tuple[str, ...]:
-        """Return the state's keys for what the direction remembers at this group's hyper-parameters."""
-        given = hyperparameters.numbers(direction, group, lam="", t=0)
-        return tuple(direction.state.values()) if direction.keeps_state(given) else ()
+    def _kept(self, group: Mapping[str, Any]) -> tuple[Kept, ...]:
+        """Return what the group's rules keep, a penalty's with λ = 0 too: λ may change."""
+        return self.equation(group).kept(self.numbers(group, 0))
 
     def _check_layouts(self) -> None:
         """Refuse a sparse gradient while nothing has moved."""

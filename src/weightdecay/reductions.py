@@ -1,14 +1,14 @@
-"""The numbers a rule may ask for that come from a whole tensor: `norm_w`, `norm_u`, `dot_wu`, `norm_n_w`.
+"""The numbers a rule may ask for that come from a whole tensor: `norm_w`, `norm_u`, `dot_wu`, `norm_n_w` and more.
 
 A reduction adds up one term per element and finishes the sum. Both halves are plain math over the words, so every reader
 computes them its own way: a fused reader in a first pass that writes nothing, eager over a DTensor for the tensor as a whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weightdecay.words import absolute, power, sqrt
+from weightdecay.words import absolute, power, sqrt, where
 
 
 def square(x):
@@ -17,6 +17,26 @@ def square(x):
 
 def product(x, y):
     return x * y
+
+
+def one(x):
+    return where(x == x, 1.0, 1.0)  # of x all the same: a sum needs a term per element
+
+
+def square_after(w, u, *, eta):
+    return (w - eta * u) * (w - eta * u)
+
+
+def square_of_distance(w, w_0):
+    return (w - w_0) * (w - w_0)
+
+
+def square_of_distance_after(w, u, w_0, *, eta):
+    return (w - eta * u - w_0) * (w - eta * u - w_0)
+
+
+def product_with_distance(g, w, w_0):
+    return g * (w - w_0)
 
 
 def nth_power(x, *, n):
@@ -45,14 +65,25 @@ class Reduction:
     finish: Callable[..., Any]
     norm: bool = False
     """Whether it scales as its elements do: a reader then measures in units of the largest, since |w|ⁿ leaves any range."""
-    numbers: tuple[str, ...] = ()
-    """The hyper-parameters of the asking rule that both halves take."""
+
+    @staticmethod
+    def given(half: Callable[..., Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the asking rule's numbers that a half takes."""
+        code = half.__code__
+        return {name: numbers[name] for name in code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]}
 
 
 REDUCTIONS = {
     "norm_w": Reduction(("w",), square, root),
     "norm_u": Reduction(("u",), square, root),
     "dot_wu": Reduction(("w", "u"), product, itself),
-    "norm_n_w": Reduction(("w",), nth_power, nth_root, norm=True, numbers=("n",)),
+    "norm_y": Reduction(("w", "u"), square_after, root),
+    "numel": Reduction(("w",), one, itself),
+    "distance_w": Reduction(("w", "w_0"), square_of_distance, root),
+    "distance_y": Reduction(("w", "u", "w_0"), square_of_distance_after, root),
+    "dot_gd": Reduction(("g", "w", "w_0"), product_with_distance, itself),
+    "norm_n_w": Reduction(("w",), nth_power, nth_root, norm=True),
 }
-"""Every reduction by the name a rule asks for. The n of `norm_n_w` is the rule's own hyper-parameter n."""
+"""Every reduction by the name a rule asks for; y is w − η·u, where the step would end, d is w − w₀.
+
+The n of `norm_n_w` is the rule's own hyper-parameter n."""

@@ -43,6 +43,28 @@ TAKEN = (
 _FIRST_ARGUMENTS = {"penalty": ("w",), "direction": ("g",), "decay": ("w", "u")}
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a rule keeps in the optimizer's state from one step to the next."""
+
+    name: str
+    """The rule's argument."""
+    key: str
+    """Its key in the optimizer's `state`, which is torch's where torch has one."""
+    per_element: bool
+    changes: bool
+    """Whether the rule returns it anew; else it stays what it was before the first step."""
+    start: float | str = 0.0
+    """The value before the first step: a number, `w`, or the name of a reduction."""
+    unless: str | None = None
+    """The hyper-parameter without which (at zero) it is neither kept nor read."""
+
+    def is_kept(self, numbers: Mapping[str, Any]) -> bool:
+        """Return whether it is needed at these hyper-parameters."""
+        value = numbers[self.unless] if self.unless is not None else 1
+        return not isinstance(value, int | float) or value != 0
+
+
 @dataclass(frozen=True, eq=False)
 class Rule:
     """What the registry knows of a rule; everything but the source comes from the function itself."""
@@ -51,16 +73,14 @@ class Rule:
     kind: Kind
     function: types.FunctionType
     source: str
-    state: Mapping[str, str]
-    """For each moment of a direction, its key in the optimizer's `state`, which is torch's where torch has one."""
+    keeps: tuple[Kept, ...]
+    """What it keeps from step to step, in the order in which it takes and returns it."""
     numbers: tuple[str, ...]
     """Every name right of the `*`."""
     defaults: Mapping[str, float]
     """The hyper-parameters, with their defaults."""
     domain: Mapping[str, Interval]
     check: Callable[..., None] | None
-    stateless_without: str | None = None
-    """The number without which (at zero) a direction needs no state."""
     whole: bool = False
     """Whether a direction sees whole tensors, as torch does, and is a function of torch's operations."""
     body: tuple[ast.stmt, ...] = ()
@@ -69,7 +89,22 @@ class Rule:
     @cached_property
     def elements(self) -> tuple[str, ...]:
         """Return the per-element values that the rule takes, in order."""
-        return (*_FIRST_ARGUMENTS[self.kind], *self.state)
+        return (*_FIRST_ARGUMENTS[self.kind], *(kept.name for kept in self.keeps if kept.per_element))
+
+    @cached_property
+    def state(self) -> dict[str, str]:
+        """Return the keys of what it keeps for every element and changes, by its names for them."""
+        return {kept.name: kept.key for kept in self.keeps if kept.per_element and kept.changes}
+
+    @cached_property
+    def returned(self) -> tuple[str, ...]:
+        """Return the names of what the function returns after its first result."""
+        return tuple(kept.name for kept in self.keeps if kept.changes)
+
+    @cached_property
+    def memory(self) -> tuple[str, ...]:
+        """Return the numbers that it keeps, one per tensor."""
+        return tuple(kept.name for kept in self.keeps if not kept.per_element)
 
     @cached_property
     def reductions(self) -> tuple[str, ...]:
@@ -84,13 +119,6 @@ class Rule:
         text = (page.__doc__ if page is not None and is_page else None) or self.function.__doc__ or ""
         return " ".join(text.strip().split("\n\n")[0].split())
 
-    def keeps_state(self, numbers: Mapping[str, Any]) -> bool:
-        """Return whether this direction needs its moments at these hyper-parameters."""
-        if self.stateless_without is None:
-            return bool(self.state)
-        value = numbers[self.stateless_without]
-        return not isinstance(value, int | float) or value != 0
-
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as plain data."""
         return {
@@ -101,7 +129,7 @@ class Rule:
             "numbers": list(self.numbers),
             "defaults": dict(self.defaults),
             "domain": {name: str(interval) for name, interval in self.domain.items()},
-            "state": dict(self.state),
+            "state": {kept.name: kept.key for kept in self.keeps},
             "reductions": list(self.reductions),
         }
 
@@ -177,21 +205,28 @@ def _as_typed(numbers: Mapping[str, float]) -> str:
 
 
 def penalty(
-    *, source: str = "", domain: Mapping[str, str] | None = None, check: Callable[..., None] | None = None
+    *,
+    source: str = "",
+    reference: Mapping[str, str] | None = None,
+    domain: Mapping[str, str] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Function], Function]:
-    """Register a penalty: a function (w, *, lam, …) that returns what the penalty adds to the gradient.
+    """Register a penalty: a function (w, *reference, *, lam, …) that returns what the penalty adds to the gradient.
 
     `source` is the paper, `domain` an interval per hyper-parameter such as {"p": "(0, inf)"}, and `check` a function of the
-    hyper-parameters that raises ValueError where they make no sense together.
+    hyper-parameters that raises ValueError where they make no sense together. `reference={"w_0": "reference"}` keeps what w
+    was before the first step under that key of the optimizer's state; a number such as norm_w_0 is what norm_w was.
     """
-    return _registering("penalty", source, domain, check)
+    return _registering("penalty", source, domain, check, _kept({}, reference, {}, {}))
 
 
 def direction(
     *,
     source: str = "",
     state: Mapping[str, str] | None = None,
-    stateless_without: str | None = None,
+    memory: Mapping[str, tuple[str, float | str]] | None = None,
+    optional: Mapping[str, str] | None = None,
+    start: Mapping[str, str] | None = None,
     domain: Mapping[str, str] | None = None,
     check: Callable[..., None] | None = None,
     whole: bool = False,
@@ -199,18 +234,46 @@ def direction(
     """Register a direction: a function (g, *state, *, t, …) that returns u and the new state.
 
     `state` names each moment's key in the optimizer's `state_dict`, in the order of the arguments; a moment starts at
-    zero. With `stateless_without="mu"` the moments are neither kept nor read while mu is 0. With `whole=True` the function
-    is not math per element but a function of whole tensors, in torch's operations (an orthogonalised momentum, say); the
-    decay beside it is an ordinary rule. The rest is as in `penalty`.
+    zero, or at the hyper-parameter that `start` names. With `optional={"m": "mu"}` the moment m is neither kept nor read
+    while mu is 0. `memory` is the same for numbers, one per tensor, each with its key and its start. With `whole=True` the
+    function is not math per element but a function of whole tensors, in torch's operations (an orthogonalised momentum,
+    say); the decay beside it is an ordinary rule. The rest is as in `penalty`.
     """
-    return _registering("direction", source, domain, check, state, stateless_without, whole)
+    kept = _kept(state or {}, {}, memory or {}, optional or {}, start or {})
+    return _registering("direction", source, domain, check, kept, whole)
 
 
 def decay(
-    *, source: str = "", domain: Mapping[str, str] | None = None, check: Callable[..., None] | None = None
+    *,
+    source: str = "",
+    reference: Mapping[str, str] | None = None,
+    memory: Mapping[str, tuple[str, float | str]] | None = None,
+    domain: Mapping[str, str] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Function], Function]:
-    """Register a decay: a function (w, u, *, eta, lam, …) that returns the next weight. Arguments as in `penalty`."""
-    return _registering("decay", source, domain, check)
+    """Register a decay: a function (w, u, *reference, *, eta, lam, …) that returns the next weight, and its memory.
+
+    `memory={"multiplier": ("multiplier", 0.0)}` keeps one number per tensor, with its key and its start. The rest is as
+    in `penalty`.
+    """
+    return _registering("decay", source, domain, check, _kept({}, reference, memory or {}, {}))
+
+
+def _kept(
+    state: Mapping[str, str],
+    reference: Mapping[str, str] | None,
+    memory: Mapping[str, tuple[str, float | str]],
+    optional: Mapping[str, str],
+    start: Mapping[str, str] | None = None,
+) -> tuple[Kept, ...]:
+    """Return what a rule keeps, in the order of its arguments."""
+    fixed = {name: (key, name.removesuffix("_0")) for name, key in (reference or {}).items()}
+    return (
+        *(Kept(name, key, True, True, (start or {}).get(name, 0.0), optional.get(name)) for name, key in state.items()),
+        *(Kept(name, key, True, False, of) for name, (key, of) in fixed.items() if of not in REDUCTIONS),
+        *(Kept(name, key, False, True, value) for name, (key, value) in memory.items()),
+        *(Kept(name, key, False, False, of) for name, (key, of) in fixed.items() if of in REDUCTIONS),
+    )
 
 
 def rules() -> Registry:
@@ -246,8 +309,7 @@ def _registering(
     source: str,
     domain: Mapping[str, str] | None,
     check: Callable[..., None] | None,
-    state: Mapping[str, str] | None = None,
-    stateless_without: str | None = None,
+    keeps: tuple[Kept, ...],
     whole: bool = False,
 ) -> Callable[[Function], Function]:
     def register(function: Function) -> Function:
@@ -256,7 +318,7 @@ def _registering(
             raise RuleError(f"{kind} {name} needs source=…: the paper or the code that it comes from")
         if not isinstance(function, types.FunctionType):
             raise RuleError(f"{kind} {name} is not written with a plain def")
-        rule = _describe(function, kind, source, domain or {}, check, state or {}, stateless_without, whole)
+        rule = _describe(function, kind, source, domain or {}, check, keeps, whole)
         if not whole:
             rule = replace(rule, body=lint(function, kind))
             _run_once(rule)
@@ -273,8 +335,7 @@ def _describe(
     source: str,
     domain: Mapping[str, str],
     check: Callable[..., None] | None,
-    state: Mapping[str, str],
-    stateless_without: str | None,
+    keeps: tuple[Kept, ...],
     whole: bool,
 ) -> Rule:
     """Read a rule's signature, and refuse one that a reader could not fill."""
@@ -284,25 +345,32 @@ def _describe(
     numbers = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     if len(elements) + len(numbers) != len(parameters):
         raise RuleError(f"{kind} {name}: *args and **kwargs have no meaning in a rule")
-    expected = (*_FIRST_ARGUMENTS[kind], *state)
+    expected = (*_FIRST_ARGUMENTS[kind], *(kept.name for kept in keeps if kept.per_element))
+    memory = {kept.name for kept in keeps if not kept.per_element}
     if elements != expected:
         raise RuleError(f"{kind} {name}({', '.join(elements)}, *, …) must take ({', '.join(expected)}, *, …)")
     if function.__defaults__:
         raise RuleError(f"{kind} {name}: {elements[-1]} is one value per element and takes no default")
-    for moment in {*state.values()} & {"step", "compensation"}:
-        raise RuleError(f"{kind} {name}: the optimizer's state keeps something else as {moment!r}; choose another key")
+    for key in {kept.key for kept in keeps} & {"step", "compensation"}:
+        raise RuleError(f"{kind} {name}: the optimizer's state keeps something else as {key!r}; choose another key")
+    for kept in keeps:
+        if not kept.changes and kept.name not in ("w_0", *(f"{reduction}_0" for reduction in REDUCTIONS)):
+            raise RuleError(f"{kind} {name}: a reference is w_0 or a reduction with _0, such as norm_w_0, not {kept.name}")
+    for number in memory - set(numbers):
+        raise RuleError(f"{kind} {name}: {number} is one number per tensor and stands right of the *")
     for number in numbers:
         if number in TAKEN:
             raise RuleError(f"{kind} {name}: {number} means something else in a parameter group; choose another name")
     defaults = {number: value for number, value in numbers.items() if value is not inspect.Parameter.empty}
     for number in numbers:
-        given = number in CONTEXT or number in REDUCTIONS
+        given = number in CONTEXT or number in REDUCTIONS or number in memory
         if given and number in defaults:
             raise RuleError(f"{kind} {name}: {number} is given by the optimizer and takes no default")
         if not given and number not in defaults:
             known = ", ".join([*CONTEXT, *REDUCTIONS])
             raise RuleError(f"{kind} {name}: {number} needs a default; without one there are only {known}")
-    for key in [*domain, *([stateless_without] if stateless_without else [])]:
+    used = [name for kept in keeps if kept.changes for name in (kept.unless, kept.start) if isinstance(name, str)]
+    for key in (*domain, *used):
         if key not in defaults:
             raise RuleError(f"{kind} {name}: {key} is not one of its hyper-parameters ({', '.join(defaults)})")
     try:
@@ -316,7 +384,7 @@ def _describe(
             raise RuleError(f"{kind} {name}: the default {key}={value!r} is outside {intervals[key]}")
     if whole and set(numbers) & set(REDUCTIONS):
         raise RuleError(f"{kind} {name} sees whole tensors and computes {', '.join(set(numbers) & set(REDUCTIONS))} itself")
-    return Rule(name, kind, function, source, dict(state), tuple(numbers), defaults, intervals, check, stateless_without, whole)
+    return Rule(name, kind, function, source, keeps, tuple(numbers), defaults, intervals, check, whole)
 
 
 def _run_once(rule: Rule) -> None:
@@ -324,7 +392,7 @@ def _run_once(rule: Rule) -> None:
     numbers = {**dict.fromkeys(rule.numbers, 0.5), **rule.defaults}
     result = rule.function(*(0.5 ** (place + 1) for place in range(len(rule.elements))), **numbers)
     returned = len(result) if isinstance(result, tuple) else 1
-    expected = 1 + len(rule.state)
+    expected = 1 + len(rule.returned)
     if returned != expected or (isinstance(result, tuple) and expected == 1):
-        order = ", ".join(["u", *rule.state]) if rule.kind == "direction" else "one value"
+        order = ", ".join(["u" if rule.kind == "direction" else "w", *rule.returned]) if rule.returned else "one value"
         raise RuleError(f"{rule.kind} {rule.name} returns {returned} values instead of {expected}: return {order}")

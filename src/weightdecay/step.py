@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightdecay.reductions import REDUCTIONS, Reduction
-from weightdecay.rule import Kind, Rule
+from weightdecay.rule import Kept, Kind, Rule
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,15 @@ class Equation:
     def rules(self) -> tuple[Rule, ...]:
         """Return the rules in the order in which a step applies them."""
         return (self.direction, self.decay) if self.penalty is None else (self.penalty, self.direction, self.decay)
+
+    def kept(self, numbers: Mapping[str, Mapping[str, Any]]) -> tuple[Kept, ...]:
+        """Return what the rules keep from step to step at these hyper-parameters."""
+        found = {kept.name: kept for rule in self.rules for kept in rule.keeps if kept.is_kept(numbers[rule.kind])}
+        return tuple(found.values())
+
+    def asking(self, kept: Kept, numbers: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Return the numbers of the rule that keeps this."""
+        return next(numbers[rule.kind] for rule in self.rules if kept in rule.keeps)
 
     def halves(self) -> tuple["Equation", "Equation"]:
         """Return the equation in two: one that ends with u, and one that starts with u in the gradient's place.
@@ -46,28 +55,34 @@ def step(
     *,
     bind: Callable[[Callable[..., Any]], Callable[..., Any]],
     reduce: Callable[[Reduction, Mapping[str, Any], Mapping[str, Any]], Any],
-) -> tuple[Any, tuple[Any, ...]]:
-    """Return the next weight and the direction's next state, without changing anything.
+) -> tuple[Any, dict[str, Any]]:
+    """Return the next weight and, by their names in the rules, what the rules keep and change, without changing anything.
 
-    `values` holds w, g and the state by the names in the rules, `numbers` what stands right of each rule's `*`, by kind
-    of rule. A reader says how to `bind` a rule to its backend and how to `reduce` a whole tensor to a number.
+    `values` holds w, g and what is kept for every element by the names in the rules, `numbers` what stands right of each
+    rule's `*`, by kind of rule. A reader says how to `bind` a rule to its backend and how to `reduce` a whole tensor to a
+    number.
     """
     values = dict(values)
+    kept: dict[str, Any] = {}
 
     def apply(rule: Rule) -> Any:
         given = {name: numbers[rule.kind][name] for name in rule.numbers if name not in rule.reductions}
         asked = {name: reduce(REDUCTIONS[name], values, given) for name in rule.reductions}
-        return bind(rule.function)(*(values[name] for name in rule.elements), **given, **asked)
+        found = bind(rule.function)(*(values[name] for name in rule.elements), **given, **asked)
+        if not rule.returned:
+            return found
+        found, *changed = found
+        kept.update(zip(rule.returned, changed, strict=True))
+        return found
 
     if equation.penalty is not None:
         values["g"] = values["g"] + apply(equation.penalty)
-    found = apply(equation.direction)
-    values["u"], *state = found if isinstance(found, tuple) else (found,)
-    return apply(equation.decay), tuple(state)
+    values["u"] = apply(equation.direction)
+    return apply(equation.decay), kept
 
 
 def _rule(kind: Kind, name: str, function: Any) -> Rule:
-    return Rule(name, kind, function, "", state={}, numbers=(), defaults={}, domain={}, check=None)
+    return Rule(name, kind, function, "", keeps=(), numbers=(), defaults={}, domain={}, check=None)
 
 
 _UP_TO_U = _rule("decay", "none", lambda w, u: u)

@@ -70,9 +70,9 @@ def where(condition: bool, x: float, y: float) -> float:
 def debias(beta: float, t: float) -> float:
     """Return 1 − βᵗ, the weight that t steps of a moving average with factor β have gathered.
 
-    A word of its own because float32 loses it: a reader with float32 numbers computes −expm1(t·log β).
+    A word of its own because 1 − βᵗ loses digits while βᵗ is near 1, in float32 nearly all: readers compute −expm1(t·log β).
     """
-    return 1 - power(beta, t)
+    return -math.expm1(t * math.log(beta)) if beta > 0 else 1 - power(beta, t)
 
 
 WORDS = tuple(name for name in __all__ if name != "WORDS")

@@ -17,7 +17,7 @@ def momentum_is_used(*, mu: float, dampening: float, nesterov: float) -> None:
 @direction(
     source="Polyak 1964; Sutskever et al. 2013 (Nesterov)",
     state={"m": "momentum_buffer"},
-    stateless_without="mu",
+    optional={"m": "mu"},
     domain={"mu": "[0, inf)", "dampening": "[0, inf)", "nesterov": "[0, 1]"},
     check=momentum_is_used,
 )

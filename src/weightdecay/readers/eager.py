@@ -14,6 +14,7 @@ from weightdecay import rule, words
 from weightdecay.readers import rounding
 from weightdecay.readers import split as lifting
 from weightdecay.reductions import REDUCTIONS, Reduction
+from weightdecay.rule import Kept
 from weightdecay.step import Equation
 from weightdecay.step import step as one_step
 
@@ -110,7 +111,6 @@ def prepare(equation: Equation, dtype: torch.dtype) -> None:
 def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     """Return the reduction over a whole tensor, or over each of a stack along the first dimension. Adds up in float64."""
     elements = [values[name].double() for name in reduction.elements]
-    given = {name: numbers[name] for name in reduction.numbers}
     each = tuple(range(1, elements[0].ndim))
 
     def over(fold: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -124,32 +124,32 @@ def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[
         largest = over(torch.amax, x.abs())
         unit = torch.where(largest > 0, largest, 1.0)
         elements = [x / unit]
-    total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **given))
-    finished: Tensor = bound(reduction.finish, torch.float64)(total, **given) * unit
+    total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers)))
+    finished: Tensor = bound(reduction.finish, torch.float64)(total, **reduction.given(reduction.finish, numbers)) * unit
     return finished.to(values[reduction.elements[0]].dtype)
 
 
 def step(
-    equation: Equation, numbers: Numbers, w: Tensor, g: Tensor, state: Sequence[Tensor], *, stacked: bool = False
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the weight and state after one step, as new tensors.
+    equation: Equation, numbers: Numbers, values: Mapping[str, Tensor], *, stacked: bool = False
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the weight after one step, and what the rules keep and change by their names, as new tensors.
 
     Args:
         equation: the three rules.
         numbers: what stands right of each rule's `*`, by kind of rule; floats, or tensors that broadcast against w.
-        w: the weights, float32 or float64. With `stacked`, the first dimension counts independent models.
-        g: the gradient, of w's shape.
-        state: the direction's moments, in its order.
+        values: the weights w, the gradient g and what is kept for every element, of one shape, float32 or float64. With
+            `stacked`, the first dimension counts independent models.
     """
-    values = {"w": w, "g": g, **dict(zip(equation.direction.state, state, strict=True))}
-    return one_step(equation, numbers, values, bind=partial(bound, dtype=w.dtype), reduce=partial(reduce, stacked=stacked))
+    bind, over = partial(bound, dtype=values["w"].dtype), partial(reduce, stacked=stacked)
+    return one_step(equation, numbers, values, bind=bind, reduce=over)
 
 
-def split(equation: Equation, numbers: Numbers, w: Tensor, g: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return g and h of a step, with w_t = g·w − η·h; arguments as `step` takes them, without a stack.
 
     A factor that would not be finite (a constant pull on a tiny weight) is taken as 1, and the pull goes to h.
     """
+    w = values["w"]
     dtype, words = w.dtype, lifting.lifted(vocabulary(w.dtype))
 
     def read(each: rule.Rule) -> Callable[..., Any]:
@@ -163,7 +163,6 @@ def split(equation: Equation, numbers: Numbers, w: Tensor, g: Tensor, state: Seq
         return torch.where(holds, 0.0, x), torch.where(holds, part, 0.0)
 
     eta = numbers["decay"]["eta"]
-    values = {"w": w, "g": g, **dict(zip(equation.direction.state, state, strict=True))}
     factor, rest = lifting.split(
         equation, numbers, values, read=read, reduce=reduce, quotient=quotient, by_eta=lambda x, u: u if eta == 0 else x / eta
     )
@@ -189,7 +188,7 @@ def update(
     grad: Tensor,
     state: dict[str, Any],
     *,
-    moments: Sequence[str],
+    kept: Sequence[Kept],
     how: str,
     key: tuple[Any, Any] = (0, 0),
     factor: float = 1.0,
@@ -197,23 +196,23 @@ def update(
 ) -> None:
     """Do one step on a parameter and its entry in the optimizer's state.
 
-    `moments` are the state's keys in the direction's order, none where it needs none; `how` is the rounding,
-    already resolved; `numbers` come from `numbers_in`; the gradient counts `factor` times.
-    Complex tensors are read as pairs of reals, as torch does.
+    `kept` is what the rules keep there; `how` is the rounding, already resolved; `numbers` come from `numbers_in`; the
+    gradient counts `factor` times. Complex tensors are read as pairs of reals, as torch does.
     """
-    w, g, read, stored = operands(equation, param, grad, state, moments, how, factor, differentiable)
-    w, new = step(equation, numbers, w, g, read)
+    values = operands(equation, param, grad, state, kept, how, factor, differentiable)
+    w, new = step(equation, remembered(equation, numbers, state, kept), values)
     if how == "compensated":
         w, lost = rounding.compensated(w, param.dtype)
         state["compensation"].copy_(lost)
     elif how == "stochastic":
         w = rounding.stochastic(w, param.dtype, rounding.random_bits(w, key))
     _real(param).copy_(w)
-    for name, old, moment in zip(moments, stored, new, strict=False):
-        if differentiable:  # writing in place would cut the graph through earlier steps
-            state[name] = torch.view_as_complex(moment) if param.is_complex() else moment
-        else:
-            old.copy_(moment)
+    if not differentiable:
+        _keep(kept, new, state)
+        return
+    for each in kept:
+        if each.changes:  # writing in place would cut the graph through earlier steps
+            state[each.key] = torch.view_as_complex(new[each.name]) if state[each.key].is_complex() else new[each.name]
 
 
 def direct(
@@ -223,16 +222,52 @@ def direct(
     grad: Tensor,
     state: Mapping[str, Any],
     *,
-    moments: Sequence[str],
+    kept: Sequence[Kept],
     how: str,
     factor: float,
 ) -> Tensor:
-    """Do the first half of a step, whose other half another reader does: return u, and write the moments alone."""
-    w, g, read, stored = operands(equation, param, grad, state, moments, how, factor)
-    u, new = step(equation.halves()[0], numbers, w, g, read)
-    for old, moment in zip(stored, new, strict=False):
-        old.copy_(moment)
+    """Do the first half of a step, whose other half another reader does: return u, and write what the direction keeps."""
+    first = equation.halves()[0]
+    values = operands(first, param, grad, state, kept, how, factor)
+    u, new = step(first, remembered(first, numbers, state, kept), values)
+    _keep([each for each in kept if each.name in new], new, state)
     return u
+
+
+def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """Return what a rule keeps, as it is before the first step."""
+    if each.per_element and each.start == "w":
+        return param.detach().to(dtype, copy=True)
+    if each.start in REDUCTIONS:
+        w = _real(param.detach()).to(compute_dtype(param.dtype))
+        value: Any = reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers)
+    else:
+        value = numbers[each.start] if isinstance(each.start, str) else each.start
+    if each.per_element:
+        return torch.full_like(param, float(value), dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+    return torch.as_tensor(value, dtype=torch.float64, device=param.device).clone()
+
+
+def remembered(equation: Equation, numbers: Numbers, state: Mapping[str, Any], kept: Sequence[Kept]) -> Numbers:
+    """Return the numbers with those that the rules keep for this tensor."""
+    own = {each.name: state[each.key] for each in kept if not each.per_element}
+    if not own:
+        return numbers
+    return {
+        rule.kind: {**numbers[rule.kind], **{name: own[name] for name in rule.memory if name in own}} for rule in equation.rules
+    }
+
+
+def _keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write what the rules have changed into the tensors of the state."""
+    for each in kept:
+        if not each.changes:
+            continue
+        old, value = state[each.key], new[each.name]
+        if not each.per_element:
+            old.copy_(torch.as_tensor(value, dtype=old.dtype))
+        else:
+            _real(old).copy_(value)
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -244,12 +279,12 @@ def operands(
     param: Tensor,
     grad: Tensor,
     state: Mapping[str, Any],
-    moments: Sequence[str],
+    kept: Sequence[Kept],
     how: str,
     factor: float,
     differentiable: bool = False,
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Return w, g and the moments as they are computed with, and the moments as they are stored."""
+) -> dict[str, Tensor]:
+    """Return w, g and what is kept for every element, as they are computed with; what is not kept is zero."""
     dtype = compute_dtype(param.dtype)
     w, g = _real(param).to(dtype), _real(grad.resolve_conj()).to(dtype)
     if differentiable:  # the write must not reach what autograd has saved, nor a moment be the gradient itself
@@ -258,8 +293,7 @@ def operands(
         g = g * factor
     if how == "compensated":
         w = rounding.restored(param, state["compensation"])
-    stored = [_real(state[name]) for name in moments]
-    read = [moment.to(dtype) for moment in stored] or [torch.zeros((), dtype=dtype, device=w.device)] * len(
-        equation.direction.state
-    )
-    return w, g, read, stored
+    nothing = torch.zeros((), dtype=dtype, device=w.device)
+    found = {each.name: nothing for rule in equation.rules for each in rule.keeps if each.per_element}
+    found.update({each.name: _real(state[each.key]).to(dtype) for each in kept if each.per_element})
+    return {**found, "w": w, "g": g}

@@ -134,18 +134,19 @@ def split(
         if rule.kind == "direction":
             return read(rule)
 
-        def pulled(weight: Linear, **given: Any) -> Linear:
-            pull = whole(read(rule)(weight, **given))
+        def pulled(weight: Linear, *others: Any, **given: Any) -> Linear:
+            pull = whole(read(rule)(weight, *others, **given))
             return Linear(pull, *quotient(pull, weight.value))
 
         def decayed(weight: Linear, step: Any, *others: Any, **given: Any) -> Any:
             u.append(step)
             found = read(rule)(weight, step, *others, **given)
-            if is_factor(rule):
-                return found
-            stepped = weight - given["eta"] * step
-            rest, part = quotient(whole(found), stepped.value)
-            return stepped * part + rest
+            found, *kept = found if rule.returned else (found,)
+            if not is_factor(rule):
+                stepped = weight - given["eta"] * step
+                rest, part = quotient(whole(found), stepped.value)
+                found = stepped * part + rest
+            return (found, *kept) if rule.returned else found
 
         return pulled if rule.kind == "penalty" else decayed
 
@@ -166,4 +167,8 @@ def is_factor(decay: Rule) -> bool:
     numbers = {**dict.fromkeys(decay.numbers, 0.5), **decay.defaults}
     read = bind(decay.function, lifted({name: getattr(words, name) for name in WORDS}))
     others = [0.0] * (len(decay.elements) - 1)
-    return not any(pieces(read(Linear(w, 0.0, 1.0), *others, **numbers))[0] for w in (-40.0, -1.5, 0.25, 1e-3))
+    for w in (-40.0, -1.5, 0.25, 1e-3):
+        found = read(Linear(w, 0.0, 1.0), *others, **numbers)
+        if pieces(found[0] if decay.returned else found)[0]:
+            return False
+    return True

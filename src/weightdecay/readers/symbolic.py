@@ -188,9 +188,16 @@ class System:
     def __init__(self, equation: Equation, settings: Mapping[str, sp.Expr], notation: Notation) -> None:
         self.equation, self.notation = equation, notation
         self.w, self.gradient = notation.old("w"), notation.gradient()
-        self.moments = {name: notation.old(name) for name in equation.direction.state}
+        kept = {each.name: each for rule in equation.rules for each in rule.keeps}
+        self.moments = {name: notation.old(name) for name, each in kept.items() if each.per_element and each.changes}
+        self.references = {name: notation.at("w", "0") for name, each in kept.items() if each.per_element and not each.changes}
+        self.memory = {name: notation.remembered(name) for name, each in kept.items() if not each.per_element}
         self.numbers: dict[str, dict[str, Any]] = {
-            rule.kind: {name: settings.get(name, notation.number(name)) for name in rule.numbers} for rule in equation.rules
+            rule.kind: {
+                name: self.memory[name] if name in rule.memory else settings.get(name, notation.number(name))
+                for name in rule.numbers
+            }
+            for rule in equation.rules
         }
         if equation.penalty is not None and "lam" in equation.decay.numbers:  # two λ that have nothing to do with each other
             for kind in ("penalty", "decay"):
@@ -206,7 +213,7 @@ class System:
     @property
     def values(self) -> dict[str, sp.Expr]:
         """Return what the step starts from, by the names in the rules."""
-        return {"w": self.w, "g": self.gradient, **self.moments}
+        return {"w": self.w, "g": self.gradient, **self.moments, **self.references}
 
     @property
     def shows_u(self) -> bool:
@@ -246,18 +253,27 @@ class System:
                     return (u, *(notation.new(name) for name in rule.state)) if state else u
                 result = self.walked(rule, (g, *state), numbers, as_typed(), lambda n, v: named(notation.new(n), v))
                 u, *new = result if isinstance(result, tuple) else (result,)
-                return (named(notation.new("u"), u) if self.shows_u and not u.is_Symbol else u, *new)
+                u = named(notation.new("u"), u) if self.shows_u and not u.is_Symbol else u
+                return (u, *new) if rule.returned else u
 
             def decay(*elements: Any, **numbers: Any) -> Any:
-                return self.walked(rule, elements, numbers, as_typed(), lambda n, v: named(notation.local(n), v))
+                def own(name: str, value: Any) -> sp.Symbol:
+                    return named(notation.moved(name) if name in rule.memory else notation.local(name), value)
+
+                result = self.walked(rule, elements, numbers, as_typed(), own)
+                for name, value in zip(rule.returned, result[1:] if rule.returned else (), strict=True):
+                    own(name, value)
+                return result
 
             return {"penalty": penalty, "direction": along, "decay": decay}[rule.kind]
 
         def reduced(reduction: Reduction, values: Mapping[str, Any], numbers: Mapping[str, Any]) -> Any:
             symbol = next(symbol for symbol, known in self.reductions.items() if known is reduction)
-            given = {name: numbers[name] for name in reduction.numbers}
-            term = bind(reduction.term, vocabulary())(*(values[name] for name in reduction.elements), **given)
-            return named(symbol, bind(reduction.finish, vocabulary())(notation.total(term), **given))
+            term = bind(reduction.term, vocabulary())(
+                *(values[name] for name in reduction.elements), **reduction.given(reduction.term, numbers)
+            )
+            finish = bind(reduction.finish, vocabulary())
+            return named(symbol, finish(notation.total(term), **reduction.given(reduction.finish, numbers)))
 
         after, _ = step(self.equation, self.typed, self.values, bind=read, reduce=reduced)
         return (*found, Line(notation.new("w"), after))
@@ -266,8 +282,8 @@ class System:
         """Settle a condition as it is at the first step."""
         return self.generic(truth.subs(self.t, 1))
 
-    def step(self, decide: Callable[[Any], Any] = lambda truth: truth) -> tuple[sp.Expr, tuple[sp.Expr, ...]]:
-        """Return the new weight and state, each as one expression of the old values."""
+    def step(self, decide: Callable[[Any], Any] = lambda truth: truth) -> tuple[sp.Expr, dict[str, sp.Expr]]:
+        """Return the new weight and, by name, the new state, each as one expression of the old values."""
 
         def read(function: Callable[..., Any]) -> Callable[..., Any]:
             rule: Rule = function.rule  # type: ignore[attr-defined]
@@ -292,7 +308,7 @@ class System:
                 result = self.walked(rule, (g, *state), numbers, evaluated(words), opaque)
                 u, *new = result if isinstance(result, tuple) else (result,)
                 named = Linear(self.notation.new("u"), *pieces(u)) if self.shows_u and not getattr(u, "is_Symbol", False) else u
-                return (named, *new)
+                return (named, *new) if rule.returned else named
 
             return direction
 
@@ -325,7 +341,7 @@ class System:
             found = self.walked(direction, (g, *state), self.typed["direction"], as_typed(self.generic), named)
             return found[0] if isinstance(found, tuple) else found
 
-        pull = self.walked(penalty, (self.w,), self.typed["penalty"], as_typed(self.generic))
+        pull = self.walked(penalty, (self.w, *self.references.values()), self.typed["penalty"], as_typed(self.generic))
         u = sp.Add(part("∇", self.gradient), part("λ", pull), evaluate=False)
         decay = self.equation.decay
         after = self.walked(decay, (self.w, u), self.typed["decay"], as_typed(self.generic))
@@ -333,7 +349,7 @@ class System:
 
     def _adds_up(self) -> bool:
         """Tell whether u and the new state are sums of multiples of the gradient and the old state, and all state is used."""
-        if set(self.equation.decay.elements) != {"w", "u"}:
+        if set(self.equation.decay.elements) != {"w", "u"} or self.memory or self.references:
             return False
         direction, g = self.equation.direction, sp.Dummy()
         old = [g, *self.moments.values()]
@@ -380,12 +396,15 @@ def formula(rule: Rule, notation: Notation, *, in_one_line: bool = False) -> tup
     lines: list[Line] = []
     starts = {"w": notation.old("w"), "g": notation.gradient() if rule.kind == "penalty" else notation.new("g")}
     starts |= {"u": notation.new("u"), **{name: notation.old(name) for name in rule.state}}
-    numbers = {name: notation.number(name) for name in rule.numbers}
+    starts |= {each.name: notation.at("w", "0") for each in rule.keeps if each.per_element and not each.changes}
+    numbers = {name: notation.remembered(name) if name in rule.memory else notation.number(name) for name in rule.numbers}
 
     def named(name: str, value: Any) -> sp.Expr:
         if in_one_line and rule.kind != "direction":
             return value
         symbol = notation.new(name) if rule.kind == "direction" else notation.local(name)
+        if name in rule.memory:
+            symbol = notation.moved(name)
         lines.append(Line(symbol, value))
         return symbol
 
@@ -402,5 +421,8 @@ def formula(rule: Rule, notation: Notation, *, in_one_line: bool = False) -> tup
     if rule.kind == "penalty":
         return (*lines, Line(notation.new("g"), sp.Add(notation.gradient(), found, evaluate=False)))
     if rule.kind == "decay":
-        return (*lines, Line(notation.new("w"), found))
+        found, *kept = found if rule.returned else (found,)
+        for name, value in zip(rule.returned, kept, strict=True):
+            named(name, value)
+        return (*(line for line in lines if line.left != line.right), Line(notation.new("w"), found))
     return (*lines, Line(notation.new("u"), found[0] if isinstance(found, tuple) else found))

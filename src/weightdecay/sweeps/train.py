@@ -136,6 +136,10 @@ class Stack:
         whole = {equation.direction.name for equation in self.equations if equation.direction.whole}
         if whole:
             raise NotStackable(f"the direction {', '.join(whole)} sees whole tensors")
+        rules = {rule for equation in self.equations for rule in equation.rules}
+        keeping = sorted(rule.name for rule in rules if any(not kept.per_element or kept.start != 0 for kept in rule.keeps))
+        if keeping:
+            raise NotStackable(f"{', '.join(keeping)} keeps more than moments")
         self.numbers = [_stacked_numbers(optimizers, index) for index in range(len(first.param_groups))]
         place = {id(p): index for index, group in enumerate(first.param_groups) for p in group["params"]}
         self.group = {name: place[id(p)] for name, p in model.named_parameters() if id(p) in place}
@@ -145,7 +149,7 @@ class Stack:
             name: p.detach().expand(copies, *p.shape).clone() for name, p in model.named_parameters() if name in self.group
         }
         self.state = {
-            name: tuple(torch.zeros_like(p) for _ in self.equations[self.group[name]].direction.state)
+            name: {key: torch.zeros_like(p) for key in self.equations[self.group[name]].direction.state}
             for name, p in self.params.items()
         }
         self.t = 0
@@ -175,7 +179,7 @@ class Stack:
                 for kind, given in self.numbers[index].items()
             }
             self.params[name], self.state[name] = eager.step(
-                self.equations[index], numbers, w, gradients[name], self.state[name], stacked=True
+                self.equations[index], numbers, {"w": w, "g": gradients[name], **self.state[name]}, stacked=True
             )
 
     @torch.no_grad()

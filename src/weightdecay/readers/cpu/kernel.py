@@ -21,6 +21,7 @@ from weightdecay.readers import rounding
 from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
 from weightdecay.reductions import Reduction
+from weightdecay.rule import Kept
 from weightdecay.step import Equation, step
 
 CHUNK = 4096
@@ -43,8 +44,10 @@ class Signature:
     equation: Equation
     weight: torch.dtype
     grad: torch.dtype
+    kept: tuple[Kept, ...]
+    """What the rules keep from step to step."""
     moments: tuple[torch.dtype, ...]
-    """Empty where the direction keeps no state."""
+    """The dtypes of that which is kept for every element."""
     how: str
     """The rounding, resolved."""
 
@@ -52,13 +55,31 @@ class Signature:
     def columns(self) -> tuple[str, ...]:
         """Return the table's columns."""
         moments = (f"moment{k}" for k in range(len(self.moments)))
-        return (*FIXED_COLUMNS, *moments, *(["compensation"] if self.how == "compensated" else []))
+        return (*FIXED_COLUMNS, *moments, *(["compensation"] if self.how == "compensated" else []), *self.memory, *self.next)
+
+    @property
+    def elements(self) -> tuple[Kept, ...]:
+        """Return what is kept for every element."""
+        return tuple(each for each in self.kept if each.per_element)
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """Return the columns of the numbers that are kept, one per tensor."""
+        return tuple(f"memory_{each.name}" for each in self.kept if not each.per_element)
+
+    @property
+    def next(self) -> tuple[str, ...]:
+        """Return the columns of where a step leaves such a number, while other threads still read the old one."""
+        return tuple(f"next_{each.name}" for each in self.kept if not each.per_element and each.changes)
 
     @property
     def numbers(self) -> tuple[tuple[str, str], ...]:
         """Return what a row holds: the rules' numbers by kind and name, then the gradient's factor and the seed."""
         own = (
-            (rule.kind, name) for rule in self.equation.rules for name in rule.numbers if name not in (*rule.reductions, "t")
+            (rule.kind, name)
+            for rule in self.equation.rules
+            for name in rule.numbers
+            if name not in (*rule.reductions, *rule.memory, "t")
         )
         return (*own, ("", "factor"), ("", "seed"))
 
@@ -72,6 +93,8 @@ class Kernel:
     """The address of the function that counts the step of every tensor that has a gradient."""
     passes: tuple[int, ...]
     """The addresses of the passes over the elements; the last one writes."""
+    settle: int
+    """The address of the function that moves on the numbers that are kept per tensor."""
     engine: Any
     """Owns the code."""
 
@@ -98,9 +121,10 @@ def _compile(signature: Signature) -> Kernel:
     for place in range(len(passes)):
         _Pass(module, signature, passes, place).write()
     _write_advance(module, signature)
+    _write_settle(module, signature)
     engine, addresses = compiled(module)
     order = tuple(addresses[f"pass{place}"] for place in range(len(passes)))
-    return Kernel(signature, addresses["advance"], order, engine)
+    return Kernel(signature, addresses["advance"], order, addresses["settle"], engine)
 
 
 @dataclass(frozen=True)
@@ -122,7 +146,12 @@ def _passes(equation: Equation) -> tuple[_Sum | None, ...]:
 
     nothing: Mapping[str, Any] = {name: 0.0 for rule in equation.rules for name in ("w", "g", *rule.elements)}
     numbers: dict[str, Any] = {rule.kind: dict.fromkeys(rule.numbers, 0.0) for rule in equation.rules}
-    step(equation, numbers, nothing, bind=lambda function: lambda *_, **__: 0.0, reduce=reduce)
+
+    def zeros(function: Any) -> Any:
+        rule = getattr(function, "rule", None)
+        return lambda *_, **__: (0.0,) * (1 + len(rule.returned)) if rule is not None and rule.returned else 0.0
+
+    step(equation, numbers, nothing, bind=zeros, reduce=reduce)
     sums = ([_Sum(k, True), _Sum(k, False)] if reduction.norm else [_Sum(k, False)] for k, reduction in enumerate(asked))
     return (*(each for pair in sums for each in pair), None)
 
@@ -236,6 +265,10 @@ class _Pass:
             name: Value(self.writer, _word(b, self.job["rows"], b.add(row, I64(k)), I64 if name == ("", "seed") else DOUBLE))
             for k, name in enumerate(names)
         }
+        for each in self.signature.kept:
+            if not each.per_element:
+                kept = b.load(self.column[f"memory_{each.name}"], typ=DOUBLE)
+                found["", each.name] = Value(self.writer, kept)
         found["", "t"] = Value(self.writer, b.fpext(b.load(self.column["step"], typ=FLOAT), DOUBLE))
         return found
 
@@ -253,18 +286,19 @@ class _Pass:
     def _elements(self, each: ir.IRBuilder, place: ir.Value, total: ir.Value) -> None:
         """Write what happens to the elements at one place: the step itself."""
         signature, writer = self.signature, self.writer
-        equation, moments = signature.equation, [f"moment{k}" for k in range(len(signature.moments))]
+        equation, moments = signature.equation, list(zip(signature.elements, signature.moments, strict=True))
         if writer.lanes > 1 and self.purpose is None:  # a sum reads one or two of these
             self._ask_ahead(each, place)
         w = writer.load(self.column["w"], signature.weight, place)
         if signature.how == "compensated":
             w = writer.bound(rounding.restore)(w, writer.load(self.column["compensation"], torch.int16, place))
         values: dict[str, Any] = {"w": w, "g": self.number["", "factor"] * writer.load(self.column["g"], signature.grad, place)}
-        read: list[Any] = [writer.load(self.column[n], d, place) for n, d in zip(moments, signature.moments, strict=True)]
-        values.update(zip(equation.direction.state, read or [0.0] * len(equation.direction.state), strict=True))
+        values.update({kept.name: 0.0 for rule in equation.rules for kept in rule.keeps if kept.per_element})
+        for k, (kept, dtype) in enumerate(moments):
+            values[kept.name] = writer.load(self.column[f"moment{k}"], dtype, place)
         numbers: dict[str, Any] = {
             rule.kind: {
-                name: self.number["", "t"] if name == "t" else self.number[rule.kind, name]
+                name: self.number["", name] if name == "t" or name in rule.memory else self.number[rule.kind, name]
                 for name in rule.numbers
                 if name not in rule.reductions
             }
@@ -272,7 +306,7 @@ class _Pass:
         }
         self.reduced = 0
         try:
-            found, state = step(equation, numbers, values, bind=writer.bound, reduce=self._reduce)
+            found, new = step(equation, numbers, values, bind=writer.bound, reduce=self._reduce)
         except _Reached as reached:
             (term,) = writer.alike(reached.term)
             before = Value(writer, each.load(total, typ=ir.VectorType(DOUBLE, writer.lanes)))
@@ -280,10 +314,14 @@ class _Pass:
             after = writer.maximum(before, term) if self.purpose.largest else before + term
             each.store(after.ir, total)
             return
-        found, *news, _ = writer.alike(found, *state, w)
+        changed = [(f"moment{k}", kept, dtype) for k, (kept, dtype) in enumerate(moments) if kept.changes]
+        found, *news, _ = writer.alike(found, *(new[kept.name] for _, kept, _ in changed), w)
         self._round_and_store(found, place)
-        for name, dtype, moment in zip(moments, signature.moments, news, strict=False):
-            writer.store(moment, self.column[name], dtype, place)
+        for (column, _, dtype), moment in zip(changed, news, strict=True):
+            writer.store(moment, self.column[column], dtype, place)
+        for column in signature.next:
+            (left, _) = writer.alike(new[column.removeprefix("next_")], self.number["", "t"])
+            writer.once.store(left.ir, self.column[column])
 
     def _round_and_store(self, w: Value, place: ir.Value) -> None:
         signature, writer = self.signature, self.writer
@@ -339,7 +377,6 @@ class _Pass:
         writer, number = self.writer, self.reduced
         self.reduced += 1
         elements = [writer.converted(writer.alike(values[n], values["w"])[0], DOUBLE) for n in reduction.elements]
-        numbers = {name: given[name] for name in reduction.numbers}
         unit: Any = 1.0
         if reduction.norm:
             (x,) = elements
@@ -350,9 +387,9 @@ class _Pass:
             # The inverse of a float32 is a double, that of a double may be none.
             elements = [x / Value(writer, unit.ir, inverse=1 / unit if self.real == FLOAT else None)]
         if self.purpose == _Sum(number, largest=False):
-            raise _Reached(writer.bound(reduction.term)(*elements, **numbers))
+            raise _Reached(writer.bound(reduction.term)(*elements, **reduction.given(reduction.term, given)))
         total = self._partial(_Sum(number, largest=False))
-        found = writer.bound(reduction.finish)(total, **numbers) * unit
+        found = writer.bound(reduction.finish)(total, **reduction.given(reduction.finish, given)) * unit
         return writer.converted(writer.converted(found, self.real), DOUBLE)
 
     def _partial(self, which: _Sum) -> Value:
@@ -406,7 +443,27 @@ def _write_advance(module: ir.Module, signature: Signature) -> None:
     """Write the function that counts one more step for every tensor that has a gradient."""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64, POINTER]), "advance")
     b = ir.IRBuilder(function.append_basic_block())
-    *_, job = function.args
+    tensors, column = _columns(b, function.args[-1], signature)
+    with counted(b, I64(0), tensors) as tensor, b.if_then(b.icmp_unsigned("!=", column("g", tensor, I64), I64(0))):
+        count = column("step", tensor, POINTER)
+        b.store(b.fadd(b.load(count, typ=FLOAT), ir.Constant(FLOAT, 1.0)), count)
+    b.ret_void()
+
+
+def _write_settle(module: ir.Module, signature: Signature) -> None:
+    """Write the function that takes over, for every tensor that has a gradient, the numbers that the step has left."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64, POINTER]), "settle")
+    b = ir.IRBuilder(function.append_basic_block())
+    tensors, column = _columns(b, function.args[-1], signature)
+    with counted(b, I64(0), tensors) as tensor, b.if_then(b.icmp_unsigned("!=", column("g", tensor, I64), I64(0))):
+        for name in signature.next:
+            left = b.load(column(name, tensor, POINTER), typ=DOUBLE)
+            b.store(left, column(name.replace("next", "memory", 1), tensor, POINTER))
+    b.ret_void()
+
+
+def _columns(b: ir.IRBuilder, job: ir.Value, signature: Signature) -> tuple[ir.Value, Any]:
+    """Return the number of tensors, and what reads a column of one."""
     tensors, columns = (
         _word(b, job, JOB.index(name), I64 if name == "tensors" else POINTER) for name in ("tensors", "columns")
     )
@@ -414,7 +471,4 @@ def _write_advance(module: ir.Module, signature: Signature) -> None:
     def column(name: str, tensor: ir.Value, of: ir.Type) -> ir.Value:
         return _word(b, columns, b.add(b.mul(tensors, I64(signature.columns.index(name))), tensor), of)
 
-    with counted(b, I64(0), tensors) as tensor, b.if_then(b.icmp_unsigned("!=", column("g", tensor, I64), I64(0))):
-        count = column("step", tensor, POINTER)
-        b.store(b.fadd(b.load(count, typ=FLOAT), ir.Constant(FLOAT, 1.0)), count)
-    b.ret_void()
+    return tensors, column

@@ -86,8 +86,13 @@ class Table:
         self.grads: list[Tensor | None] = []
         self.addresses = self._where()
         self.layouts = [entry.layouts() for entry in entries[self.plain :]]
-        for place, name in enumerate(("w", "step", *signature.columns[len(FIXED_COLUMNS) :])):
+        held = signature.columns[len(FIXED_COLUMNS) : len(signature.columns) - len(signature.next)]
+        for place, name in enumerate(("w", "step", *held)):
             self._write(name, self.addresses[place * self.plain : (place + 1) * self.plain])
+        self.left = array("d", bytes(8 * len(entries) * len(signature.next)))
+        for place, name in enumerate(signature.next):
+            first = self.left.buffer_info()[0] + 8 * place * len(entries)
+            self._write(name, range(first, first + 8 * len(entries), 8))
         self.numbers = struct.Struct(f"{len(signature.numbers) - 1}dQ")
         self.rows = bytearray(self.numbers.size * (1 + max(rows)))
         self.partials = array("d", bytes(8 * self.chunks * (len(self.kernel.passes) - 1)))
@@ -103,6 +108,7 @@ class Table:
         self.threads = 0
         self.advance = threads.PASS(self.kernel.advance)
         self.passes = [threads.PASS(address) for address in self.kernel.passes]
+        self.settle = threads.PASS(self.kernel.settle)
 
     def _write(self, column: str, values: Sequence[int], first: int = 0) -> None:
         start = self.signature.columns.index(column) * len(self.entries) + first
@@ -178,6 +184,8 @@ class Table:
         for each in self.passes:
             self.job[0] = 0
             threads.parallel(each, job, self.threads)
+        if self.signature.next:
+            self.settle(0, 1, job)
         torch.autograd.graph.increment_version(self.moving)
         self.grads = []  # which would take memory during the next backward pass
         for target, copy in copies:
@@ -216,9 +224,12 @@ class Table:
                 tensor = copy
             return tensor.data_ptr()
 
-        step, *moments = entry.tensors()
+        step, *held = entry.tensors()
+        numbers = len(self.signature.memory)
+        moments, memory = held[: len(held) - numbers], held[len(held) - numbers :]
         values = {"step": step.data_ptr(), "w": address(param), "g": address(grad, written=False) or _NOWHERE}
-        values.update(zip(self.signature.columns[len(FIXED_COLUMNS) :], map(address, moments), strict=True))
+        names = self.signature.columns[len(FIXED_COLUMNS) :]
+        values.update(zip(names, [*map(address, moments), *map(Tensor.data_ptr, memory)], strict=False))
         for name, value in values.items():
             self._write(name, [value], place)
         return copies
