@@ -34,7 +34,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-smartquotes = False  # "auto" is something to type
+smartquotes_action = "D"  # dashes alone: "auto" is something to type
 
 html_theme = "furo"
 html_title = "weightdecay"

@@ -19,6 +19,7 @@ import sympy as sp
 import weightdecay as wd
 from weightdecay import hyperparameters
 from weightdecay.derivation import Derivation
+from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
 from weightdecay.readers import symbolic
 from weightdecay.rule import Rule
@@ -115,8 +116,8 @@ def long_run(found: dict[str, Derivation]) -> Iterator[str]:
             rows.append(f"| {name} | {' | '.join(cells)} |")
     if rows:
         yield (
-            "Where there is a formula: the weight after $k$ steps without a gradient, the number of steps in which it halves, and "
-            "the weight at which λ balances a constant gradient."
+            "Where there is a formula: the weight after $k$ steps without a gradient, the number of steps in which it halves, "
+            "and the weight at which λ balances a constant gradient."
         )
         yield "\n".join(["| | $w_k$ | half-life | balance |", "| --- | --- | --- | --- |", *rows])
 
@@ -162,7 +163,7 @@ def trajectories(rule: Rule) -> dict[str, list[list[float]]]:
     if rule.kind == "decay":
         return {
             "no decay": walk(starts, 1.0, direction="sgd"),
-            rule.name: walk(starts, 1.0, direction="sgd", decay=rule.name, weight_decay=LAMBDA if rule.name != "none" else 0.0),
+            rule.name: walk(starts, 1.0, direction="sgd", decay=rule.name, weight_decay=LAMBDA if "lam" in rule.numbers else 0),
         }
     return {
         "alone": walk([2.0], 1.0, direction=rule.name),
@@ -260,7 +261,32 @@ def steps(rule: Rule, reader: str) -> str:
     return "after u" if rule.whole and reader == "cpu" else "yes"
 
 
-BLOCKS: dict[str, Callable[[str], str]] = {"derive": derive_block, "rules": rules_block}
+def propositions_block(_: str) -> str:
+    """Return Loshchilov & Hutter's propositions as they come out of the rules, with s the scale of a fixed preconditioner."""
+    plain, decayed = wd.derive("sgd", "l2", momentum=0), wd.derive("sgd", decay="independent", momentum=0)
+    adam = wd.derive("adam", "l2")
+    lam, eta, peak, gradient = (decayed.symbols[name] for name in ("lambda", "eta", "eta_max", "∇L"))
+    s, wanted = sp.Symbol("s"), sp.Symbol("lambda'")
+    target = decayed.step.subs(peak, eta)
+    first = sp.simplify(plain.step.subs(lam, lam / eta) - target)
+    scaled = plain.step.xreplace({lam: lam * s / eta, eta: eta / s})
+    third = sp.simplify(scaled - target.subs(gradient, gradient / s))
+    (needed,) = sp.solve(sp.Eq(adam.g.subs(lam, wanted), decayed.g.subs(peak, eta)), wanted)
+    made = {symbol.name for symbol in needed.free_symbols}
+    if first != 0 or third != 0 or "v_hat_t" not in made:
+        raise SystemExit("the propositions do not come out of the rules")
+    notation = adam.notation
+    shown = notation.tex(notation.arranged(tidy(sp.factor(needed))))
+    return (
+        f"Computed from the rules: plain SGD with L2 and $\\lambda' = \\lambda/\\eta$, minus plain SGD with the paper's decay: "
+        f"${notation.tex(first)}$. The λ' with which L2 in Adam would shrink a weight as that decay does:\n\n"
+        f"$$\n\\begin{{aligned}}\n\\lambda' &= {shown}\n\\end{{aligned}}\n$$\n\n"
+        "which is another one for every weight. Plain SGD whose gradient and penalty are divided by a fixed s, with "
+        f"$\\lambda' = \\lambda s/\\eta$, minus the same with the paper's decay: ${notation.tex(third)}$."
+    )
+
+
+BLOCKS: dict[str, Callable[[str], str]] = {"derive": derive_block, "rules": rules_block, "propositions": propositions_block}
 
 
 def filled(text: str) -> str:

@@ -86,6 +86,98 @@ def test_rules_as_json_is_the_registry():
     assert json.loads(run("rules", "--json").output) == wd.rules().to_dict()
 
 
+def test_derive_prints_the_derivation():
+    result = run("derive", "adam", "--penalty", "l2")
+    assert result.exit_code == 0
+    assert result.stdout == f"{wd.derive('adam', penalty='l2')}\n"
+    assert result.stderr == ""
+
+
+def test_derive_takes_the_numbers_that_optimizers_take():
+    shown = run("derive", "adam", "--decay", "decoupled", "--set", "betas=0,0.99", "--set", "eps=0", "--json")
+    expected = wd.derive("adam", decay="decoupled", betas=(0, 0.99), eps=0).to_dict()
+    assert json.loads(shown.stdout) == expected
+    shown = run("derive", "sgd", "--penalty", "l2", "--set", "momentum=0.9", "--set", "nesterov=TRUE", "--json")
+    assert json.loads(shown.stdout) == wd.derive("sgd", "l2", momentum=0.9, nesterov=True).to_dict()
+    assert json.loads(shown.stdout)["settings"] == {"mu": "9/10", "dampening": "0", "nesterov": "1"}
+
+
+def test_derive_as_latex_is_the_tex_alone():
+    result = run("derive", "sgd", "--penalty", "l2", "--latex")
+    assert result.exit_code == 0
+    assert result.stdout == f"{wd.derive('sgd', 'l2').latex}\n"
+    assert result.stdout.startswith("\\[\n\\begin{aligned}")
+
+
+@pytest.mark.parametrize("arguments", [["derive"], ["derive", "--list"], ["derive", "adam", "--list"]], ids=" ".join)
+def test_derive_lists_what_can_be_put_together(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0
+    for rule in wd.rules().values():
+        assert rule.name in result.output
+    assert "weightdecay derive DIRECTION" in result.output
+    listed = json.loads(run(*arguments, "--json").stdout)
+    assert listed == {kind: list(wd.rules().of(kind)) for kind in ("penalty", "direction", "decay")}
+
+
+def test_derive_knows_the_rules_of_another_module(folder):
+    Path("more_rules.py").write_text(
+        "import weightdecay as wd\n\n"
+        "@wd.decay(source='nobody')\n"
+        "def thirding(w, u, *, eta, lam, share=3.0):\n"
+        '    """A third."""\n'
+        "    return (1 - eta * lam / share) * w - eta * u\n"
+    )
+    script = [sys.executable, "-m", "weightdecay", "--app-dir", ".", "--import", "more_rules", "derive", "sgd", "--decay"]
+    shown = subprocess.run([*script, "thirding", "--json"], capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown)["g"]["sympy"] == "-eta*lambda/share + 1"
+
+
+DERIVE_MISTAKES = [
+    (["adm"], 1, "did you mean 'adam'?"),
+    (["l2"], 1, "'l2' is a penalty"),
+    (["adam", "--penalty", "decoupled"], 1, "'decoupled' is a decay"),
+    (["adam", "--decay", "l2"], 1, "'l2' is a penalty"),
+    (["adam", "--set", "momentum=0.9"], 1, "takes no 'momentum'"),
+    (["sgd", "--set", "momentun=0.9"], 1, "did you mean momentum?"),
+    (["adam", "--set", "beta1=0.9"], 1, "betas=(beta1, beta2"),
+    (["sgd", "--set", "momentum=-1"], 1, "number in [0, inf)"),
+    (["sgd", "--set", "momentum=nan"], 1, "number in [0, inf)"),
+    (["sgd", "--set", "momentum"], 2, "'momentum' is not NAME=NUMBER"),
+    (["sgd", "--set", "momentum=much"], 2, "'momentum=much' is not NAME=NUMBER"),
+    (["sgd", "--set", "momentum="], 2, "is not NAME=NUMBER"),
+    (["sgd", "--latex", "--json"], 2, "choose one"),
+    (["--penalty", "l2"], 2, "a direction is missing"),
+    (["sgd", "adam"], 2, "adam"),
+    (["sgd", "--penality", "l2"], 2, "--penalty"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), DERIVE_MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_in_what_to_derive_gets_a_reason(arguments, code, says):
+    result = run("derive", *arguments)
+    assert result.exit_code == code
+    assert says in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+DERIVE_SLIPS = [
+    (["adam", "--set", "betas=0.9"], "betas"),
+    (["sgd", "--set", "=0.9"], "NAME=NUMBER"),
+    (["sgd", "--set", "momentum=0.9,0.8"], "momentum"),
+    (["sgd", "--set", "momentum=0.5", "--set", "momentum=0.9"], "momentum"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), DERIVE_SLIPS, ids=lambda value: str(value)[:40])
+def test_a_slip_in_a_setting_is_refused_by_its_name(arguments, says):
+    result = run("derive", *arguments)
+    assert result.exit_code in (1, 2)
+    assert says in " ".join(result.stderr.split())
+
+
 def test_a_users_own_task_is_swept(folder):
     result = run("--app-dir", ".", "sweep", f"{folder}:task", "--out", "out", *GRID)
     assert result.exit_code == 0, result.output

@@ -3,9 +3,11 @@ shows against the results in the literature."""
 
 import functools
 import importlib.util
+import json
 import math
 import operator
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from runs import RULES, assert_close, numbers_of, reduced, same_bits, walk
 
 import weightdecay as wd
 from weightdecay.step import Equation, step
+from weightdecay.words import absolute, maximum, sign
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE, STEPS = 1e-12, 100
@@ -37,10 +40,22 @@ def derived(direction, penalty=None, decay=None, **settings):
     return _derived(direction, penalty, decay, tuple(sorted(settings.items())))
 
 
+@functools.cache
+def printed(derivation):
+    """Return a derivation's text, which is made once."""
+    return str(derivation)
+
+
+@functools.cache
+def latex(derivation):
+    """Return a derivation's TeX, which is made once."""
+    return derivation.latex
+
+
 def settings_of(direction):
     """Return what a direction may be set to so that it is another formula: nothing, and each of its switches."""
     found = [{}]
-    if direction.stateless_without == "mu":
+    if direction.name == "sgd":
         found += [{"momentum": 0}, {"nesterov": True}, {"dampening": 0.25}]
     return found
 
@@ -53,7 +68,8 @@ def combinations():
     found = []
     for direction in BY_KIND["direction"]:
         for penalty, decay in [*pairs, *([both] if both else [])]:
-            for settings in settings_of(direction):
+            switched = {rule and rule.name for rule in (penalty, decay)} <= {None, "l2", "decoupled"}
+            for settings in settings_of(direction)[: None if switched else 2]:
                 names = [rule and rule.name for rule in (direction, penalty, decay)]
                 shown = [name for name in names if name] + [f"{key}={value}" for key, value in settings.items()]
                 marks = []
@@ -63,6 +79,18 @@ def combinations():
     return found
 
 
+def shown():
+    """Return as many combinations as show every rule and every form that a result has: to print each takes half a second."""
+    usual = {None, "l2", "decoupled"}
+    found = []
+    for case in combinations():
+        direction, penalty, decay, settings = case.values
+        if direction == "adam" or settings.get("momentum") == 0 or {penalty, decay} <= usual:
+            found.append(case)
+    return found
+
+
+every_shown = pytest.mark.parametrize(("direction", "penalty", "decay", "settings"), shown())
 every_combination = pytest.mark.parametrize(("direction", "penalty", "decay", "settings"), combinations())
 
 
@@ -99,7 +127,7 @@ class Case:
         draw = random.Random(f"{direction}{penalty}{decay}{t}")
         self.equation = rules_of(direction, penalty, decay)
         self.derivation = derived(direction, penalty, decay, **settings)
-        given = {"momentum": 0.8, **settings} if self.equation.direction.stateless_without == "mu" else settings
+        given = {"momentum": 0.8, **settings} if self.equation.direction.name == "sgd" else settings
         self.numbers = {
             rule.kind: numbers_of(
                 rule, t=t, lam=0.0 if without_lambda else LAMBDA.get(rule.kind), eta=LR, eta_max=LR_MAX, **given
@@ -123,8 +151,8 @@ class Case:
         names = {"lam": "lambda", "eps": "epsilon"}
         found = {names.get(name, name): value for given in self.numbers.values() for name, value in given.items()}
         if self.equation.penalty is not None and "lam" in self.equation.decay.numbers:
-            found |= {f"lam_{kind}": LAMBDA[kind] if "lam" in self.numbers[kind] else 0.0 for kind in LAMBDA}
-            found |= {f"lam_{kind}": self.numbers[kind]["lam"] for kind in LAMBDA}
+            found |= {f"lambda_{kind}": LAMBDA[kind] if "lam" in self.numbers[kind] else 0.0 for kind in LAMBDA}
+            found |= {f"lambda_{kind}": self.numbers[kind]["lam"] for kind in LAMBDA}
         found |= self.asked | {"w": self.w[place], "∇L": self.g[place]}
         found |= {name: column[place] for name, column in zip(self.equation.direction.state, self.state, strict=True)}
         return {
@@ -133,6 +161,7 @@ class Case:
 
     def evaluated(self, x, env):
         """Evaluate an expression with 50 digits."""
+        env = {**{symbol: mpmath.mpf(symbol.name) for symbol in x.free_symbols if is_decimal(symbol)}, **env}
         missing = x.free_symbols - set(env)
         assert not missing, f"{missing} of {x} stand for nothing"
         arguments = sorted(x.free_symbols, key=str)
@@ -149,6 +178,11 @@ class Case:
             if line.left.name not in self.asked:  # a sum over the tensor, which stands in env
                 env[line.left] = self.evaluated(line.right, env)
         return env
+
+
+def is_decimal(symbol):
+    """Tell whether a symbol stands for a settled number, 0.25, in a line as typed."""
+    return symbol.name.replace(".", "", 1).isdigit()
 
 
 @functools.cache
@@ -179,26 +213,12 @@ def has_lambda(case):
     return any("lam" in given for given in case.numbers.values())
 
 
-WITHOUT_U = "g holds u_t, and no line of the system says what that is"
+def split_combinations(*steps):
+    """Return every combination at every step."""
+    return [pytest.param(*c.values, t, id=f"{c.id}-t={t}", marks=c.marks) for c in combinations() for t in steps]
 
 
-def split_combinations():
-    """Return every combination, with those marked whose g holds a symbol that nothing defines."""
-    found = []
-    for case in combinations():
-        direction, penalty, decay, settings = case.values
-        marks = list(case.marks)
-        if direction == "sgd" and penalty and decay == "cautious" and not settings.get("nesterov"):
-            marks.append(pytest.mark.xfail(strict=True, reason=WITHOUT_U))
-        found.append(pytest.param(*case.values, id=case.id, marks=marks))
-    return found
-
-
-every_split = pytest.mark.parametrize(("direction", "penalty", "decay", "settings"), split_combinations())
-
-
-@pytest.mark.parametrize("t", [1, 7], ids=as_steps)
-@every_split
+@pytest.mark.parametrize(("direction", "penalty", "decay", "settings", "t"), split_combinations(1, 7))
 def test_the_lines_and_the_split_are_the_step(direction, penalty, decay, settings, t):
     """The last line is w_t, and g·w − η·h with what the lines define is the same; g and h may hold from the second step on."""
     case = Case(direction, penalty, decay, settings, t=t)
@@ -216,8 +236,8 @@ def test_the_lines_and_the_split_are_the_step(direction, penalty, decay, setting
             assert abs(split - last) <= TOLERANCE * scale
 
 
-@every_split
-def test_g_and_h_hold_nothing_that_is_not_defined(direction, penalty, decay, settings):
+@pytest.mark.parametrize(("direction", "penalty", "decay", "settings", "t"), split_combinations(7))
+def test_g_and_h_hold_nothing_that_is_not_defined(direction, penalty, decay, settings, t):
     derivation = derived(direction, penalty, decay, **settings)
     given = derivation.step.free_symbols.union(*(x.free_symbols for x in derivation.state.values()), [derivation.symbols["w"]])
     lines = {line.left for line in derivation.system}
@@ -227,7 +247,7 @@ def test_g_and_h_hold_nothing_that_is_not_defined(direction, penalty, decay, set
 @every_combination
 def test_lambda_zero_leaves_g_at_one(direction, penalty, decay, settings):
     derivation = derived(direction, penalty, decay, **settings)
-    lambdas = [x for name, x in derivation.symbols.items() if name.startswith("lam")]
+    lambdas = [x for name, x in derivation.symbols.items() if name.startswith("lambda")]
     assert sp.simplify(derivation.g.subs(dict.fromkeys(lambdas, 0))) == 1
 
 
@@ -249,10 +269,10 @@ def test_a_reduction_has_a_line_of_its_own():
     assert sp.simplify(line.right - total ** (1 / derivation.symbols["n"])) == 0
 
 
-@every_combination
+@every_shown
 def test_symbols_have_the_names_that_they_are_documented_under(direction, penalty, decay, settings):
     derivation = derived(direction, penalty, decay, **settings)
-    str(derivation)
+    printed(derivation)
     assert {"w", "∇L", "eta"} <= set(derivation.symbols)
     assert all(symbol.name == name for name, symbol in derivation.symbols.items())
     assert derivation.g.free_symbols | derivation.h.free_symbols <= set(derivation.symbols.values())
@@ -278,14 +298,14 @@ def inserted(x, derivation, **values):
     defaults = {name: value for rule in equation.rules for name, value in rule.defaults.items()}
     known = {**defaults, "eta": LR, "eta_max": LR_MAX, "epsilon": 1e-8, "mu": 0.8}
     known["lambda"] = LAMBDA["penalty" if equation.penalty else "decay"]
-    known |= {f"lam_{kind}": value for kind, value in LAMBDA.items()} | values
+    known |= {f"lambda_{kind}": value for kind, value in LAMBDA.items()} | values
     with mpmath.workdps(50):
         arguments = sorted(x.free_symbols, key=str)
         return _function(x, tuple(arguments))(*(mpmath.mpf(known[symbol.name]) for symbol in arguments))
 
 
 def with_momentum(equation, settings):
-    return {**settings, "momentum": settings.get("momentum", 0.8)} if equation.direction.stateless_without == "mu" else settings
+    return {**settings, "momentum": settings.get("momentum", 0.8)} if equation.direction.name == "sgd" else settings
 
 
 CLOSED = {
@@ -343,6 +363,20 @@ def test_the_half_life_halves(direction, penalty, decay, settings):
     assert float(abs(after / before)) == pytest.approx(0.5, rel=1e-9)
 
 
+def test_there_is_no_closed_form_where_the_rule_divides_zero_by_zero():
+    param = torch.nn.Parameter(torch.ones(1))
+    seen = walk(wd.AdamW([param], lr=LR, weight_decay=0.1, eps=0.0), [torch.zeros(1)])
+    assert seen.isnan().all()
+    assert derived("adam", decay="decoupled", eps=0).closed_form is None
+
+
+def test_lp_at_two_is_l2_twice_in_the_long_run_too():
+    bridge, ridge = derived("sgd", "lp", p=2), derived("sgd", "l2")
+    lam = ridge.symbols["lambda"]
+    assert same(bridge.g, ridge.g.subs(lam, 2 * lam))
+    assert bridge.closed_form is not None
+
+
 def test_the_spring_of_momentum_and_l2_may_swing():
     """Where ηλ > (1 − √μ)² the z are complex, and the closed form is still what the steps make."""
     derivation = derived("sgd", "l2")
@@ -392,12 +426,14 @@ def test_a_weight_at_the_fixed_point_stays(direction, penalty, decay, settings):
     assert (moved_from(derivation, 1.25 * w, gradient, stays) > 1e-9 * w.abs()).all()
 
 
-@pytest.mark.xfail(strict=True, reason="for |∇L| < rλ the formula's weight has the gradient's sign, and does not stay")
-def test_the_fixed_point_of_the_elastic_net_is_zero_under_a_gradient_that_its_l1_part_holds():
+def test_the_elastic_net_balances_no_gradient_that_its_l1_part_is_stronger_than():
+    """The formula's weight would have the gradient's sign, and zero is left at once: the subgradient there is 0."""
     derivation = derived("sgd", "elastic_net", momentum=0)
-    gradient = torch.tensor([0.01], dtype=torch.float64)  # less than rλ = 0.15
-    w = torch.tensor([float(inserted(derivation.fixed_point, derivation, **{"∇L": 0.01}))], dtype=torch.float64)
-    assert (moved_from(derivation, w, gradient, {"momentum": 0}) <= 1e-11).all()
+    (balanced, condition), *others = derivation.fixed_point.args
+    assert not others
+    assert float(inserted(balanced, derivation, **{"∇L": 0.5})) < 0
+    values = {derivation.symbols["lambda"]: 0.3, derivation.symbols["l1_ratio"]: 0.5}
+    assert [bool(condition.subs({**values, derivation.symbols["∇L"]: x})) for x in (0.01, -0.01, 0.2, -0.2)] == [0, 0, 1, 1]
 
 
 # The results of the literature ----------------------------------------------------------------------------------------------
@@ -478,10 +514,12 @@ def test_the_whole_effect_is_the_run(penalty, settings):
     optimizer = wd.Optimizer(
         [param], LR, direction="sgd", penalty=penalty, penalty_weight=LAMBDA["penalty"], momentum=mu, **settings
     )
-    seen = walk(optimizer, [torch.tensor([g]).double() for g in history])[:, 0].tolist()
+    gradients = [torch.tensor([g], dtype=torch.float64) for g in history]
+    seen = walk(optimizer, gradients)[:, 0].tolist()
 
     def value(x, env):
-        names = sorted(x.free_symbols, key=str)
+        names = sorted((symbol for symbol in x.free_symbols if not is_decimal(symbol)), key=str)
+        x = x.xreplace({symbol: sp.Rational(symbol.name) for symbol in x.free_symbols if is_decimal(symbol)})
         return float(_function(x, tuple(names))(*(mpmath.mpf(env[name.name]) for name in names)))
 
     pull = wd.rules()["penalty", penalty]
@@ -495,8 +533,10 @@ def test_the_whole_effect_is_the_run(penalty, settings):
             env[name] = value(x, env)
         env |= {"m∇": env["m∇_t"], "mλ": env["mλ_t"]}
         expected.append(env["w_t"])
-    plain = wd.Optimizer([torch.nn.Parameter(torch.tensor([w]).double())], LR, direction="sgd", momentum=mu, **settings)
-    without = walk(plain, [torch.tensor([g]).double() for g in history])[:, 0].tolist()
+    plain = wd.Optimizer(
+        [torch.nn.Parameter(torch.tensor([w], dtype=torch.float64))], LR, direction="sgd", momentum=mu, **settings
+    )
+    without = walk(plain, gradients)[:, 0].tolist()
     assert_close(seen, expected, tolerance=TOLERANCE, effect=abs(seen[-1] - without[-1]))
 
 
@@ -542,42 +582,316 @@ def test_proposition_1():
 
 
 def test_proposition_2():
-    """With Adam no λ' does it: the L2 that shrinks one weight as decay does shrinks another, of other v̂, differently."""
+    """With Adam no λ' does it: the L2 that shrinks one weight as decay does needs another λ' for a weight of other v̂."""
     coupled, decoupled = derived("adam", "l2"), derived("adam", decay="independent")
-    str(coupled), str(decoupled)
-    lam = coupled.symbols["lambda"]
-    (needed,) = (
-        sp.solve(coupled.g - at_peak_of(decoupled.g, decoupled), sp.Symbol("lambda"), dict=True) or [{}] if False else [None]
-    )
-    assert needed is None
-    other, half = sp.Symbol("other"), sp.Rational(1, 2)
+    other, half = sp.Symbol("other", real=True), sp.Rational(1, 2)
     common = {"eta": half, "eta_max": half, "beta1": half, "beta2": half, "epsilon": 0, "t": 2, "w": 1}
-    cases = [{"∇L": 1, "m": half, "v": half}, {"∇L": 4, "m": 2, "v": 8}]  # the second weight has four times the gradients
 
-    def difference(case):
+    def needed(**case):
         values = {sp.Symbol(name): value for name, value in {**common, **case}.items()}
-        wanted = decoupled.step.subs({**values, lam: sp.Rational(1, 10)})
-        return coupled.step.subs(lam, other).subs(values) - wanted
+        wanted = decoupled.step.subs({**values, sp.Symbol("lambda"): sp.Rational(1, 10)})
+        got = coupled.step.subs(sp.Symbol("lambda"), other).subs(values)
+        found = sp.solve(got - wanted, other)
+        assert all(abs(sp.N((got - wanted).subs(other, x), 30)) < 1e-25 for x in found)
+        return found
 
-    def solutions(case):
-        x = difference(case)
-        (root,) = {power for power in x.atoms(sp.Pow) if power.exp in (half, -half)}
-        radicand = root.base
-        y = sp.Dummy()
-        linear = sp.expand(x.subs(root, y) * (y if root.exp == half else 1))
-        assert linear is not None
-        return x, radicand
-
-    found = []
-    for case in cases:
-        x, _ = solutions(case)
-        f = sp.lambdify(other, x, "mpmath")
-        grid = [mpmath.mpf(i) / 50 for i in range(-500, 501)]
-        roots = [mpmath.findroot(f, (a, b), solver="anderson") for a, b in zip(grid, grid[1:], strict=False) if f(a) * f(b) < 0]
-        found.append(roots)
-    assert all(found)
-    assert min(abs(a - b) for a in found[0] for b in found[1]) > 1e-2
+    one, two = needed(**{"∇L": 1, "m": 1, "v": 1}), needed(**{"∇L": 4, "m": 4, "v": 16})
+    assert one
+    assert two
+    assert min(abs(sp.N(x - y)) for x in one for y in two) > 0.01
 
 
-def at_peak_of(x, derivation):
-    return x.subs(derivation.symbols["eta_max"], derivation.symbols["eta"])
+@pytest.mark.parametrize("direction", ["adam", "amsgrad"])
+def test_proposition_2_at_a_given_second_moment(direction):
+    """The λ' for which both have the same factor g is another for every v̂."""
+    coupled, decoupled = derived(direction, "l2"), derived(direction, decay="independent")
+    other, v_hat = sp.Symbol("other"), coupled.symbols["v_hat_t"]
+    wanted = decoupled.g.subs(decoupled.symbols["eta_max"], decoupled.symbols["eta"])
+    (found,) = sp.solve(coupled.g.subs(coupled.symbols["lambda"], other) - wanted, other)
+    assert not same(sp.diff(found, v_hat), 0)
+
+
+def preconditioned():
+    """Register a direction that divides each weight's gradient by a number of its own, which stays as it is."""
+
+    @wd.direction(source="Loshchilov & Hutter 2019, arXiv:1711.05101, proposition 3", state={"s": "scale"})
+    def scaled(g, s, *, t):
+        return g / s, s
+
+    return scaled
+
+
+@pytest.mark.parametrize(("below", "holds"), [(lambda alpha: 2, True), (lambda alpha: 2 * alpha, False)], ids=["proof", "text"])
+def test_proposition_3(own_registry, below, holds):
+    """With a fixed preconditioner 1/s decay is the gradient of f + (λ'/2)·‖θ ⊙ √s‖², λ' = λ/α; the main text prints λ'/(2α)."""
+    scaled = preconditioned()
+    coupled, decoupled = wd.derive(scaled, "l2"), wd.derive(scaled, decay="independent")
+    alpha, lam, w, s = named(decoupled, "eta", "lambda", "w", "s")
+    pull = sp.diff(lam / alpha / below(alpha) * (w * sp.sqrt(s)) ** 2, w)
+    assert same(coupled.step.subs(lam, pull / w), at_peak(decoupled)) == holds
+
+
+# Rules of one's own ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_direction_of_whole_tensors_is_shown_as_a_function(own_registry):
+    @wd.direction(source="nobody", state={"m": "buffer"}, whole=True)
+    def turned(g, m, *, t, mu=0.5):
+        """Turn."""
+        return g + mu * m, m
+
+    d = wd.derive(turned, decay="decoupled")
+    assert same(d.g, 1 - d.symbols["eta"] * d.symbols["lambda"])
+    assert "turned" in str(d)
+    assert d.latex
+    assert d.closed_form is None
+    assert d.fixed_point is None
+    assert not d.whole_effect
+    d.to_dict()
+
+
+def own_rules():
+    """Register a decay of each shape that the library's have not: after the step, towards a norm, with a number."""
+
+    @wd.decay(source="nobody")
+    def soft(w, u, *, eta, lam):
+        stepped = w - eta * u
+        return sign(stepped) * maximum(absolute(stepped) - eta * lam, 0)
+
+    @wd.decay(source="nobody")
+    def implicit(w, u, *, eta, lam):
+        return (w - eta * u) / (1 + eta * lam)
+
+    @wd.decay(source="nobody")
+    def by_norm(w, u, *, eta, lam, norm_w, norm_u):
+        return (1 - eta * lam * norm_u / norm_w) * w - eta * u
+
+    @wd.decay(source="nobody")
+    def strong(w, u, *, eta, lam, strength=3.0):
+        return w - eta * (u + lam * strength * w)
+
+    @wd.decay(source="nobody")
+    def squared(w, u, *, eta, lam):
+        return w - eta * u - eta * lam * w * w * w
+
+    return [soft, implicit, by_norm, strong, squared]
+
+
+@pytest.mark.parametrize("decay", ["soft", "implicit", "by_norm", "strong", "squared"])
+@pytest.mark.parametrize("direction", ["sgd", "adam"])
+def test_a_decay_of_ones_own_is_split_as_it_steps(own_registry, direction, decay):
+    own_rules()
+    case = Case.__new__(Case)
+    _derived.cache_clear()
+    case.__init__(direction, None, decay, {})
+    _derived.cache_clear()
+    derivation = case.derivation
+    assert_close(case.everywhere(derivation.step), case.after[0], tolerance=TOLERANCE, effect=1e-3)
+    with mpmath.workdps(50):
+        for place in range(len(case.w)):
+            env = case.with_lines(place)
+            split = case.evaluated(derivation.g, env) * case.w[place] - LR * case.evaluated(derivation.h, env)
+            assert abs(split - case.after[0][place]) <= TOLERANCE * 4
+    assert str(derivation)
+    assert derivation.latex
+    derivation.to_dict()
+
+
+# What is printed ------------------------------------------------------------------------------------------------------------
+
+
+def tex_of(derivation):
+    """Return every line of TeX that a derivation shows, in the order in which it shows them."""
+    blocks = latex(derivation).split("\n\n")
+    rows = [row for block in blocks for row in "\n".join(block.splitlines()[2:-2]).split(" \\\\\n")]
+    return [row.replace("&=", "=") for row in rows]
+
+
+@functools.cache
+def set_by_matplotlib(row):
+    MathTextParser("path").parse(f"${row}$")
+
+
+@every_shown
+def test_matplotlib_reads_the_tex(direction, penalty, decay, settings):
+    known = [
+        row for row in tex_of(derived(direction, penalty, decay, **settings)) if not re.search(r"\\(begin|textstyle)", row)
+    ]
+    assert len(known) >= 3  # matplotlib has neither environments nor \\textstyle
+    for row in known:
+        set_by_matplotlib(row)
+
+
+def katex():
+    """Return the renderer of the documentation's formulas, or skip."""
+    path = ROOT / "docs" / "_ext" / "katex.py"
+    if not path.exists():
+        pytest.skip("docs/_ext/katex.py is not there")
+    for module in ("py_mini_racer", "sphinx", "sphinxcontrib.katex"):
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            pytest.skip(f"the renderer needs {module}: pip install 'weightdecay[docs]'")
+    spec = importlib.util.spec_from_file_location("katex_of_the_documentation", path)
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    if not hasattr(module, "mathml"):
+        spec.loader.exec_module(module)
+    return module
+
+
+@every_shown
+def test_katex_reads_the_tex(direction, penalty, decay, settings):
+    bridge, derivation = katex(), derived(direction, penalty, decay, **settings)
+    for block in latex(derivation).split("\n\n"):
+        found = bridge.mathml(block.removeprefix("\\[").removesuffix("\\]").strip(), True)
+        assert found.startswith("<math")
+    for line in derivation.system:
+        assert bridge.mathml(derivation.notation.tex(sp.Eq(line.left, line.right, evaluate=False))).startswith("<math")
+
+
+@every_shown
+def test_the_tex_is_balanced_and_whole(direction, penalty, decay, settings):
+    """Braces, environments and \\left…\\right close; no name of SymPy's own or of Python's is left in it."""
+    text = latex(derived(direction, penalty, decay, **settings))
+    assert text.count("{") == text.count("}")
+    assert text.count(r"\begin") == text.count(r"\end")
+    assert text.count(r"\left") == text.count(r"\right")
+    assert "Piecewise" not in text
+    assert "Dummy" not in text
+    assert "nan" not in text
+    assert "zoo" not in text
+
+
+@every_shown
+def test_it_prints_and_is_plain_data(direction, penalty, decay, settings):
+    derivation = derived(direction, penalty, decay, **settings)
+    data = json.loads(json.dumps(derivation.to_dict(), allow_nan=False))
+    assert data["direction"] == direction
+    assert data.get("penalty") == penalty
+    assert [line["name"] for line in data["system"]][-1] == "w_t"
+    assert data["g"]["sympy"] == str(derivation.g)
+    assert data["g_is_one_number"] == derivation.is_number
+    assert (data["closed_form"] is None) == (derivation.closed_form is None)
+    text = printed(derivation)
+    assert derivation.title.splitlines()[0] == text.splitlines()[0]
+    for note in derivation.notes:
+        assert " ".join(note.split()) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("direction", ["amsgrad"])
+def test_a_maximum_is_printed_as_mathematics(direction):
+    text = str(derived(direction))
+    assert "Max(" not in text
+    assert "v_t" not in text
+
+
+def test_two_lambdas_are_still_lambdas():
+    d = derived("sgd", "l2", "cautious")
+    assert "λ" in str(d.notation.plain(d.symbols["lambda_penalty"]))
+    assert r"\lambda" in d.notation.tex(d.symbols["lambda_decay"])
+
+
+def test_a_notebook_shows_the_same_formulas():
+    derivation = derived("sgd", "l2")
+    markdown = derivation._repr_markdown_()
+    assert re.findall(r"\\begin\{aligned\}.*?\\end\{aligned\}", markdown, re.DOTALL) == re.findall(
+        r"\\begin\{aligned\}.*?\\end\{aligned\}", derivation.latex, re.DOTALL
+    )
+    assert markdown.count("$$") == 2 * derivation.latex.count(r"\begin{aligned}") > 0
+    assert all(note in markdown for note in derivation.notes)
+
+
+def test_numbers_are_shown_as_they_were_given():
+    d = wd.derive("sgd", "l2", momentum=0.9)
+    assert "0.9" in d.title
+    assert "0.9" in str(d)
+    assert "9/10" not in str(d)
+    assert "0.9" in d.latex
+    assert same(d.h, sp.Rational(9, 10) * d.symbols["m"] + d.symbols["∇L"])
+
+
+def test_a_settled_number_is_a_number_in_the_lines():
+    d = wd.derive("sgd", "l2", dampening=0.25)
+    assert not any(is_decimal(symbol) for line in (*d.system, *d.whole_effect) for symbol in line.right.free_symbols)
+    assert not any(is_decimal(symbol) for symbol in d.symbols.values())
+
+
+def test_what_is_given_is_settled_and_what_is_not_stays_a_symbol():
+    assert derived("sgd", "l2").settings == {"dampening": 0, "nesterov": 0}
+    assert "mu" not in {x.name for x in derived("sgd", "l2", momentum=0).step.free_symbols}
+    d = wd.derive("adam", "l2", betas=(0, 0.99), eps=0)
+    assert not {"beta1", "beta2", "epsilon"} & {x.name for x in d.step.free_symbols}
+    assert d.settings == {"beta1": 0, "beta2": sp.Rational(99, 100), "eps": 0}
+
+
+def test_rules_are_taken_as_functions():
+    from weightdecay.decays.decoupled import decoupled
+    from weightdecay.directions.adam import adam
+
+    assert wd.derive(adam, decay=decoupled).g == derived("adam", decay="decoupled").g
+
+
+# What is refused ------------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    (("adm",), {}, ValueError, "did you mean 'adam'"),
+    (("l2",), {}, ValueError, "'l2' is a penalty"),
+    (("adam",), {"decay": "l2"}, ValueError, "'l2' is a penalty"),
+    (("adam", "decoupled"), {}, ValueError, "'decoupled' is a decay"),
+    ((None,), {}, TypeError, "direction=None"),
+    ((lambda g: g,), {}, ValueError, "@direction"),
+    (("adam",), {"momentum": 0.9}, TypeError, "takes no 'momentum'"),
+    (("adam",), {"beta1": 0.9}, TypeError, "betas=(beta1, beta2"),
+    (("adam", "l2"), {"lam": 0.1}, TypeError, "rules' own name"),
+    (("sgd",), {"momentun": 0.9}, TypeError, "did you mean momentum"),
+    (("sgd",), {"momentum": -1}, ValueError, "[0, inf)"),
+    (("sgd",), {"momentum": math.inf}, ValueError, "[0, inf)"),
+    (("sgd",), {"momentum": math.nan}, ValueError, "[0, inf)"),
+    (("sgd",), {"momentum": "0.9"}, TypeError, "is not a number"),
+    (("sgd",), {"momentum": [0.9]}, TypeError, "is not a number"),
+    (("adam",), {"betas": (0.9, 1.0)}, ValueError, "[0, 1)"),
+    (("sgd", "lp"), {"p": 0}, ValueError, "(0, inf)"),
+    (("sgd", "norm"), {"n": 0.5}, ValueError, "[1, inf)"),
+    (("sgd", "elastic_net"), {"l1_ratio": 1.5}, ValueError, "[0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("rules", "numbers", "error", "says"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_meant_is_refused_in_words(rules, numbers, error, says):
+    with pytest.raises(error) as found:
+        wd.derive(*rules, **numbers)
+    assert says in str(found.value)
+
+
+SLIPS = [
+    pytest.param(("sgd",), {"momentum": True}, TypeError, "momentum=True"),
+    pytest.param(("sgd",), {"momentum": -1}, ValueError, "momentum=-1"),
+    pytest.param(("adam",), {"betas": 0.9}, ValueError, "betas=0.9", ),
+    pytest.param(("adam",), {"betas": (0.9,)}, ValueError, "betas="),
+    pytest.param(("adam",), {"betas": (0.9, 0.99, 0.999)}, ValueError, "betas="),
+    pytest.param(("sgd",), {"nesterov": 0.5}, TypeError, "nesterov=0.5"),
+    pytest.param(("sgd",), {"momentum": 0, "nesterov": True}, ValueError, "do nothing"),
+    pytest.param(("sgd",), {"momentum": 0.9, "nesterov": True, "dampening": 0.5}, ValueError, "dampening=0"),
+    pytest.param(("sgd",), {"momentum": sp.Rational(-1)}, ValueError, "[0, inf)"),
+    pytest.param(("sgd",), {"momentum": sp.nan}, ValueError, "[0, inf)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "numbers", "error", "says"), SLIPS)
+def test_what_an_optimizer_refuses_is_refused_here(rules, numbers, error, says):
+    with pytest.raises(error) as found:
+        wd.derive(*rules, **numbers)
+    assert says in str(found.value)
+
+
+def test_a_number_may_be_an_expression():
+    d = wd.derive("sgd", "l2", momentum=sp.Symbol("a"))
+    assert same(d.h, sp.Symbol("a") * d.symbols["m"] + d.symbols["∇L"])
+    assert "momentum = a" in str(d)
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), np.int64(1)], ids=lambda value: type(value).__name__)
+def test_numpy_numbers_are_numbers(value):
+    assert same(wd.derive("sgd", "l2", momentum=value).settings["mu"], sp.Rational(float(value)))

@@ -210,11 +210,15 @@ def test_a_stack_of_models_steps_as_each_of_them_alone(rule, shape):
     optimizer = optimizer_with(rule, [weights()], lam=0.5)
     (group,) = optimizer.param_groups
     equation, numbers = optimizer.equation(group), optimizer.numbers(group, t=2)
-    w, g, *state = torch.randn(2 + len(equation.direction.state), *shape, dtype=torch.float64).abs()
-    together, after = eager.step(equation, numbers, w, g, state, stacked=True)
+    kept = [kept for each in equation.rules for kept in each.keeps]
+    if any(not each.per_element for each in kept):
+        pytest.skip("a stack keeps no numbers of its models")
+    names = ["w", "g", *(each.name for each in kept)]
+    values = dict(zip(names, torch.randn(len(names), *shape, dtype=torch.float64).abs(), strict=True))
+    together, after = eager.step(equation, numbers, values, stacked=True)
     for model in range(3):
-        alone, left = eager.step(equation, numbers, w[model], g[model], [moment[model] for moment in state])
-        for stacked, one in zip((together, *after), (alone, *left), strict=True):
+        alone, left = eager.step(equation, numbers, {key: value[model] for key, value in values.items()})
+        for stacked, one in zip((together, *after.values()), (alone, *left.values()), strict=True):
             assert_close(stacked[model], one, tolerance=1e-14)
 
 
@@ -231,14 +235,20 @@ def test_every_hyper_parameter_has_an_effect(rule):
 @pytest.mark.parametrize("key", REDUCTIONS)
 def test_reductions_are_those_of_numpy(key, dtype):
     for scale in (0.0, 1.0, 1e-30):
-        w, u = scale * torch.randn(2, 1000).to(dtype)
-        plain = {"w": w.double().numpy(), "u": u.double().numpy()}
+        values = dict(zip(("w", "u", "g", "w_0"), scale * torch.randn(4, 1000).to(dtype), strict=True))
+        plain = {key: value.double().numpy() for key, value in values.items()}
+        end = plain["w"] - 0.5 * plain["u"]
         expected = {
             "norm_w": np.linalg.norm(plain["w"]),
             "norm_u": np.linalg.norm(plain["u"]),
             "dot_wu": plain["w"] @ plain["u"],
+            "norm_y": np.linalg.norm(end),
+            "numel": 1000.0,
+            "distance_w": np.linalg.norm(plain["w"] - plain["w_0"]),
+            "distance_y": np.linalg.norm(end - plain["w_0"]),
+            "dot_gd": plain["g"] @ (plain["w"] - plain["w_0"]),
             "norm_n_w": np.linalg.norm(plain["w"], ord=3),
         }
-        found = eager.reduce(REDUCTIONS[key], {"w": w, "u": u}, {"n": 3.0})
+        found = eager.reduce(REDUCTIONS[key], values, {"n": 3.0, "eta": 0.5})
         assert found.dtype == dtype
         assert found.item() == pytest.approx(expected[key], rel=max(torch.finfo(dtype).eps, 1e-12), abs=torch.finfo(dtype).tiny)

@@ -79,11 +79,15 @@ def mathml(tex: str, display: bool = False) -> str:
 def _for_browsers(text: str) -> str:
     """Write for MathML Core, which is what browsers set: operators' spaces and tables' columns as KaTeX would have them."""
     root = ElementTree.fromstring(text)
+    for element in root.iter(MATHML + "mrow"):
+        _join(element)
     for parent in root.iter():
         name = parent.tag.removeprefix(MATHML)
         children = list(parent)
         for place, element in enumerate(children):
             symbol = (element.text or "").strip() if element.tag == MATHML + "mo" else None
+            if symbol == "⁡" and name in SCRIPTED:  # as in η_max, where KaTeX gives the index a third part
+                parent.remove(element)
             before = children[place - 1] if place else None
             if name in SCRIPTED and place:
                 for operator in element.iter(MATHML + "mo"):  # no spaces in an index
@@ -100,7 +104,30 @@ def _for_browsers(text: str) -> str:
                 element.attrib.update(form="prefix", lspace="0", rspace="0")
         if name == "mtable":
             _align(parent)
+        if name in ("mrow", "mstyle", "mtd", "msqrt"):
+            for place in reversed(range(1, len(children))):
+                left, right = children[place - 1 : place + 1]
+                if (_is_word(left) or _is_word(right)) and MATHML + "mo" not in (left.tag, right.tag):
+                    parent.insert(place, ElementTree.Element(MATHML + "mspace", width="0.1667em"))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _join(row: ElementTree.Element) -> None:
+    r"""Make one name of the upright letters of \mathrm{name}."""
+    letters = [part.tag == MATHML + "mi" and part.get("mathvariant") == "normal" for part in row]
+    if letters and letters[0] and all(letter or part.tag == MATHML + "mn" for letter, part in zip(letters, row, strict=True)):
+        name = "".join(part.text or "" for part in row)
+        row.clear()
+        row.tag, row.text = MATHML + "mi", name
+        if len(name) == 1:
+            row.set("mathvariant", "normal")
+
+
+def _is_word(element: ElementTree.Element) -> bool:
+    """Tell whether it is the name of a function or of a number, of more than one letter."""
+    while element.tag.removeprefix(MATHML) in SCRIPTED:
+        element = element[0]
+    return element.tag == MATHML + "mi" and len(element.text or "") > 1
 
 
 def _opens(element: ElementTree.Element) -> bool:

@@ -18,6 +18,7 @@ from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
 from weightdecay.rule import decay, direction, penalty, rules
 from weightdecay.sweeps import Data, Grid, Task, sweep
+from weightdecay.units import convert, half_life, normalized, remaining, timescale, transfer
 
 if TYPE_CHECKING:
     from weightdecay.derivation import Derivation, derive
@@ -35,14 +36,20 @@ __all__ = [
     "RuleError",
     "Split",
     "Task",
+    "convert",
     "decay",
     "decompose",
     "derive",
     "direction",
+    "half_life",
+    "normalized",
     "param_groups",
     "penalty",
+    "remaining",
     "rules",
     "sweep",
+    "timescale",
+    "transfer",
 ]
 
 try:

@@ -16,6 +16,8 @@ from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, Adam
 from weightdecay.readers import eager, rounding
 
+_FLAGS = {"foreach": None, "fused": None, "differentiable": False}
+"""How torch's step is computed, which does not matter here."""
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -35,13 +37,13 @@ class Split:
     h: Tensor
     lr: float
     decoupled: float
-    """The shrink lr·λ that decoupled decay with the same numbers would give every weight."""
+    """The shrink lr·λ that decoupled decay with the same λ, the decay's or else the penalty's, would give every weight."""
 
     def summary(self) -> "Summary":
         """Return what the factors have in common: quantiles of the shrink 1 − g, its half-life, its spread."""
         shrink = (1 - self.g.double()).flatten()
         if not shrink.numel():
-            shrink = torch.zeros(1)
+            shrink = torch.zeros(1, dtype=torch.double)
         some = shrink[:: max(1, shrink.numel() // _MOST_SORTED)]
         low, median, high = torch.quantile(some, torch.tensor(_QUANTILES, dtype=torch.double, device=some.device)).tolist()
         weakest, strongest = shrink.min().item(), shrink.max().item()
@@ -70,6 +72,11 @@ class Summary:
     """In how many steps like this one the median weight halves."""
     ratio: float
     """The strongest shrink over the weakest that is not zero."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain data; what is not finite is None."""
+        values = asdict(self)
+        return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in values.items()}
 
     def cells(self) -> tuple[str, ...]:
         """Return the line of the table."""
@@ -121,7 +128,7 @@ class Decomposition(Mapping[Tensor, Split]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain data."""
-        return {"optimizer": self.title, "tensors": [asdict(each) for each in self.summary()]}
+        return {"optimizer": self.title, "tensors": [each.to_dict() for each in self.summary()]}
 
     def plot(self, path: str | Path) -> None:
         """Draw how the shrink spreads in each tensor, against the one number of decoupled decay, into a .png or .svg.
@@ -130,9 +137,13 @@ class Decomposition(Mapping[Tensor, Split]):
         """
         from weightdecay.report.spread import spread
 
-        kind = Path(path).suffix.lower()
+        kind, folder = Path(path).suffix.lower(), Path(path).parent
         if kind not in (".png", ".svg"):
             raise ValueError(f"path={str(path)!r} is neither a .png nor a .svg")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(folder)!r}")
+        if not any(split.g.lt(1).any() for split in self.values()):
+            raise ValueError("no weight shrinks in the next step, so there is nothing to draw: is λ 0, or lr?")
         picture = spread(self.title, self.summary(), [split.decoupled for split in self.values()])
         write(Path(path), picture.png if kind == ".png" else picture.svg.encode())
 
@@ -161,7 +172,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
 
     Source: the shape is Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
-    ours = _as_ours(optimizer)
+    ours = as_ours(optimizer)
     splits = {}
     with torch.no_grad():
         for index, group in enumerate(ours.param_groups):
@@ -170,18 +181,24 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
                     splits[param] = _split(ours, index, place)
     if not splits:
         raise ValueError("no parameter has a gradient: call loss.backward() first, and decompose before step() and zero_grad()")
-    return Decomposition(type(optimizer).__name__, splits)
+    title = type(optimizer).__name__
+    if type(optimizer) is Optimizer:
+        title = ", ".join(dict.fromkeys(str(ours.equation(group)) for group in ours.param_groups))
+    return Decomposition(title, splits)
 
 
-def _as_ours(optimizer: TorchOptimizer) -> Optimizer:
+def as_ours(optimizer: TorchOptimizer) -> Optimizer:
     """Return one of this package's optimizers that does the same step; it shares the state and only reads it."""
     if isinstance(optimizer, Optimizer):
         return optimizer
     ours = _OURS.get(type(optimizer))
     if ours is None:
         known = ", ".join(f"torch.optim.{each.__name__}" for each in _OURS)
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}: only this package's and {known} can be taken apart")
-    groups = [{**group, "params": list(group["params"]), "foreach": None, "fused": None} for group in optimizer.param_groups]
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, whose rules are not known here: only this package's optimizers, "
+            f"{known} can be taken apart; the same rules as a weightdecay.Optimizer can be"
+        )
+    groups = [{**group, "params": list(group["params"]), **_FLAGS} for group in optimizer.param_groups]
     found = ours(groups)
     found.state.update(optimizer.state)
     return found
@@ -208,5 +225,5 @@ def _split(optimizer: Optimizer, index: int, place: int) -> Split:
     grad = -param.grad if group["maximize"] else param.grad
     factor, rest = eager.split(equation, numbers, eager.operands(equation, param, grad, state, kept, how, 1.0))
     lr = float(group["lr"])
-    lam = max(float(group["weight_decay"]), float(group.get("penalty_weight", 0.0)))
+    lam = float(group["weight_decay"]) or float(group.get("penalty_weight", 0.0))
     return Split(name.strip("'"), factor, rest, lr, lr * lam)

@@ -9,7 +9,7 @@ import sympy as sp
 
 from weightdecay import hyperparameters
 from weightdecay.long_run import AtRest, at_rest, fixed_point
-from weightdecay.notation import Notation, decimal
+from weightdecay.notation import Notation
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line, System
 from weightdecay.rule import REGISTRY
@@ -43,28 +43,42 @@ def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike
         REGISTRY.find("direction", direction),
         REGISTRY.find("decay", "none" if decay is None else decay),
     )
-    return Derivation(equation, _settings(equation, numbers))
+    return Derivation(equation, numbers)
 
 
 def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters that are settled, under the rules' names."""
-    hyperparameters.refuse_unknown(given, hyperparameters.defaults(equation.rules), equation)
+    """Return the hyper-parameters that are settled, under the rules' names.
+
+    Numbers are checked as an optimizer checks them; of what stays a symbol, or is an expression, nothing is known.
+    """
+    every = hyperparameters.defaults(equation.rules)
+    hyperparameters.refuse_unknown(given, every, equation)
+    open_ = {kept.unless for rule in equation.rules for kept in rule.keeps if kept.unless is not None}
+    group = {"rounding": "auto", "seed": 0, **every, **{hyperparameters.user_name(name): 0.5 for name in open_}}
+    group.update({name: _plain(value, every[name]) for name, value in given.items()})
+    hyperparameters.check(group, equation, "derive")
     found: dict[str, Any] = {}
     for rule in equation.rules:
         for name, default in rule.defaults.items():
             value = hyperparameters.given(name, given)
-            if value is None and not default and name not in {kept.unless for kept in rule.keeps}:
-                value = default
-            if value is None:
-                continue
-            if isinstance(value, int | float):
-                if name in rule.domain and value not in rule.domain[name]:
-                    raise ValueError(f"{name}={value!r} is not in {rule.domain[name]}, where {rule.kind} {rule.name} has it")
-                value = symbolic.number(value)
-            elif not isinstance(value, sp.Expr):
-                raise TypeError(f"{name}={value!r} is neither a number nor a SymPy expression")
-            found[name] = value
+            if isinstance(value, sp.Expr) and not value.is_number:
+                found[name] = value
+            elif value is not None:
+                found[name] = symbolic.number(hyperparameters.given(name, group))
+            elif not default and name not in open_:
+                found[name] = symbolic.number(default)
     return found
+
+
+def _plain(value: Any, default: Any) -> Any:
+    """Return a setting with Python's numbers for SymPy's, and the default for an expression."""
+    if isinstance(value, tuple | list) and isinstance(default, tuple) and len(value) == len(default):
+        return tuple(_plain(each, one) for each, one in zip(value, default, strict=True))
+    if not isinstance(value, sp.Expr):
+        return value
+    if not value.is_number:
+        return default
+    return int(value) if value.is_Integer else float(value)
 
 
 class Derivation:
@@ -74,9 +88,9 @@ class Derivation:
     by the rule's names: m is the old value and m_t the new one. `symbols` has them by those names.
     """
 
-    def __init__(self, equation: Equation, settings: Mapping[str, sp.Expr]) -> None:
-        self.equation = equation
-        self.settings = dict(settings)
+    def __init__(self, equation: Equation, given: Mapping[str, Any]) -> None:
+        self.equation, self._given = equation, dict(given)
+        self.settings: dict[str, sp.Expr] = _settings(equation, given)
         self.notation = Notation()
         self._system = System(equation, self.settings, self.notation)
 
@@ -85,7 +99,8 @@ class Derivation:
     @property
     def symbols(self) -> dict[str, sp.Symbol]:
         """Return every symbol by its name."""
-        return {symbol.name: symbol for symbol in self.notation.tex_names}
+        _ = self.system, self.g, self.h, self.at_rest  # each may bring symbols of its own
+        return {name: symbol for symbol in self.notation.tex_names if not (name := symbol.name).startswith("[")}
 
     @cached_property
     def system(self) -> tuple[Line, ...]:
@@ -171,12 +186,7 @@ class Derivation:
     @property
     def title(self) -> str:
         """Return the rules and settings in a line."""
-        settings = [
-            f"{self.notation.number(name).name} = {decimal(value) or value}"
-            for name, value in self.settings.items()
-            if value != 0
-        ]
-        return ", ".join([str(self.equation), *settings])
+        return ", ".join([str(self.equation), *(f"{name} = {value}" for name, value in self._given.items())])
 
     @property
     def latex(self) -> str:
@@ -188,7 +198,7 @@ class Derivation:
         notation, rest = self.notation, self.at_rest
 
         def result(name: str, x: sp.Expr) -> Line:
-            return Line(notation.named(name), notation.arranged(x))
+            return Line(notation.named(name), notation.arranged(x), notation.values)
 
         sections = [
             ("One step", self.system, ""),
@@ -198,7 +208,7 @@ class Derivation:
             sections.append(("The whole effect of λ: the penalty in a buffer of its own", self.whole_effect, ""))
         if rest is not None:
             half = () if rest.half_life is None else (result("half_life", rest.half_life),)
-            lines = (*(Line(line.left, notation.arranged(line.right)) for line in rest.lines), *half)
+            lines = (*(Line(line.left, notation.arranged(line.right), notation.values) for line in rest.lines), *half)
             sections.append(("k steps without a gradient", lines, rest.condition))
         if self.fixed_point is not None:
             sections.append(
@@ -209,7 +219,7 @@ class Derivation:
     def __str__(self) -> str:
         parts = [self.title]
         for heading, lines, sentence in self.sections():
-            shown = [indent(self.notation.plain(sp.Eq(line.left, line.right, evaluate=False)), "  ") for line in lines]
+            shown = [indent(self.notation.plain(sp.Eq(line.left, line.typed, evaluate=False)), "  ") for line in lines]
             tall = any("\n" in each for each in shown)
             parts += [heading, ("\n\n" if tall else "\n").join(shown)]
             if sentence:
@@ -226,13 +236,15 @@ class Derivation:
         return "\n\n".join(filter(None, parts))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the derivation as plain data: every expression as SymPy writes it, and as TeX."""
+        """Return the derivation as plain data: every expression as SymPy writes it, to be read, and as TeX."""
 
         def both(x: sp.Expr | None) -> dict[str, str] | None:
             return None if x is None else {"sympy": str(x), "latex": self.notation.tex(x)}
 
         def listed(lines: Iterable[Line]) -> list[dict[str, Any]]:
-            return [{"name": str(line.left), **(both(line.right) or {})} for line in lines]
+            return [
+                {"name": str(line.left), "sympy": str(line.right), "latex": self.notation.tex(line.typed)} for line in lines
+            ]
 
         return {
             **{rule.kind: rule.name for rule in self.equation.rules},
@@ -249,11 +261,11 @@ class Derivation:
         }
 
 
-_SHAPE = "w_t = g·w_{t−1} − η·h"
+_SHAPE = "wₜ = g·wₜ₋₁ − η·h"
 
 
 def _aligned(notation: Notation, lines: Iterable[Line]) -> str:
-    rows = [f"{notation.tex(line.left)} &= {notation.tex(line.right)}" for line in lines]
+    rows = [f"{notation.tex(line.left)} &= {notation.tex(line.typed)}" for line in lines]
     return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
 
 
@@ -279,9 +291,10 @@ def _notes(derivation: Derivation) -> Iterator[str]:
     after = system.step()[1]
     feeding = [name for name in system.moments if after[name].free_symbols & lambdas]
     past = [notation.plain(system.moments[name]) for name in feeding if system.moments[name] in h.free_symbols]
+    bent = sorted(notation.plain(symbol) for symbol in derivation._made & (g.free_symbols | h.free_symbols)) if feeding else []
     if past:
-        yield f"What it leaves out: {' and '.join(past)} in h holds the penalties of past steps, so h depends on λ as well."
-    bent = sorted(derivation._made & (g.free_symbols | h.free_symbols), key=str)
-    if bent and feeding:
-        names = " and ".join(notation.plain(symbol) for symbol in bent)
-        yield f"What it leaves out: {names} is made of the gradient with the penalty in it, and so depends on λ, too."
+        left_out = f"{' and '.join(past)} in h holds the penalties of past steps, so h depends on λ as well"
+        yield f"What the split leaves out: {left_out}."
+    if bent:
+        opening = "And " if past else "What the split leaves out: "
+        yield f"{opening}{' and '.join(bent)} is made of the gradient with the penalty in it, and so depends on λ, too."

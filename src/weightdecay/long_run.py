@@ -39,10 +39,12 @@ def at_rest(system: System, notation: Notation) -> AtRest | None:
     size = sp.Dummy(positive=True)
     empty = dict.fromkeys(system.moments.values(), sp.Integer(0))
     later, first = ([x.subs(system.gradient, 0) for x in _flat(system, decide)] for decide in (system.generic, system.at_first))
-    after = later[0].subs(empty)
-    if after.free_symbols & {system.t, *system.reductions, *system.memory.values()} or first[0].subs(empty) != after:
+    later, first = ([x.subs(sp.Abs(system.w) * sp.sign(system.w), system.w) for x in each] for each in (later, first))
+    after = later[0].xreplace(empty)  # all at once, since 0/√0 is no number
+    kept = {system.t, *system.reductions, *system.memory.values(), *system.references.values()}
+    if after.free_symbols & kept or after.has(sp.nan) or first[0].xreplace(empty) != after:
         return None
-    if later[0].free_symbols & set(empty) and any(x.subs(empty) != 0 for x in later[1:]):
+    if later[0].free_symbols & set(empty) and any(x.xreplace(empty) != 0 for x in later[1:]):
         return None if any(system.t in x.free_symbols for x in later) else _spring(later, system, notation)
     above, below = after.subs(system.w, size), after.subs(system.w, -size)
     factor, shift = _affine(above, size)
@@ -63,6 +65,8 @@ def at_rest(system: System, notation: Notation) -> AtRest | None:
     if start != w_0:
         reached = sp.sign(w_0) * reached
     condition = "As long as the weight keeps its sign; then it stays within a step of zero." if start != w_0 else ""
+    if factor != 1 and not condition:
+        condition = "The half-life is that of a factor between 0 and 1."
     return AtRest((Line(notation.at("w", "k"), reached),), half, condition)
 
 
@@ -146,7 +150,10 @@ def fixed_point(system: System) -> sp.Expr | None:
         return None
     gradient = system.gradient
     size: sp.Expr = tidy(sp.simplify(found[0])).xreplace(back).subs(y, sp.Abs(gradient))
-    return (-sp.sign(gradient) * size).subs(sp.sign(gradient) * sp.Abs(gradient), gradient)
+    balanced = (-sp.sign(gradient) * size).subs(sp.sign(gradient) * sp.Abs(gradient), gradient)
+    constant = sp.expand(pull).as_independent(x, as_Add=True)[0]
+    # Against a constant pull that is the stronger, a weight comes to zero and, by a subgradient, steps around it.
+    return balanced if constant == 0 else sp.Piecewise((balanced, sp.Abs(gradient) > constant))
 
 
 def _settled_direction(system: System, g: Any) -> sp.Expr | None:

@@ -9,8 +9,16 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.pretty.pretty import PrettyPrinter
 from sympy.printing.pretty.stringpict import prettyForm
 
-_NAMES = {"lam": "lambda", "eps": "epsilon", "g": "∇L"}
+_NAMES = {
+    "lam": "lambda",
+    "lam_penalty": "lambda_penalty",
+    "lam_decay": "lambda_decay",
+    "eps": "epsilon",
+    "g": "∇L",
+}
 _TEX = {
+    "lam_penalty": r"\lambda_{\mathrm{penalty}}",
+    "lam_decay": r"\lambda_{\mathrm{decay}}",
     "eps": r"\varepsilon",
     "g": r"\nabla L",
     "norm_w": r"\Vert w\Vert",
@@ -29,7 +37,19 @@ _RESULTS = {
     "half_life": ("k_{1/2}", "half-life in steps"),
     "fixed_point": ("w_*", "w*"),
 }
-_PLAIN = {"norm_w": "‖w‖", "norm_u": "‖u‖", "dot_wu": "⟨w,u⟩", "norm_n_w": "‖w‖_n"}
+_PLAIN = {
+    "lam_penalty": "λ_penalty",
+    "lam_decay": "λ_decay",
+    "norm_w": "‖w‖",
+    "norm_u": "‖u‖",
+    "dot_wu": "⟨w,u⟩",
+    "norm_n_w": "‖w‖_n",
+    "norm_y": "‖y‖",
+    "numel": "d",
+    "distance_w": "‖w-w_0‖",
+    "distance_y": "‖y-w_0‖",
+    "dot_gd": "⟨g,w-w_0⟩",
+}
 
 
 class Notation:
@@ -42,6 +62,8 @@ class Notation:
     def __init__(self) -> None:
         self.tex_names: dict[sp.Symbol, str] = {}
         self.plain_names: dict[sp.Symbol, str] = {}
+        self.values: dict[sp.Symbol, sp.Rational] = {}
+        """The symbols that stand for a settled number."""
         self.elements: set[sp.Symbol] = set()
         """The symbols that have a value per weight."""
 
@@ -53,7 +75,10 @@ class Notation:
     def value(self, number: sp.Expr) -> sp.Expr:
         """Return what stands for a settled number in a formula as typed, where SymPy would work a fraction into it."""
         text = decimal(number) if isinstance(number, sp.Rational) and number > 0 else ""
-        return self._symbol(text, text, text) if text else number
+        if not text:
+            return number
+        self.values[sp.Symbol(text)] = number
+        return sp.Symbol(text)
 
     def gradient(self) -> sp.Symbol:
         """Return the symbol of the loss's gradient."""
@@ -69,13 +94,9 @@ class Notation:
 
     def named(self, name: str) -> sp.Symbol:
         """Return the symbol of a result: g, h, the half-life."""
-        shown = {
-            "g": ("g(\\lambda)", "g(λ)"),
-            "h": ("h", "h"),
-            "half_life": ("k_{1/2}", "half-life in steps"),
-            "fixed_point": ("w_*", "w*"),
-        }[name]
-        return self._symbol(f"[{name}]", *shown)
+        symbol = sp.Symbol(f"[{name}]")
+        self.tex_names[symbol], self.plain_names[symbol] = _RESULTS[name]
+        return symbol
 
     def at(self, name: str, step: str) -> sp.Symbol:
         """Return the symbol of a value at another step than this one."""
@@ -131,7 +152,7 @@ class Notation:
         return x.func(*args, evaluate=False) if isinstance(x, sp.Piecewise) else x.func(*args)
 
     def _place(self, factor: sp.Expr) -> int:
-        if factor.is_Number or (factor.is_Symbol and not factor.name[0].isalpha() and factor not in self.elements):
+        if factor.is_Number or factor in self.values:
             return 0
         if factor.free_symbols & self.elements:
             return 3
@@ -163,6 +184,12 @@ class _Plain(PrettyPrinter):  # type: ignore[misc]
         if "_" in re.sub(r"(_max)?(_t(-1)?)?$", "", name):  # SymPy would lower what stands behind the line
             return prettyForm(name)
         return super()._print_Symbol(sp.Symbol(name), bold_name)
+
+    def _print_Max(self, e: sp.Max) -> prettyForm:  # noqa: N802
+        return self._helper_print_function(e.func, e.args, func_name="max")
+
+    def _print_Min(self, e: sp.Min) -> prettyForm:  # noqa: N802
+        return self._helper_print_function(e.func, e.args, func_name="min")
 
     def _print_Rational(self, e: sp.Rational) -> prettyForm:  # noqa: N802
         text = decimal(e)

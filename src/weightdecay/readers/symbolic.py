@@ -7,13 +7,13 @@ share the walk: `as_typed` builds each line as it stands in the page, with nothi
 import ast
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy as sp
 
 from weightdecay.notation import Notation
-from weightdecay.readers.split import Linear, lifted, pieces, split
+from weightdecay.readers.split import Linear, is_factor, lifted, pieces, split, whole
 from weightdecay.reductions import REDUCTIONS, Reduction
 from weightdecay.rule import Rule, bind
 from weightdecay.step import Equation, step
@@ -46,7 +46,8 @@ def vocabulary(decide: Callable[[Any], Any] = lambda truth: truth) -> dict[str, 
 
     return {
         "absolute": sp.Abs, "sign": sp.sign, "sqrt": sp.sqrt, "exp": sp.exp, "log": sp.log, "power": sp.Pow,
-        "maximum": sp.Max, "minimum": sp.Min, "where": where, "debias": lambda beta, t: 1 - beta**t,
+        "maximum": sp.Max, "minimum": sp.Min, "where": where,
+        "debias": lambda beta, t: sp.Integer(1) if beta == 0 else 1 - beta**t,
     }  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def as_typed(decide: Callable[[Any], Any] = lambda truth: truth) -> Walk:
     words["sqrt"] = lambda x: sp.Pow(x, sp.Rational(1, 2), evaluate=_numbers(x))
     words["power"] = lambda x, y: x if y == 1 else sp.Pow(x, y, evaluate=_numbers(x, y))
     words["where"] = where
-    words["debias"] = lambda beta, t: subtract(sp.Integer(1), sp.Pow(beta, t, evaluate=_numbers(beta, t)))
+    words["debias"] = lambda beta, t: sp.Integer(1) if beta == 0 else subtract(sp.Integer(1), sp.Pow(beta, t, evaluate=False))
     typed: dict[type[ast.AST], Callable[..., Value]] = {
         ast.Add: add,
         ast.Sub: subtract,
@@ -179,7 +180,23 @@ class Line:
     """One equation: the symbol on its left, and the expression on its right."""
 
     left: sp.Expr
-    right: sp.Expr
+    typed: sp.Expr
+    """The right side as it is printed."""
+    values: Mapping[sp.Symbol, sp.Rational] = field(default_factory=dict, compare=False, repr=False)
+    """The settled numbers that it is printed with."""
+
+    @property
+    def right(self) -> sp.Expr:
+        """Return the right side to compute with."""
+        here = {symbol: self.values[symbol] for symbol in self.typed.free_symbols & set(self.values)}
+        return self.typed.xreplace(here) if here else self.typed
+
+
+def _unknown(rule: Rule, elements: Iterable[Any]) -> Any:
+    """Return what a direction of whole tensors makes, as functions of which nothing is known."""
+    names = (rule.name, *(f"{rule.name}_{name}" for name in rule.returned))
+    found = tuple(sp.Function(name)(*elements) for name in names)
+    return found if rule.returned else found[0]
 
 
 class System:
@@ -225,7 +242,7 @@ class System:
 
     def generic(self, truth: Any) -> Any:
         """Settle a condition as it is from the second step on, for a weight that is not zero."""
-        return settled(truth, self.w, self.t, self.reductions)
+        return settled(truth, self.w, self.t, [*self.reductions, self.numbers["decay"]["eta"]])
 
     def lines(self) -> tuple[Line, ...]:
         """Return the lines of a step as the rules have them, the new weight last."""
@@ -235,7 +252,7 @@ class System:
 
         def named(left: sp.Symbol, right: sp.Expr) -> sp.Symbol:
             if left != right:
-                found.append(Line(left, right))
+                found.append(Line(left, right, notation.values))
             return left
 
         def read(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,7 +267,7 @@ class System:
                 g = named(notation.new("g"), right)
                 if rule.whole:
                     u = named(notation.new("u"), sp.Function(rule.name)(g, *state))
-                    return (u, *(notation.new(name) for name in rule.state)) if state else u
+                    return (u, *(notation.new(name) for name in rule.returned)) if rule.returned else u
                 result = self.walked(rule, (g, *state), numbers, as_typed(), lambda n, v: named(notation.new(n), v))
                 u, *new = result if isinstance(result, tuple) else (result,)
                 u = named(notation.new("u"), u) if self.shows_u and not u.is_Symbol else u
@@ -276,7 +293,7 @@ class System:
             return named(symbol, finish(notation.total(term), **reduction.given(reduction.finish, numbers)))
 
         after, _ = step(self.equation, self.typed, self.values, bind=read, reduce=reduced)
-        return (*found, Line(notation.new("w"), after))
+        return (*found, Line(notation.new("w"), after, notation.values))
 
     def at_first(self, truth: Any) -> Any:
         """Settle a condition as it is at the first step."""
@@ -287,6 +304,8 @@ class System:
 
         def read(function: Callable[..., Any]) -> Callable[..., Any]:
             rule: Rule = function.rule  # type: ignore[attr-defined]
+            if rule.whole:
+                return lambda *elements, **_: _unknown(rule, elements)
             return lambda *elements, **numbers: self.walked(rule, elements, numbers, evaluated(vocabulary(decide)))
 
         return step(self.equation, self.numbers, self.values, bind=read, reduce=self.symbol_of)
@@ -299,21 +318,38 @@ class System:
             symbol = self.notation.new(name)
             return Linear(symbol, value.rest, value.part) if isinstance(value, Linear) else symbol
 
+        ends: list[sp.Symbol] = []
+
+        def local(name: str, value: Any) -> Any:
+            """Name what a tensor remembers, and where the step ends before a decay that acts on that."""
+            if name in self.memory:
+                return self.notation.moved(name)
+            if isinstance(value, Linear) and not is_factor(self.equation.decay) and not ends:
+                ends.append(self.notation.local(name))
+                return Linear(ends[0], value.rest, value.part)
+            return value
+
         def read(rule: Rule) -> Callable[..., Any]:
-            if rule.kind != "direction":
+            if rule.kind == "penalty":
                 return lambda *elements, **numbers: self.walked(rule, elements, numbers, evaluated(words))
+            if rule.kind == "decay":
+                return lambda *elements, **numbers: self.walked(rule, elements, numbers, evaluated(words), local)
 
             def direction(g: Any, *state: Any, **numbers: Any) -> Any:
                 g = Linear(self.notation.new("g"), g.rest, g.part) if isinstance(g, Linear) else g
                 result = self.walked(rule, (g, *state), numbers, evaluated(words), opaque)
                 u, *new = result if isinstance(result, tuple) else (result,)
-                named = Linear(self.notation.new("u"), *pieces(u)) if self.shows_u and not getattr(u, "is_Symbol", False) else u
+                named = Linear(self.notation.new("u"), *pieces(u)) if self.shows_u and not whole(u).is_Symbol else u
                 return (named, *new) if rule.returned else named
 
-            return direction
+            def opaque_direction(_: Any, *state: Any, **numbers: Any) -> Any:
+                found = (self.notation.new("u"), *(self.notation.new(name) for name in rule.returned))
+                return found if rule.returned else found[0]
+
+            return opaque_direction if rule.whole else direction
 
         def quotient(x: Any, w: Any) -> tuple[Any, Any]:
-            return sp.Integer(0), sp.powsimp(_over(x, w))
+            return sp.Integer(0), sp.powsimp(_over(x, ends[0] if ends else w))
 
         eta = self.numbers["decay"]["eta"]
         g, h = split(
@@ -334,7 +370,7 @@ class System:
 
         def part(of: str, g: Any) -> Any:
             def named(name: str, value: Any) -> sp.Symbol:
-                lines.append(Line(self.notation.new(name, of), value))
+                lines.append(Line(self.notation.new(name, of), value, self.notation.values))
                 return lines[-1].left
 
             state = [self.notation.old(name, of) for name in direction.state]
@@ -345,7 +381,7 @@ class System:
         u = sp.Add(part("∇", self.gradient), part("λ", pull), evaluate=False)
         decay = self.equation.decay
         after = self.walked(decay, (self.w, u), self.typed["decay"], as_typed(self.generic))
-        return (*lines, Line(self.notation.new("w"), after)) if lines else ()
+        return (*lines, Line(self.notation.new("w"), after, self.notation.values)) if lines else ()
 
     def _adds_up(self) -> bool:
         """Tell whether u and the new state are sums of multiples of the gradient and the old state, and all state is used."""
