@@ -18,10 +18,11 @@ import sympy as sp
 
 import weightdecay as wd
 from weightdecay import hyperparameters
-from weightdecay.derivation import Derivation
+from weightdecay.derivation import Derivation, in_lines
 from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
 from weightdecay.readers import symbolic
+from weightdecay.readers.symbolic import Line
 from weightdecay.rule import Rule
 
 DOCS = Path(__file__).parent
@@ -38,8 +39,7 @@ def ours() -> list[Rule]:
 
 def aligned(notation: Notation, lines: Any) -> str:
     """Return lines as a displayed formula."""
-    rows = (rf"{notation.tex(line.left)} &= {notation.tex(line.right)}" for line in lines)
-    return "$$\n\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}\n$$"
+    return f"$$\n{in_lines(notation, lines)}\n$$"
 
 
 def inline(notation: Notation, x: sp.Expr) -> str:
@@ -104,7 +104,7 @@ def by_notes(found: dict[str, Derivation]) -> Iterator[tuple[str, tuple[str, ...
 
 def long_run(found: dict[str, Derivation]) -> Iterator[str]:
     """Yield closed forms, half-lives and fixed points, where there are any."""
-    rows = []
+    rows, beside = [], {}
     for name, derivation in found.items():
         rest, notation = derivation.at_rest, derivation.notation
         cells = [
@@ -114,19 +114,35 @@ def long_run(found: dict[str, Derivation]) -> Iterator[str]:
         ]
         if any(cells):
             rows.append(f"| {name} | {' | '.join(cells)} |")
+        if rest is not None and rest.condition:
+            beside.setdefault(rest.condition, []).append(name)
+        if rest is not None and len(rest.lines) > 1:
+            made = [Line(line.left, notation.arranged(line.right)) for line in rest.lines[:-1]]
+            beside.setdefault(f"Here\n\n{aligned(notation, made)}", []).append(name)
     if rows:
         yield (
             "Where there is a formula: the weight after $k$ steps without a gradient, the number of steps in which it halves, "
             "and the weight at which λ balances a constant gradient."
         )
         yield "\n".join(["| | $w_k$ | half-life | balance |", "| --- | --- | --- | --- |", *rows])
+    for sentence, names in beside.items():
+        yield f"{', '.join(names)}: {sentence}"
 
 
 def use(rule: Rule) -> str:
-    """Return how a user asks for the rule, and its doctest."""
-    beside = {"penalty": 'direction="sgd"', "direction": 'decay="decoupled"', "decay": 'direction="adam"'}[rule.kind]
+    """Return how a user asks for the rule, having tried it."""
+    import torch
+
     lam = "penalty_weight" if rule.kind == "penalty" else "weight_decay"
-    asked = f'wd.Optimizer(params, lr=1e-3, {beside}, {rule.kind}="{rule.name}", {lam}=0.1)'
+    keywords = {"direction": "adam", "decay": "decoupled", rule.kind: rule.name}
+    if rule.kind != "direction":
+        keywords.pop("decay" if rule.kind == "penalty" else "penalty", None)
+    given = ", ".join(f'{key}="{name}"' for key, name in keywords.items())
+    decays = rule.kind == "direction" or "lam" in rule.numbers
+    asked = f"wd.Optimizer(params, lr=1e-3, {given}{f', {lam}=0.1' if decays else ''})"
+    w = torch.nn.Parameter(torch.ones(2, 2))
+    w.grad = torch.ones(2, 2)
+    eval(asked, {"wd": wd, "params": [w]}).step()
     presets = [name for name in ("SGD", "SGDW", "Adam", "AdamW") if rule.name in preset_rules(name)]
     also = f" It is in {', '.join(f'`wd.{name}`' for name in presets)}." if presets else ""
     return f"`{asked}`{also}"

@@ -557,11 +557,47 @@ def test_a_large_tensor_is_summed_up_as_a_small_one():
     param = torch.nn.Parameter(weights)
     param.grad = torch.zeros_like(param)
     split = wd.decompose(wd.Optimizer([param], LR, direction="sgd", penalty="l1", penalty_weight=LAMBDA))[param]
-    found, exact = split.summary(), 1 - split.g.double()
+    found, exact = split.summary(), split.shrink.double()
+    assert ((1 - split.g.double()) - exact).abs().max() <= 2**-24
     assert (found.weakest, found.strongest) == (exact.min(), exact.max())
     assert [found.low, found.median, found.high] == pytest.approx(
         torch.quantile(exact[::7], torch.tensor([0.05, 0.5, 0.95]).double()).tolist(), rel=1e-2
     )
+
+
+def test_a_small_shrink_keeps_its_digits():
+    """1e-7 in float32: g itself is 1 − 1.19e-7 there, and the summary must not take that for what λ says."""
+    param = torch.nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    split = wd.decompose(wd.SGD([param], lr=1e-3, weight_decay=1e-4))[param]
+    assert split.summary().median == pytest.approx(1e-7, rel=1e-6)
+    assert 1 - split.g[0].item() == pytest.approx(2**-23)
+
+
+@pytest.mark.parametrize(("make", "lost"), [(torch.optim.AdamW, 1.0), (wd.AdamW, 0.0)], ids=["torch", "ours"])
+def test_it_says_where_a_dtype_loses_the_decay(make, lost):
+    param = torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+    param.grad = torch.ones_like(param)
+    found = wd.decompose(make([param], lr=3e-4, weight_decay=0.1))
+    assert found[param].summary().lost == lost
+    assert ("rounded away in 1 of 1 tensors" in str(found)) == bool(lost)
+
+
+@pytest.mark.parametrize(
+    ("decay", "number"), [("decoupled", 1e-3), ("independent", 1e-2), ("cautious", 1e-3), (None, 2e-3)], ids=str
+)
+def test_the_one_shrink_is_that_of_the_rule(decay, number):
+    param = torch.nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    lambdas = {"weight_decay": 0.01} if decay else {"penalty": "l1", "penalty_weight": 0.02}
+    optimizer = wd.Optimizer([param], 0.1, direction="adam", decay=decay, **lambdas)
+    assert wd.decompose(optimizer)[param].decoupled == pytest.approx(number, rel=1e-9)
+
+
+def test_what_has_no_split_is_a_key_error_in_words():
+    found = wd.decompose(trained())
+    with pytest.raises(KeyError, match="had a gradient"):
+        found["0.weight"]
 
 
 def test_it_is_plain_data():

@@ -21,7 +21,7 @@ from runs import RULES, assert_close, numbers_of, reduced, same_bits, walk
 
 import weightdecay as wd
 from weightdecay.step import Equation, step
-from weightdecay.words import absolute, maximum, sign
+from weightdecay.words import absolute, maximum, sign, where
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE, STEPS = 1e-12, 100
@@ -434,6 +434,38 @@ def test_the_elastic_net_balances_no_gradient_that_its_l1_part_is_stronger_than(
     assert float(inserted(balanced, derivation, **{"∇L": 0.5})) < 0
     values = {derivation.symbols["lambda"]: 0.3, derivation.symbols["l1_ratio"]: 0.5}
     assert [bool(condition.subs({**values, derivation.symbols["∇L"]: x})) for x in (0.01, -0.01, 0.2, -0.2)] == [0, 0, 1, 1]
+
+
+def test_what_changes_later_than_the_second_step_is_not_settled(own_registry):
+    @wd.direction(source="nobody", state={"m": "buffer"})
+    def late(g, m, *, t):
+        m = where(t > 100, 0.5 * m + g, g)
+        return m, m
+
+    d = wd.derive(late, "l2")
+    assert d.h.has(sp.Piecewise)
+    assert d.closed_form is None
+
+
+def test_a_rules_own_k_is_not_the_number_of_steps(own_registry):
+    @wd.penalty(source="nobody")
+    def stiff(w, *, lam, k=2.0):
+        return lam * k * w
+
+    d = wd.derive("sgd", stiff, momentum=0)
+    free = {symbol.name for symbol in d.closed_form.free_symbols}
+    assert free == {"eta", "lambda", "k", "k'", "w_0"}
+
+
+@pytest.mark.parametrize("name", ["m", "w", "m_t", "t", "∇L"])
+def test_an_expression_may_not_mean_something_else(name):
+    with pytest.raises(ValueError, match="means something else"):
+        wd.derive("sgd", "l2", momentum=sp.Symbol(name) / 2)
+
+
+def test_exact_numbers_stay_exact():
+    assert wd.derive("sgd", "l2", momentum=sp.Rational(1, 3)).settings["mu"] == sp.Rational(1, 3)
+    assert wd.derive("sgd", "l2", momentum=torch.tensor(0.5)).settings["mu"] == sp.Rational(1, 2)
 
 
 # The results of the literature ----------------------------------------------------------------------------------------------

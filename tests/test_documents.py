@@ -422,6 +422,20 @@ def scikit_learns_estimators_stop_where_our_gradient_is_zero():
         assert abs(residual.mean()) < 1e-4  # the intercept is not penalised
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_scikit_learns_networks_divide_alpha_by_the_batch_size():
+    """docs/conventions.md: the same batch four times over is four batches, and not one of four times the size."""
+    alpha = 20.0
+    network = neural_network.MLPRegressor(
+        hidden_layer_sizes=(), alpha=alpha, solver="sgd", batch_size=N, shuffle=False, learning_rate_init=0.05, max_iter=3000,
+        tol=0.0, n_iter_no_change=3000, random_state=0,
+    )  # fmt: skip
+    network.fit(X.repeat(4, 1).numpy(), Y.repeat(4).numpy())
+    w, b = (torch.tensor(found[0]).flatten() for found in (network.coefs_, network.intercepts_))
+    gradient = X.T @ (X @ w + b - Y) / N
+    assert_close(-gradient, pull_of("l2", w, lam=alpha / N), tolerance=1e-3, effect=0.75 * alpha / N * w.abs().max())
+
+
 def test_the_bits_of_a_format_say_which_decay_it_loses():
     """docs/low-precision.md: 2⁻⁹ for bfloat16, 2.4e-4 for float16, 3e-8 for float32."""
     for dtype, bits, figure in [(torch.bfloat16, 8, 2**-9), (torch.float16, 11, 2.4e-4), (torch.float32, 24, 3e-8)]:

@@ -62,6 +62,10 @@ for _folder in (penalties, directions, decays):
         import_module(_page.name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import what needs SymPy when it is asked for: that takes twice as long as all the rest."""
     if name in ("Derivation", "derive"):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from weightdecay.files import write
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, Adam
 from weightdecay.readers import eager, rounding
+from weightdecay.readers.split import is_factor
+from weightdecay.shrink import steps_to_halve
+from weightdecay.step import Equation
 
-_FLAGS = {"foreach": None, "fused": None, "differentiable": False}
-"""How torch's step is computed, which does not matter here."""
+_FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "nearest"}
+"""How torch's step is computed: with which implementation does not matter here."""
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -28,30 +32,36 @@ _OURS: Mapping[type, Callable[..., Optimizer]] = {torch.optim.SGD: SGD, torch.op
 class Split:
     """The next step of one parameter: w becomes g·w − lr·h, before it is rounded to the parameter's dtype.
 
-    Both tensors have the parameter's shape, in float32 or float64, as the step computes; a complex parameter's are those of
-    `torch.view_as_real`.
+    The tensors have the parameter's shape, in float32 or float64, as the step computes; a complex parameter's are those of
+    `torch.view_as_real`. torch's optimizers compute bfloat16 and float16 parameters in that dtype and round each operation, so
+    that what they do to one is g·w − lr·h only roughly, and a decay that is smaller than the rounding is lost.
     """
 
     name: str
     g: Tensor
     h: Tensor
+    shrink: Tensor
+    """1 − g, computed in float64: of a small one, g in float32 has lost the digits."""
     lr: float
     decoupled: float
-    """The shrink lr·λ that decoupled decay with the same λ, the decay's or else the penalty's, would give every weight."""
+    """The shrink that every weight gets from the decay, or would get from λ if that were decoupled; NaN if no one number."""
+    rounding: float
+    """The shrink up to which a decay alone changes no weight of the dtype; 0 where nothing is lost."""
 
     def summary(self) -> "Summary":
         """Return what the factors have in common: quantiles of the shrink 1 − g, its half-life, its spread."""
-        shrink = (1 - self.g.double()).flatten()
+        shrink = self.shrink.double().flatten()
         if not shrink.numel():
             shrink = torch.zeros(1, dtype=torch.double)
         some = shrink[:: max(1, shrink.numel() // _MOST_SORTED)]
         low, median, high = torch.quantile(some, torch.tensor(_QUANTILES, dtype=torch.double, device=some.device)).tolist()
         weakest, strongest = shrink.min().item(), shrink.max().item()
         acting = shrink[shrink > 0]
-        ratio = strongest / acting.min().item() if acting.numel() else 1.0
+        ratio = math.nan if math.isnan(strongest) else strongest / acting.min().item() if acting.numel() else 1.0
         return Summary(
             self.name, list(self.g.shape), weakest, low, median, high, strongest,
-            acting.numel() / shrink.numel(), half_life(median), ratio,
+            acting.numel() / shrink.numel(), steps_to_halve(median), ratio,
+            int(((shrink > 0) & (shrink <= self.rounding)).sum()) / shrink.numel(),
         )  # fmt: skip
 
 
@@ -72,6 +82,8 @@ class Summary:
     """In how many steps like this one the median weight halves."""
     ratio: float
     """The strongest shrink over the weakest that is not zero."""
+    lost: float
+    """The share of the weights whose shrink alone is rounded away."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain data; what is not finite is None."""
@@ -82,19 +94,8 @@ class Summary:
         """Return the line of the table."""
         share = f"{self.acting:.0%}"
         shrinks = (f"{x:.3g}" for x in (self.weakest, self.median, self.strongest))
-        life = f"{self.half_life:,.0f}" if math.isfinite(self.half_life) else "never"
+        life = f"{self.half_life:,.0f}" if math.isfinite(self.half_life) else str(self.half_life).replace("inf", "never")
         return self.name, str(tuple(self.shape)), *shrinks, share, f"{self.ratio:.3g}", life
-
-
-def half_life(shrink: float) -> float:
-    """Return in how many steps a weight halves that loses this share of itself in each.
-
-    >>> round(half_life(0.01), 1)
-    69.0
-    """
-    if shrink <= 0:
-        return math.inf
-    return math.log(2) / -math.log1p(-shrink) if shrink < 1 else 1.0
 
 
 class Decomposition(Mapping[Tensor, Split]):
@@ -106,6 +107,8 @@ class Decomposition(Mapping[Tensor, Split]):
         self.title, self._splits = title, dict(splits)
 
     def __getitem__(self, param: Tensor) -> Split:
+        if param not in self._splits:
+            raise KeyError("only a parameter that had a gradient, the tensor itself, has a split here")
         return self._splits[param]
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -116,12 +119,20 @@ class Decomposition(Mapping[Tensor, Split]):
 
     def summary(self) -> list[Summary]:
         """Return a line per tensor."""
+        return list(self._summary)
+
+    @cached_property
+    def _summary(self) -> list[Summary]:
         return [split.summary() for split in self.values()]
 
     def __str__(self) -> str:
         rows = [self.header, *(each.cells() for each in self.summary())]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lost = [each.name for each in self._summary if each.lost > 0]
+        if lost:
+            some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+            lines += ["", f"rounded away in {len(lost)} of {len(self)} tensors, whose dtype has no such small step: {some}"]
         return "\n".join([f"{self.title}: the share 1 − g that each weight loses in the next step", "", *lines])
 
     __repr__ = __str__
@@ -142,7 +153,7 @@ class Decomposition(Mapping[Tensor, Split]):
             raise ValueError(f"path={str(path)!r} is neither a .png nor a .svg")
         if not folder.is_dir():
             raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(folder)!r}")
-        if not any(split.g.lt(1).any() for split in self.values()):
+        if not any(split.shrink.gt(0).any() for split in self.values()):
             raise ValueError("no weight shrinks in the next step, so there is nothing to draw: is λ 0, or lr?")
         picture = spread(self.title, self.summary(), [split.decoupled for split in self.values()])
         write(Path(path), picture.png if kind == ".png" else picture.svg.encode())
@@ -223,7 +234,27 @@ def _split(optimizer: Optimizer, index: int, place: int) -> Split:
         how = "nearest"
     numbers = eager.remembered(equation, eager.numbers_in(eager.compute_dtype(param.dtype), given), state, kept)
     grad = -param.grad if group["maximize"] else param.grad
-    factor, rest = eager.split(equation, numbers, eager.operands(equation, param, grad, state, kept, how, 1.0))
-    lr = float(group["lr"])
-    lam = float(group["weight_decay"]) or float(group.get("penalty_weight", 0.0))
-    return Split(name.strip("'"), factor, rest, lr, lr * lam)
+    values = eager.operands(equation, param, grad, state, kept, how, 1.0)
+    factor, rest = eager.split(equation, numbers, values)
+    numbers = eager.remembered(equation, eager.numbers_in(torch.float64, given), state, kept)
+    exact, _ = eager.split(equation, numbers, {name: value.double() for name, value in values.items()})
+    low = how == "nearest" and param.dtype in rounding.LOW_PRECISION
+    return Split(
+        name.strip("'"),
+        factor,
+        rest,
+        (1 - exact).to(factor.dtype),
+        float(group["lr"]),
+        _one_shrink(equation, given),
+        torch.finfo(param.dtype).eps / 4 if low else 0.0,
+    )
+
+
+def _one_shrink(equation: Equation, numbers: Mapping[str, Mapping[str, Any]]) -> float:
+    """Return what the decay takes of a weight at rest, or what λ of the penalty would take as a decoupled decay."""
+    decay, given = equation.decay, {name: float(x) for name, x in numbers["decay"].items()}
+    if "lam" in given:
+        at_rest = not decay.reductions and not decay.keeps and is_factor(decay)
+        return 1 - float(decay.function(1.0, 0.0, **given)) if at_rest else math.nan
+    penalty = numbers.get("penalty", {}) if equation.penalty is not None else {}
+    return given["eta"] * float(penalty.get("lam", 0.0))

@@ -6,6 +6,7 @@ from textwrap import fill, indent
 from typing import Any
 
 import sympy as sp
+from torch import Tensor
 
 from weightdecay import hyperparameters
 from weightdecay.long_run import AtRest, at_rest, fixed_point
@@ -23,11 +24,13 @@ def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike
 
     Args:
         direction, penalty, decay: rules, by name or as functions; without a decay the step is w − η·u.
-        numbers: hyper-parameters as optimizers take them (momentum=0, nesterov=True, betas=(0, 0.99)), a number or an
-            expression each. What is not given stays a symbol, except that what is off by default stays off.
+        numbers: the rules' hyper-parameters as optimizers take them (momentum=0, nesterov=True, betas=(0, 0.99)), a number
+            or an expression each. What is not given stays a symbol, lr and λ too; but what is off by default stays off,
+            momentum excepted.
 
     Raises:
-        ValueError: a rule that is unknown, or of another kind; a number outside its domain.
+        ValueError: a rule that is unknown, or of another kind; a number outside its domain; an expression of a symbol that
+            means something else here.
         TypeError: a number that none of the rules takes.
 
     >>> derivation = derive("sgd", penalty="l2")
@@ -61,7 +64,7 @@ def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
     for rule in equation.rules:
         for name, default in rule.defaults.items():
             value = hyperparameters.given(name, given)
-            if isinstance(value, sp.Expr) and not value.is_number:
+            if isinstance(value, sp.Expr) and (value.is_Rational or not value.is_number):
                 found[name] = value
             elif value is not None:
                 found[name] = symbolic.number(hyperparameters.given(name, group))
@@ -74,6 +77,8 @@ def _plain(value: Any, default: Any) -> Any:
     """Return a setting with Python's numbers for SymPy's, and the default for an expression."""
     if isinstance(value, tuple | list) and isinstance(default, tuple) and len(value) == len(default):
         return tuple(_plain(each, one) for each, one in zip(value, default, strict=True))
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
     if not isinstance(value, sp.Expr):
         return value
     if not value.is_number:
@@ -93,13 +98,19 @@ class Derivation:
         self.settings: dict[str, sp.Expr] = _settings(equation, given)
         self.notation = Notation()
         self._system = System(equation, self.settings, self.notation)
+        meant = {"t", "k", "u_t", "g_t", *(str(x) for x in (self._system.w, self._system.gradient))}
+        meant |= {f"{name}{when}" for name in self._system.moments for when in ("", "_t")}
+        for name, value in given.items():
+            taken = meant & {str(symbol) for symbol in getattr(value, "free_symbols", ())}
+            if taken:
+                raise ValueError(f"{name}={value} has the symbol {min(taken)}, which means something else here: choose another")
 
     # The pieces of the answer ---------------------------------------------------------------------------------------------
 
     @property
     def symbols(self) -> dict[str, sp.Symbol]:
         """Return every symbol by its name."""
-        _ = self.system, self.g, self.h, self.at_rest  # each may bring symbols of its own
+        _ = self.system, self.g, self.h, self.at_rest, self.whole_effect  # each may bring symbols of its own
         return {name: symbol for symbol in self.notation.tex_names if not (name := symbol.name).startswith("[")}
 
     @cached_property
@@ -191,7 +202,7 @@ class Derivation:
     @property
     def latex(self) -> str:
         """Return the step and its split as TeX, for KaTeX, MathJax and LaTeX's amsmath."""
-        return "\n\n".join(f"\\[\n{_aligned(self.notation, lines)}\n\\]" for _, lines, _ in self.sections() if lines)
+        return "\n\n".join(f"\\[\n{in_lines(self.notation, lines)}\n\\]" for _, lines, _ in self.sections() if lines)
 
     def sections(self) -> list[tuple[str, tuple[Line, ...], str]]:
         """Return what there is to show: a heading, equations, and a sentence."""
@@ -232,7 +243,7 @@ class Derivation:
         """Return the derivation for a notebook."""
         parts = [f"**{self.title}**"]
         for heading, lines, sentence in self.sections():
-            parts += [f"{heading}", f"$$\n{_aligned(self.notation, lines)}\n$$", sentence]
+            parts += [f"{heading}", f"$$\n{in_lines(self.notation, lines)}\n$$", sentence]
         return "\n\n".join(filter(None, parts))
 
     def to_dict(self) -> dict[str, Any]:
@@ -264,7 +275,8 @@ class Derivation:
 _SHAPE = "wₜ = g·wₜ₋₁ − η·h"
 
 
-def _aligned(notation: Notation, lines: Iterable[Line]) -> str:
+def in_lines(notation: Notation, lines: Iterable[Line]) -> str:
+    """Return equations as TeX, one below the other."""
     rows = [f"{notation.tex(line.left)} &= {notation.tex(line.typed)}" for line in lines]
     return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
 
@@ -286,7 +298,7 @@ def _notes(derivation: Derivation) -> Iterator[str]:
         yield "g and h are those from the second step on."
     if equation.penalty is None:
         return
-    if g.subs(system.w, 0).has(sp.nan, sp.zoo):
+    if g.has(sp.Abs(system.w)):
         yield "A weight at zero has no factor, and needs none."
     after = system.step()[1]
     feeding = [name for name in system.moments if after[name].free_symbols & lambdas]

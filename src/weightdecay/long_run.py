@@ -50,7 +50,7 @@ def at_rest(system: System, notation: Notation) -> AtRest | None:
     factor, shift = _affine(above, size)
     if factor is None:
         return None
-    w_0, k = notation.at("w", "0"), notation.number("k")
+    w_0, k = notation.at("w", "0"), notation.fresh("k")
     is_odd = sp.simplify(above + below) == 0
     if not is_odd and _affine(below, size) != (-factor, shift):
         return None
@@ -93,15 +93,15 @@ def _spring(later: Sequence[sp.Expr], system: System, notation: Notation) -> AtR
         return None
     trace, determinant = sp.expand(matrix.trace()), sp.simplify(matrix.det())
     root = sp.sqrt(trace**2 - 4 * determinant)
-    z1, z2, k, w_0 = notation.at("z", "1"), notation.at("z", "2"), notation.number("k"), notation.at("w", "0")
-    share, half = notation.number("A"), sp.Rational(1, 2)
+    z1, z2, share, k = (notation.fresh(name) for name in ("z_1", "z_2", "A", "k"))
+    w_0, half = notation.at("w", "0"), sp.Rational(1, 2)
     lines = (
         Line(z1, sp.Mul(half, trace + root, evaluate=False)),
         Line(z2, sp.Mul(half, trace - root, evaluate=False)),
         Line(share, (matrix[0, 0] - z2) / (z1 - z2)),
         Line(notation.at("w", "k"), w_0 * (share * z1**k + (1 - share) * z2**k)),
     )
-    return AtRest(lines, -sp.log(2) / sp.log(z1), "The half-life is that of the long run, while both z are real.")
+    return AtRest(lines, -sp.log(2) / sp.log(z1), "The half-life is that of the long run, while both z are real and positive.")
 
 
 def tidy(x: sp.Expr) -> sp.Expr:

@@ -112,13 +112,20 @@ class Notation:
         """Return the symbol of a number that a tensor keeps, after the step."""
         return self._symbol(f"{name}_t", _tex(name, "t"), f"{name}_t")
 
+    def fresh(self, name: str) -> sp.Symbol:
+        """Return a symbol of this name, or one like it that no rule uses."""
+        while sp.Symbol(name) in self.tex_names:
+            name += "'"
+        return self._symbol(name, name, name)
+
     def local(self, name: str) -> sp.Symbol:
         """Return the symbol of a name that a rule uses for itself."""
         return self._element(name, _tex(name), name)
 
     def total(self, term: sp.Expr) -> sp.Symbol:
         """Return the symbol of a sum over a whole tensor."""
-        return self._symbol(f"sum({term})", rf"\textstyle\sum {self.tex(term)}", f"Σ {term}")
+        plain = re.sub(r"Abs\((\w+)\)", r"|\1|", str(term)).replace("**", "^")
+        return self._symbol(f"sum({term})", rf"\textstyle\sum {self.tex(term)}", f"Σ {plain}")
 
     def _element(self, name: str, tex: str, plain: str) -> sp.Symbol:
         symbol = self._symbol(name, tex, plain)

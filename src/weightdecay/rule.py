@@ -15,7 +15,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -83,7 +83,7 @@ class Rule:
     check: Callable[..., None] | None
     whole: bool = False
     """Whether a direction sees whole tensors, as torch does, and is a function of torch's operations."""
-    body: tuple[ast.stmt, ...] = ()
+    body: tuple[ast.stmt, ...] = field(default=(), repr=False)
     """The statements of the function, as the lint read them; none of one of whole tensors."""
 
     @cached_property

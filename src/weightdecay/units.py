@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from weightdecay import decomposition
+from weightdecay.decomposition import as_ours
 from weightdecay.interval import Interval
 from weightdecay.optimizer import Optimizer
 from weightdecay.rule import REGISTRY
+from weightdecay.shrink import steps_to_halve
 from weightdecay.step import Equation, step
 from weightdecay.sweeps.task import cosine
 
@@ -254,7 +255,7 @@ class _Settings:
         if unit == "independent":
             return shrink / _shrink("independent", 1.0, 1.0)
         if unit == "half_life":
-            return decomposition.half_life(shrink)
+            return steps_to_halve(shrink)
         return self._gathered(shrink) if unit == "total_shrink" else shrink
 
     def refuse_swinging(self, passed: str, found: dict[str, float]) -> None:
@@ -400,7 +401,7 @@ def half_life(lr: float, weight_decay: float, *, source: str = "torch", momentum
     Source: a geometric series.
     """
     given = {"lr": lr, "momentum": momentum, "dampening": dampening}
-    return _convert("weight_decay", weight_decay, _lambda(source), "half_life", **given)  # type: ignore[arg-type]
+    return _convert("weight_decay", weight_decay, _lambda("source", source), "half_life", **given)  # type: ignore[arg-type]
 
 
 def timescale(
@@ -431,7 +432,7 @@ def timescale(
     Source: Wang & Aitchison 2024, arXiv:2405.13698.
     """
     given = {"lr": lr, "momentum": momentum, "dampening": dampening}
-    shrink = _convert("weight_decay", weight_decay, _lambda(source), "shrink", **given)  # type: ignore[arg-type]
+    shrink = _convert("weight_decay", weight_decay, _lambda("source", source), "shrink", **given)  # type: ignore[arg-type]
     epoch = None if steps_per_epoch is None else _number("steps_per_epoch", steps_per_epoch, "(0, inf)")
     steps = 1 / shrink if shrink else math.inf
     return Timescale(steps, None if epoch is None else steps / epoch)
@@ -483,7 +484,7 @@ def remaining(optimizer: TorchOptimizer, scheduler: Any = None, steps: int = 1, 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101; Bergsma et al. 2025, arXiv:2502.15938 (the same product).
     """
     steps, every = _whole("steps", steps), _whole("every", every)
-    ours = decomposition.as_ours(optimizer)
+    ours = as_ours(optimizer)
     stand_in = _StandIn(ours)
     schedulers = _copied(scheduler, optimizer, stand_in)
     walks = [_Walk(ours, group, index) for index, group in enumerate(stand_in.param_groups)]
@@ -846,7 +847,7 @@ def plan(
         steps=count,
         samples=None if samples is None else _number("samples", samples, "(0, inf)"),
     )
-    shrink = given.to_shrink(_lambda(convention), lam)
+    shrink = given.to_shrink(_lambda("convention", convention), lam)
     shares = shares_of_peak(count, schedule, warmup, final)
     shrinks = [shrink * share for share in shares]
     kept = list(accumulate((1 - each for each in shrinks), mul, initial=1.0))
@@ -965,8 +966,8 @@ def _choice(name: str, value: Any, known: Iterable[str]) -> str:
     raise ValueError(f"{name}={value!r} is unknown: {hint}")
 
 
-def _lambda(source: str) -> str:
-    return _choice("source", source, ("torch", "independent", "coupled"))
+def _lambda(name: str, unit: str) -> str:
+    return _choice(name, unit, ("torch", "independent", "coupled"))
 
 
 def _ratio(name: str, pair: Any) -> float:

@@ -5,7 +5,7 @@ A weight of zero stays there if p < 2, as the divisor is infinite.
 
 import numpy as np
 
-SETTINGS = ({}, {"p": 0.5}, {"p": 1.0}, {"p": 1.5}, {"p": 2.0})
+SETTINGS = ({}, {"p": 0.5}, {"p": 1.0}, {"p": 1.5}, {"p": 2.0}, {"p": 3.0})
 
 
 def weights(w, updates, lrs, *, lam, p=0.8):

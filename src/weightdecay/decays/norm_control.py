@@ -11,5 +11,5 @@ def norm_control(w, u, *, eta, lam, norm_w, norm_w_0, ratio=1.0):
     >>> norm_control(1.0, 0.0, eta=0.5, lam=1.0, norm_w=2.0, norm_w_0=1.0)
     0.75
     """
-    above = where(norm_w > 0, 1 - ratio * norm_w_0 / where(norm_w > 0, norm_w, 1), 0)
-    return (1 - eta * lam * above) * w - eta * u
+    above = 1 - ratio * norm_w_0 / where(norm_w > 0, norm_w, 1)
+    return where(eta * lam * norm_w > 0, 1 - eta * lam * above, 1) * w - eta * u

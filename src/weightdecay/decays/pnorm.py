@@ -4,15 +4,14 @@ from weightdecay.rule import decay
 from weightdecay.words import absolute, power, where
 
 
-@decay(source="Outmezguine & Levi 2024, arXiv:2404.10824", domain={"p": "(0, 2]"})
+@decay(source="Outmezguine & Levi 2024, arXiv:2404.10824", domain={"p": "(0, inf)"})
 def pnorm(w, u, *, eta, lam, p=0.8):
     """Step by −η·u, then divide by 1 + ηλp·|w|^(p−2), with the old weight. λ is per unit of learning rate, without a ½.
 
-    A weight at zero stays there, so weights that start at zero never learn.
+    With p < 2 a weight at zero stays there, so weights that start at zero never learn.
 
     >>> pnorm(1.0, 0.5, eta=0.5, lam=1.0, p=2.0)
     0.375
     """
-    size = power(absolute(w), 2 - p)
-    whole = size + eta * lam * p
-    return where(whole > 0, size / where(whole > 0, whole, 1), 1) * (w - eta * u)
+    pull = eta * lam * p * power(absolute(w), p - 2)
+    return where(eta * lam > 0, 1 / (1 + pull), 1) * (w - eta * u)

@@ -258,8 +258,14 @@ class System:
         def read(function: Callable[..., Any]) -> Callable[..., Any]:
             rule: Rule = function.rule  # type: ignore[attr-defined]
 
+            def local(name: str, value: Any) -> sp.Symbol:
+                symbol = notation.local(name)
+                if any(line.left == symbol for line in found):  # the other rule's own name
+                    symbol = notation.local(f"{name}_{rule.kind}")
+                return named(symbol, value)
+
             def penalty(*elements: Any, **numbers: Any) -> Any:
-                pulls.append(self.walked(rule, elements, numbers, as_typed(), lambda n, v: named(notation.local(n), v)))
+                pulls.append(self.walked(rule, elements, numbers, as_typed(), local))
                 return sp.Integer(0)
 
             def along(_: Any, *state: Any, **numbers: Any) -> Any:
@@ -275,11 +281,11 @@ class System:
 
             def decay(*elements: Any, **numbers: Any) -> Any:
                 def own(name: str, value: Any) -> sp.Symbol:
-                    return named(notation.moved(name) if name in rule.memory else notation.local(name), value)
+                    return named(notation.moved(name), value) if name in rule.memory else local(name, value)
 
                 result = self.walked(rule, elements, numbers, as_typed(), own)
                 for name, value in zip(rule.returned, result[1:] if rule.returned else (), strict=True):
-                    own(name, value)
+                    named(notation.moved(name), value)
                 return result
 
             return {"penalty": penalty, "direction": along, "decay": decay}[rule.kind]
@@ -420,7 +426,7 @@ class System:
 def settled(truth: Any, w: sp.Symbol, t: sp.Symbol, positive: Iterable[sp.Symbol]) -> Any:
     """Return a condition as it is later than the first step, for a weight that is not zero and numbers that are positive."""
     known = {w: sp.Dummy(real=True, nonzero=True)} | {number: sp.Dummy(positive=True) for number in positive}
-    found = truth.subs(t, sp.oo).xreplace(known)
+    found = truth.subs(t, 2 + sp.Dummy(integer=True, nonnegative=True)).xreplace(known)
     return found if found in (sp.true, sp.false) else truth
 
 
@@ -449,6 +455,14 @@ def formula(rule: Rule, notation: Notation, *, in_one_line: bool = False) -> tup
             return truth
         return settled(truth, starts["w"], notation.number("t"), [numbers[name] for name in rule.reductions])
 
+    for name in rule.reductions:
+        reduction = REDUCTIONS[name]
+        of = {"w_0": notation.at("w", "0"), **starts}
+        term, finish = (bind(half, vocabulary()) for half in (reduction.term, reduction.finish))
+        total = term(*(of[element] for element in reduction.elements), **reduction.given(reduction.term, numbers))
+        if not in_one_line:
+            ends = finish(notation.total(total), **reduction.given(reduction.finish, numbers))
+            lines.append(Line(numbers[name], ends))
     names = {**{name: starts[name] for name in rule.elements}, **numbers}
     found: Any = None
     for assigned, found in as_typed(decide).statements(rule, names):

@@ -48,7 +48,7 @@ def _draw(title: str, shown: Sequence[tuple["Summary", float]], left_out: int) -
                 [max(each.low, low), each.high], [place, place], color=_BLUE, linewidth=5, alpha=0.45, solid_capstyle="butt"
             )
         panel.plot(max(each.median, low), place, "o", color=_BLUE, markersize=4)
-        if number > 0:
+        if number > 0:  # NaN is no number to show
             panel.plot(number, place, "|", color=_RED, markersize=10, markeredgewidth=1.8)
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
