@@ -46,6 +46,7 @@ docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an 
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/generate.py --pictures
 	$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
+	$(BIN)/python -m pytest -q tests/test_derivation.py tests/test_documents.py -k katex
 
 package: $(INSTALLED)  ## build the wheel and use it from a virtual environment without this tree
 	rm -rf build/wheel build/venv && mkdir -p build

@@ -54,7 +54,9 @@ def escape(app: Any, what: str, name: str, object_: Any, options: Any, lines: li
     for place, line in enumerate(lines):
         in_doctest = line.lstrip().startswith(">>>") or (in_doctest and bool(line.strip()))
         if not in_doctest:
-            lines[place] = re.sub(r"(?<!\\)([*|])", r"\\\1", line)
+            bullet = re.match(r"\s*\* |", line)
+            assert bullet is not None
+            lines[place] = bullet[0] + re.sub(r"(?<!\\)([*|])", r"\\\1", line[bullet.end() :])
     if what in ("property", "attribute", "data") and ": " in lines[0]:
         before, _, after = lines[0].partition(": ")  # which napoleon would take for a type
         lines[:1] = [before + "\\", "\\: " + after]

@@ -95,7 +95,7 @@ def convert(
     * "independent": λ per step at the peak lr, as in the AdamW paper and the decay `independent`; s = λ. Exact beside "torch",
       at every step of every schedule.
     * "coupled": λ of the penalty ½λ‖w‖² in the gradient of SGD, as in torch's SGD. Without momentum s = lr·λ, exactly. With
-      momentum the long-run shrink is s = lr·λ·(1 − dampening)/(1 − momentum) **to first order only**: a weight really loses
+      momentum the long-run shrink is s = lr·λ·(1 − dampening)/(1 − momentum) to first order only: a weight really loses
       more by a share of about s·momentum/(1 − momentum), and at most twice as much. Nesterov's momentum is the same to first
       order. Adam with L2 has no such number: there √v̂ divides the penalty.
     * "sklearn": Ridge's α in ‖y − Xw‖² + α‖w‖². The minimum is that of SGD with L2 whatever the momentum, exactly, and that of
