@@ -124,7 +124,7 @@ def reduced(reduction, columns, numbers):
 def numbers_of(rule, *, t=1, lam=0.0, eta=0.1, eta_max=0.1, **settings):
     """Return what stands right of the rule's `*`, from settings under their users' names (momentum, betas)."""
     group = {**hyperparameters.defaults([rule]), **settings, "lr": eta, "lr_max": eta_max, "lam": lam}
-    return hyperparameters.numbers(rule, group, lam="lam", t=t)
+    return {**hyperparameters.numbers(rule, group, lam="lam", t=t), **dict.fromkeys(rule.memory, 0.75)}
 
 
 def specials(dtype):

@@ -56,7 +56,8 @@ def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     every = hyperparameters.defaults(equation.rules)
     hyperparameters.refuse_unknown(given, every, equation)
-    open_ = {kept.unless for rule in equation.rules for kept in rule.keeps if kept.unless is not None}
+    switches = {(kept.unless, rule) for rule in equation.rules for kept in rule.keeps if kept.unless is not None}
+    open_ = {name for name, rule in switches if not isinstance(rule.defaults[name], bool)}
     group = {"rounding": "auto", "seed": 0, **every, **{hyperparameters.user_name(name): 0.5 for name in open_}}
     group.update({name: _plain(value, every[name]) for name, value in given.items()})
     hyperparameters.check(group, equation, "derive")

@@ -140,13 +140,13 @@ def fixed_point(system: System) -> sp.Expr | None:
     if sp.simplify(after - (w - system.numbers["decay"]["eta"] * step)) != 0:
         return None
     y, x = sp.Dummy(positive=True), sp.Dummy(positive=True)
-    if u.subs(g, 0) != 0 or sp.solve(u.subs(g, y), y):
+    if u.subs(g, 0) != 0 or _solved(u.subs(g, y), y):
         return None
     pull = system.walked(system.equation.penalty, [x], system.numbers["penalty"], evaluated(vocabulary(system.generic)))
     if pull.free_symbols & set(system.reductions) or pull.has(sp.Piecewise) or not pull.has(x):
         return None
-    found = sp.solve(pull.xreplace(known) - y, x)
-    if len(found) != 1:
+    found = _solved(pull.xreplace(known) - y, x)
+    if len(found) != 1 or sp.simplify(sp.diff(pull.xreplace(known), x)).is_negative:  # a pull that fades lets go
         return None
     gradient = system.gradient
     size: sp.Expr = tidy(sp.simplify(found[0])).xreplace(back).subs(y, sp.Abs(gradient))
@@ -154,6 +154,14 @@ def fixed_point(system: System) -> sp.Expr | None:
     constant = sp.expand(pull).as_independent(x, as_Add=True)[0]
     # Against a constant pull that is the stronger, a weight comes to zero and, by a subgradient, steps around it.
     return balanced if constant == 0 else sp.Piecewise((balanced, sp.Abs(gradient) > constant))
+
+
+def _solved(x: sp.Expr, of: sp.Symbol) -> list[sp.Expr]:
+    """Return where an expression is zero, as far as SymPy can tell."""
+    try:
+        return list(sp.solve(x, of))
+    except NotImplementedError:
+        return []
 
 
 def _settled_direction(system: System, g: Any) -> sp.Expr | None:

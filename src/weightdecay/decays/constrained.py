@@ -1,7 +1,7 @@
 """Constrained parameter regularisation: a multiplier per tensor that grows while Σw² is above κ, and shrinks the tensor."""
 
 from weightdecay.rule import decay
-from weightdecay.words import maximum, where
+from weightdecay.words import maximum, minimum, where
 
 
 @decay(
@@ -12,11 +12,12 @@ from weightdecay.words import maximum, where
 def constrained(w, u, *, eta, multiplier, norm_y, numel, kappa=1.0, kappa_update=1.0):
     """Step by −η·u to y, move the multiplier μ by (‖y‖² − κ)·kappa_update/d, not below 0, and multiply y by 1 − 2μ.
 
-    There is no λ. κ bounds the tensor's sum of squares; neither is multiplied by the learning rate, but nothing moves at η = 0.
+    There is no λ. κ bounds the tensor's sum of squares; neither is multiplied by the learning rate, but nothing moves at
+    η = 0. Where the paper's step would turn weights round, from 2μ = 1 on, it ends at zero.
 
     >>> constrained(2.0, 0.0, eta=1.0, multiplier=0.0, norm_y=2.0, numel=1.0, kappa=3.75)
     (1.0, 0.25)
     """
     moved = maximum(0, multiplier + kappa_update / numel * (norm_y * norm_y - kappa))
     multiplier = where(eta > 0, moved, multiplier)
-    return where(eta > 0, 1 - 2 * multiplier, 1) * (w - eta * u), multiplier
+    return where(eta > 0, 1 - minimum(2 * multiplier, 1), 1) * (w - eta * u), multiplier

@@ -11,4 +11,4 @@ def group_norm(w, *, lam, norm_w, numel):
     >>> group_norm(3.0, lam=0.5, norm_w=5.0, numel=4.0)
     0.6
     """
-    return lam * sqrt(numel) * w / where(norm_w > 0, norm_w, 1)
+    return lam * sqrt(numel) * (w / where(norm_w > 0, norm_w, 1))
