@@ -145,7 +145,7 @@ def use(rule: Rule) -> str:
     eval(asked, {"wd": wd, "params": [w]}).step()
     presets = [name for name in ("SGD", "SGDW", "Adam", "AdamW") if rule.name in preset_rules(name)]
     also = f" It is in {', '.join(f'`wd.{name}`' for name in presets)}." if presets else ""
-    return f"`{asked}`{also}"
+    return f"```python\n{asked}\n```{chr(10) * 2 + also.strip() if also else ''}"
 
 
 def preset_rules(name: str) -> set[str]:

@@ -130,7 +130,7 @@ def test_derive_knows_the_rules_of_another_module(folder):
     )
     script = [sys.executable, "-m", "weightdecay", "--app-dir", ".", "--import", "more_rules", "derive", "sgd", "--decay"]
     shown = subprocess.run([*script, "thirding", "--json"], capture_output=True, text=True, check=True).stdout
-    assert json.loads(shown)["g"]["sympy"] == "-eta*lambda/share + 1"
+    assert json.loads(shown)["g"]["sympy"] == "-eta*lam/share + 1"
 
 
 DERIVE_MISTAKES = [

@@ -476,7 +476,7 @@ def own_rules():
         return sign(stepped) * maximum(absolute(stepped) - eta * lam, 0)
 
     @wd.decay(source="nobody")
-    def implicit(w, u, *, eta, lam):
+    def divided(w, u, *, eta, lam):
         return (w - eta * u) / (1 + eta * lam)
 
     @wd.decay(source="nobody")
@@ -498,7 +498,7 @@ def own_rules():
 
 
 @pytest.mark.parametrize("penalty", [None, "l2", "l1"])
-@pytest.mark.parametrize("decay", ["soft", "implicit", "by_norm", "cubed", "after", "cautious"])
+@pytest.mark.parametrize("decay", ["soft", "divided", "by_norm", "cubed", "after", "cautious"])
 @pytest.mark.parametrize("direction", ["sgd", "adam", "turned"])
 def test_rules_of_ones_own_are_split_as_they_step(own_registry, direction, decay, penalty):
     own_rules()
@@ -531,7 +531,9 @@ def test_it_prints_a_line_per_tensor():
     found = wd.decompose(trained())
     lines = str(found).splitlines()
     assert lines[0] == "Adam: the share 1 − g that each weight loses in the next step"
-    assert [line.split()[0] for line in lines[3:]] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert [line.split()[0] for line in lines[3:7]] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert "the momentum holds past penalties" in str(found)
+    assert "past penalties" not in str(wd.decompose(trained(weight_decay=0.0)))
     assert repr(found) == str(found)
     assert not any(line != line.rstrip() for line in lines)
 

@@ -463,6 +463,14 @@ def test_an_expression_may_not_mean_something_else(name):
         wd.derive("sgd", "l2", momentum=sp.Symbol(name) / 2)
 
 
+@pytest.mark.parametrize(("preset", "rules"), [(wd.AdamW, ("adam", None, "decoupled")), (wd.SGD, ("sgd", "l2", None))])
+def test_a_preset_is_its_rules(preset, rules):
+    expected = str(wd.derive(*rules))
+    assert str(wd.derive(preset)) == str(wd.derive(preset.__name__)) == expected
+    with pytest.raises(ValueError, match="of its own"):
+        wd.derive(preset, decay="cautious")
+
+
 def test_exact_numbers_stay_exact():
     assert wd.derive("sgd", "l2", momentum=sp.Rational(1, 3)).settings["mu"] == sp.Rational(1, 3)
     assert wd.derive("sgd", "l2", momentum=torch.tensor(0.5)).settings["mu"] == sp.Rational(1, 2)
@@ -691,7 +699,7 @@ def own_rules():
         return sign(stepped) * maximum(absolute(stepped) - eta * lam, 0)
 
     @wd.decay(source="nobody")
-    def implicit(w, u, *, eta, lam):
+    def divided(w, u, *, eta, lam):
         return (w - eta * u) / (1 + eta * lam)
 
     @wd.decay(source="nobody")
@@ -706,10 +714,10 @@ def own_rules():
     def squared(w, u, *, eta, lam):
         return w - eta * u - eta * lam * w * w * w
 
-    return [soft, implicit, by_norm, strong, squared]
+    return [soft, divided, by_norm, strong, squared]
 
 
-@pytest.mark.parametrize("decay", ["soft", "implicit", "by_norm", "strong", "squared"])
+@pytest.mark.parametrize("decay", ["soft", "divided", "by_norm", "strong", "squared"])
 @pytest.mark.parametrize("direction", ["sgd", "adam"])
 def test_a_decay_of_ones_own_is_split_as_it_steps(own_registry, direction, decay):
     own_rules()
@@ -803,7 +811,9 @@ def test_it_prints_and_is_plain_data(direction, penalty, decay, settings):
     assert data["direction"] == direction
     assert data.get("penalty") == penalty
     assert [line["name"] for line in data["system"]][-1] == "w_t"
-    assert data["g"]["sympy"] == str(derivation.g)
+    names = {"lambda": "lam", "lambda_penalty": "lam_penalty", "lambda_decay": "lam_decay", "∇L": "grad"}
+    renamed = derivation.g.xreplace({x: sp.Symbol(names.get(x.name, x.name)) for x in derivation.g.free_symbols})
+    assert sp.sympify(data["g"]["sympy"]) == renamed
     assert data["g_is_one_number"] == derivation.is_number
     assert (data["closed_form"] is None) == (derivation.closed_form is None)
     text = printed(derivation)

@@ -130,7 +130,8 @@ def derive(
 ) -> None:
     """Rewrite a step as w_t = g·w_{t−1} − η·h, from the rules that run.
 
-    For example: `weightdecay derive adam --penalty l2`, or `weightdecay derive sgd --decay decoupled --set momentum=0.9`.
+    For example: `weightdecay derive adam --penalty l2`, `weightdecay derive AdamW`, or
+    `weightdecay derive sgd --decay decoupled --set momentum=0.9`.
     """
     if as_latex and as_json:
         raise click.UsageError("--latex and --json are two ways to print one thing: choose one")
@@ -142,7 +143,7 @@ def derive(
             click.echo(json.dumps(names, indent=1))
             return
         for kind, known in names.items():
-            OUT.print(f"[bold]{kind}[/]  {', '.join(known)}", soft_wrap=True)
+            OUT.print(f"[bold]{kind:<9}[/]  {', '.join(known)}", soft_wrap=True)
         OUT.print("\nweightdecay derive DIRECTION [--penalty RULE] [--decay RULE]", markup=False)
         return
     try:

@@ -79,7 +79,7 @@ class Summary:
     acting: float
     """The share of the weights that shrink at all."""
     half_life: float
-    """In how many steps like this one the median weight halves."""
+    """In how many steps with just this g the median weight halves; with L2 past penalties in the momentum come on top."""
     ratio: float
     """The strongest shrink over the weakest that is not zero."""
     lost: float
@@ -101,10 +101,11 @@ class Summary:
 class Decomposition(Mapping[Tensor, Split]):
     """The splits of all parameters that have a gradient, by parameter; prints as a table of their shrinks."""
 
-    header = ("tensor", "shape", "weakest", "median", "strongest", "decays", "strongest/weakest", "half-life in steps")
+    header = ("tensor", "shape", "weakest", "median", "strongest", "decays", "strongest/weakest", "half-life of g")
 
-    def __init__(self, title: str, splits: Mapping[Tensor, Split]) -> None:
-        self.title, self._splits = title, dict(splits)
+    def __init__(self, title: str, splits: Mapping[Tensor, Split], *, remembers: bool = False) -> None:
+        """Take the splits; `remembers` says that a buffer holds past penalties, whose effect no g has."""
+        self.title, self._splits, self._remembers = title, dict(splits), remembers
 
     def __getitem__(self, param: Tensor) -> Split:
         if param not in self._splits:
@@ -129,6 +130,12 @@ class Decomposition(Mapping[Tensor, Split]):
         rows = [self.header, *(each.cells() for each in self.summary())]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        if self._remembers:
+            lines += [
+                "",
+                "g is of one step: the momentum holds past penalties as well, and in the long run weights shrink faster",
+            ]
+            lines += ["by 1/(1 − momentum) for SGD, which wd.half_life and wd.derive count in"]
         lost = [each.name for each in self._summary if each.lost > 0]
         if lost:
             some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
@@ -164,6 +171,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
 
     Args:
         optimizer: any of this package's, or torch.optim's SGD, Adam or AdamW, with gradients present. It is not changed.
+            Its tensors have names if its groups do: from model.named_parameters(), or weightdecay.param_groups(…, names=True).
 
     Returns:
         For each parameter with a gradient its `Split`: g·w − lr·h is what `step()` then makes of it, before rounding. Two
@@ -195,13 +203,16 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     title = type(optimizer).__name__
     if type(optimizer) is Optimizer:
         title = ", ".join(dict.fromkeys(str(ours.equation(group)) for group in ours.param_groups))
-    return Decomposition(title, splits)
+    coupled = [ours.way(group)[:2] for group in ours.param_groups]
+    return Decomposition(title, splits, remembers=any(equation.penalty and moments for equation, moments in coupled))
 
 
 def as_ours(optimizer: TorchOptimizer) -> Optimizer:
     """Return one of this package's optimizers that does the same step; it shares the state and only reads it."""
     if isinstance(optimizer, Optimizer):
         return optimizer
+    if not isinstance(optimizer, TorchOptimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}, not an optimizer: pass what has the step() method")
     ours = _OURS.get(type(optimizer))
     if ours is None:
         known = ", ".join(f"torch.optim.{each.__name__}" for each in _OURS)

@@ -1,29 +1,34 @@
 """What an optimizer does to a weight, derived from the rules that it runs: w_t = g(λ)·w_{t−1} − η·h(∇L)."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from textwrap import fill, indent
 from typing import Any
 
 import sympy as sp
+import torch
 from torch import Tensor
 
 from weightdecay import hyperparameters
 from weightdecay.long_run import AtRest, at_rest, fixed_point
 from weightdecay.notation import Notation
+from weightdecay.presets import SGD, SGDW, Adam, AdamW, Preset
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line, System
 from weightdecay.rule import REGISTRY
 from weightdecay.step import Equation
 
 RuleLike = str | Callable[..., Any]
+_PRESETS: Mapping[str, type[Preset]] = {preset.__name__: preset for preset in (SGD, SGDW, Adam, AdamW)}
 
 
 def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike | None = None, **numbers: Any) -> "Derivation":
     """Derive what a direction with a penalty or a decay does to a weight, from the functions that run.
 
     Args:
-        direction, penalty, decay: rules, by name or as functions; without a decay the step is w − η·u.
+        direction, penalty, decay: rules, by name or as functions; without a decay the step is w − η·u. A preset such as
+            "AdamW" for the direction brings its own penalty or decay.
         numbers: the rules' hyper-parameters as optimizers take them (momentum=0, nesterov=True, betas=(0, 0.99)), a number
             or an expression each. What is not given stays a symbol, lr and λ too; but what is off by default stays off,
             momentum excepted.
@@ -41,6 +46,12 @@ def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike
 
     Source: the shape is Loshchilov & Hutter 2019, arXiv:1711.05101; each rule names its own.
     """
+    preset = direction if isinstance(direction, type) else _PRESETS.get(direction) if isinstance(direction, str) else None
+    if preset is not None and issubclass(preset, Preset):
+        if penalty is not None or decay is not None:
+            raise ValueError(f"{preset.__name__} has a penalty or decay of its own: name its direction, such as adam, instead")
+        optimizer = preset([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # type: ignore[call-arg]
+        return Derivation(optimizer.equation(optimizer.param_groups[0]), numbers)
     equation = Equation(
         None if penalty is None else REGISTRY.find("penalty", penalty),
         REGISTRY.find("direction", direction),
@@ -221,7 +232,8 @@ class Derivation:
         if rest is not None:
             half = () if rest.half_life is None else (result("half_life", rest.half_life),)
             lines = (*(Line(line.left, notation.arranged(line.right), notation.values) for line in rest.lines), *half)
-            sections.append(("k steps without a gradient", lines, rest.condition))
+            empty = ", from empty buffers" if self._system.moments else ""
+            sections.append((f"k steps without a gradient{empty}", lines, rest.condition))
         if self.fixed_point is not None:
             sections.append(
                 ("The weight at which λ balances a constant gradient", (result("fixed_point", self.fixed_point),), "")
@@ -235,7 +247,7 @@ class Derivation:
             tall = any("\n" in each for each in shown)
             parts += [heading, ("\n\n" if tall else "\n").join(shown)]
             if sentence:
-                parts.append(indent(fill(sentence, 90), "  "))
+                parts.append(indent(fill(sentence, 76), "  "))
         return "\n\n".join(parts)
 
     __repr__ = __str__
@@ -248,14 +260,17 @@ class Derivation:
         return "\n\n".join(filter(None, parts))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the derivation as plain data: every expression as SymPy writes it, to be read, and as TeX."""
+        """Return the derivation as plain data: every expression as TeX, and as text that SymPy reads, with lam for λ and
+        grad for ∇L.
+        """
 
         def both(x: sp.Expr | None) -> dict[str, str] | None:
-            return None if x is None else {"sympy": str(x), "latex": self.notation.tex(x)}
+            return None if x is None else {"sympy": _as_text(x), "latex": self.notation.tex(x)}
 
         def listed(lines: Iterable[Line]) -> list[dict[str, Any]]:
             return [
-                {"name": str(line.left), "sympy": str(line.right), "latex": self.notation.tex(line.typed)} for line in lines
+                {"name": _as_text(line.left), "sympy": _as_text(line.right), "latex": self.notation.tex(line.typed)}
+                for line in lines
             ]
 
         return {
@@ -274,6 +289,13 @@ class Derivation:
 
 
 _SHAPE = "wₜ = g·wₜ₋₁ − η·h"
+
+
+def _as_text(x: sp.Expr) -> str:
+    """Return an expression with names that are Python's too: lambda is a keyword, and ∇L none at all."""
+    names = {symbol: re.sub(r"^lambda", "lam", symbol.name).replace("∇L", "grad") for symbol in x.free_symbols}
+    plain = {symbol: re.sub(r"\W", "_", name.replace("∇", "_grad").replace("λ", "_lam")) for symbol, name in names.items()}
+    return str(x.xreplace({symbol: sp.Symbol(name) for symbol, name in plain.items()}))
 
 
 def in_lines(notation: Notation, lines: Iterable[Line]) -> str:
@@ -298,6 +320,8 @@ def _notes(derivation: Derivation) -> Iterator[str]:
     if any(line.right.has(sp.Piecewise) and system.t in line.right.free_symbols for line in derivation.system):
         yield "g and h are those from the second step on."
     if equation.penalty is None:
+        if h.free_symbols & lambdas:
+            yield "h holds λ as well: the decay acts on the step, too."
         return
     if g.has(sp.Abs(system.w)):
         yield "A weight at zero has no factor, and needs none."

@@ -148,6 +148,7 @@ class Notation:
         if isinstance(x, sp.Mul):
             if x.args[0].is_Rational and x.args[0] < 0 and x.args[0] != -1:
                 args = [sp.Integer(-1), self.arranged(-x.args[0]), *args[1:]]
+            args = [part for each in args for part in _fraction(each)]
             return sp.Mul(*sorted(args, key=self._place), evaluate=False)
         if isinstance(x, sp.Add):
             first = [each for each in args if each.is_Number]
@@ -211,6 +212,14 @@ def decimal(number: sp.Rational) -> str:
     """
     text = repr(float(number))
     return text if number.q > 2 and sp.Rational(text) == number else ""
+
+
+def _fraction(x: sp.Expr) -> list[sp.Expr]:
+    """Return a fraction as its numerator and what it is divided by, which SymPy prints below a line."""
+    if not isinstance(x, sp.Rational) or isinstance(x, sp.Integer):
+        return [x]
+    below = sp.Pow(sp.Integer(x.q), -1, evaluate=False)
+    return [below] if x.p == 1 else [sp.Integer(x.p), below]
 
 
 def _is_negative(term: sp.Expr) -> bool:

@@ -211,7 +211,8 @@ class _Settings:
             if getattr(self, name) != getattr(_UNSET, name) and not set(units) & set(self.between):
                 value = getattr(self, name)
                 shown = f"{len(value)} lrs" if name == "lrs" else f"{name}={value!r}"
-                raise ValueError(f"{shown} would do nothing from {pair}: only {' and '.join(units)} read it")
+                reads = "reads" if len(units) == 1 else "read"
+                raise ValueError(f"{shown} would do nothing from {pair}: only {' and '.join(units)} {reads} it")
         sgd = REGISTRY["direction", "sgd"]
         assert sgd.check is not None
         sgd.check(mu=self.momentum, dampening=self.dampening, nesterov=False)
@@ -926,9 +927,8 @@ def _warnings(found: Plan, dtype: str, exponent: float, swings: bool) -> dict[st
             f"{found.momentum:g}: the numbers here do not hold"
         )
     if found.lost.get(dtype, 0) >= _LITTLE:
-        warnings["lost"] = (
-            f"{dtype} weights that are rounded to nearest lose {found.lost[dtype]:.0%} of the decay; this package's optimizers "
-            "round stochastically and keep it"
+        warnings["lost"] = f"{dtype} weights that are rounded to nearest lose {found.lost[dtype]:.0%} of the decay; " + (
+            "only float64 would keep it" if dtype == "float32" else "this package's optimizers round stochastically and keep it"
         )
     return warnings
 
