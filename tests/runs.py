@@ -8,6 +8,7 @@ import torch
 import weightdecay as wd
 from weightdecay import hyperparameters
 from weightdecay.reductions import REDUCTIONS
+from weightdecay.words import absolute, maximum, sign
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RULES = tuple(wd.rules().values())
@@ -160,3 +161,22 @@ def assert_close(got, expected, *, tolerance, effect=None):
     if effect is not None:
         assert effect >= 100 * bound, f"the effect {effect:.1e} is too near the tolerance {bound:.1e}"
     assert (got - expected).abs().max() <= bound, f"{got.tolist()} is not {expected.tolist()}"
+
+
+def decays_of_ones_own():
+    """Register decays of shapes that the library may not have: after the step, and by norms. For tests with `own_registry`."""
+
+    @wd.decay(source="nobody")
+    def soft(w, u, *, eta, lam):
+        stepped = w - eta * u
+        return sign(stepped) * maximum(absolute(stepped) - eta * lam, 0)
+
+    @wd.decay(source="nobody")
+    def divided(w, u, *, eta, lam):
+        return (w - eta * u) / (1 + eta * lam)
+
+    @wd.decay(source="nobody")
+    def by_norm(w, u, *, eta, lam, norm_w, norm_u):
+        return (1 - eta * lam * norm_u / norm_w) * w - eta * u
+
+    return [soft, divided, by_norm]

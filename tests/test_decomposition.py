@@ -7,10 +7,10 @@ import random
 
 import pytest
 import torch
-from runs import RULES, assert_close, name, same_bits
+from runs import RULES, assert_close, decays_of_ones_own, name, same_bits
 
 import weightdecay as wd
-from weightdecay.words import absolute, maximum, sign, where
+from weightdecay.words import absolute, where
 
 LR, LAMBDA = 0.05, 0.3
 BY_KIND = {kind: [rule for rule in RULES if rule.kind == kind] for kind in wd.rule.KINDS}
@@ -44,7 +44,7 @@ every_combination = pytest.mark.parametrize("rules", combinations())
 def with_momentum(rules):
     """Return the rules with momentum, for torch's operations: a kernel for each would take half a second to compile."""
     direction = wd.rules()["direction", rules["direction"]]
-    return {"reader": "eager", **rules, **({"momentum": 0.8} if direction.stateless_without == "mu" else {})}
+    return {"reader": "eager", **rules, **({"momentum": 0.8} if "mu" in direction.defaults else {})}
 
 
 def tensors(*shapes, dtype=torch.float64):
@@ -470,18 +470,7 @@ def test_adam_with_l2_decays_each_weight_by_its_own_share():
 def own_rules():
     """Register decays and a direction of shapes that the library's have not."""
 
-    @wd.decay(source="nobody")
-    def soft(w, u, *, eta, lam):
-        stepped = w - eta * u
-        return sign(stepped) * maximum(absolute(stepped) - eta * lam, 0)
-
-    @wd.decay(source="nobody")
-    def divided(w, u, *, eta, lam):
-        return (w - eta * u) / (1 + eta * lam)
-
-    @wd.decay(source="nobody")
-    def by_norm(w, u, *, eta, lam, norm_w, norm_u):
-        return (1 - eta * lam * norm_u / norm_w) * w - eta * u
+    decays_of_ones_own()
 
     @wd.decay(source="nobody")
     def cubed(w, u, *, eta, lam):

@@ -17,11 +17,11 @@ import pytest
 import sympy as sp
 import torch
 from matplotlib.mathtext import MathTextParser
-from runs import RULES, assert_close, numbers_of, reduced, same_bits, walk
+from runs import RULES, assert_close, decays_of_ones_own, numbers_of, reduced, same_bits, walk
 
 import weightdecay as wd
 from weightdecay.step import Equation, step
-from weightdecay.words import absolute, maximum, sign, where
+from weightdecay.words import where
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE, STEPS = 1e-12, 100
@@ -693,18 +693,7 @@ def test_a_direction_of_whole_tensors_is_shown_as_a_function(own_registry):
 def own_rules():
     """Register a decay of each shape that the library's have not: after the step, towards a norm, with a number."""
 
-    @wd.decay(source="nobody")
-    def soft(w, u, *, eta, lam):
-        stepped = w - eta * u
-        return sign(stepped) * maximum(absolute(stepped) - eta * lam, 0)
-
-    @wd.decay(source="nobody")
-    def divided(w, u, *, eta, lam):
-        return (w - eta * u) / (1 + eta * lam)
-
-    @wd.decay(source="nobody")
-    def by_norm(w, u, *, eta, lam, norm_w, norm_u):
-        return (1 - eta * lam * norm_u / norm_w) * w - eta * u
+    found = decays_of_ones_own()
 
     @wd.decay(source="nobody")
     def strong(w, u, *, eta, lam, strength=3.0):
@@ -714,7 +703,7 @@ def own_rules():
     def squared(w, u, *, eta, lam):
         return w - eta * u - eta * lam * w * w * w
 
-    return [soft, divided, by_norm, strong, squared]
+    return [*found, strong, squared]
 
 
 @pytest.mark.parametrize("decay", ["soft", "divided", "by_norm", "strong", "squared"])

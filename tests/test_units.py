@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 from torch.optim import lr_scheduler
 
 import weightdecay as wd
-from weightdecay import units
+from weightdecay import plan, schedules, units
 from weightdecay.cli import main
 
 UNITS = tuple(units.UNITS)
@@ -642,23 +642,23 @@ CONVENTIONS = {
 }
 
 
-@pytest.mark.parametrize("schedule", units.SCHEDULES)
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_a_plan_is_what_the_run_then_does(convention, schedule):
     lr, lam, steps = 0.1, 0.03, 96
     given_ = {"schedule": schedule, "warmup": 10, "final": 0.25}
-    shares = units.shares_of_peak(steps, **given_)
+    shares = schedules.shares_of_peak(steps, **given_)
     optimizer = CONVENTIONS[convention](lr, lam)
     scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: shares[min(step, steps - 1)])
     values = [1.0, *(value for (value,) in kept(optimizer, steps, scheduler))]
-    found = units.plan(lr, lam, steps, convention=convention, steps_per_epoch=12, **given_)
+    found = plan.plan(lr, lam, steps, convention=convention, steps_per_epoch=12, **given_)
     assert_close(found.path, values[::2], tolerance=1e-12, effect=1 - values[-1])
     assert found.remaining == about(values[-1], rel=1e-12)
     assert found.units["total_shrink"] == about(1 - values[-1], rel=1e-9)
     assert found.units[convention] == about(lam)
     assert found.timescale.steps == about(steps * found.runs) == about(12 * found.timescale.epochs)
     for unit in ("torch", "independent", "coupled"):
-        assert units.plan(lr, found.units[unit], steps, convention=unit, **given_).remaining == about(found.remaining)
+        assert plan.plan(lr, found.units[unit], steps, convention=unit, **given_).remaining == about(found.remaining)
 
 
 def test_the_schedules_are_torchs():
@@ -675,12 +675,12 @@ def test_the_schedules_are_torchs():
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
-        assert units.shares_of_peak(steps, schedule, final=low) == about(rates, rel=1e-9)
-    assert units.shares_of_peak(5, "constant", warmup=4) == (0.25, 0.5, 0.75, 1.0, 1.0)
+        assert schedules.shares_of_peak(steps, schedule, final=low) == about(rates, rel=1e-9)
+    assert schedules.shares_of_peak(5, "constant", warmup=4) == (0.25, 0.5, 0.75, 1.0, 1.0)
     with pytest.raises(ValueError, match="warmup=5 is not shorter than the run of 5 steps"):
-        units.shares_of_peak(5, warmup=5)
+        schedules.shares_of_peak(5, warmup=5)
     with pytest.raises(ValueError, match=r"final=1\.5 is not"):
-        units.shares_of_peak(5, final=1.5)
+        schedules.shares_of_peak(5, final=1.5)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
@@ -690,15 +690,15 @@ def test_a_dtype_loses_what_a_plan_says_it_loses(name):
     edge = torch.finfo(dtype).eps / 4
     every = torch.linspace(1, 2, 10_000).to(dtype)
     for shrink, lost in ((edge, 1.0), (2.01 * edge, 0.0)):
-        found = units.plan(1.0, shrink, 100, dtype=name)
+        found = plan.plan(1.0, shrink, 100, dtype=name)
         assert found.lost[name] == lost
         assert ("lost" in found.warnings) == bool(lost)
         after = (every.double() * (1 - shrink)).to(dtype)
         assert torch.equal(after, every) == bool(lost)
         assert lost or not (after == every)[1:].any()
-    ramp = units.plan(1.0, 2 * edge, 1000, schedule="linear")
+    ramp = plan.plan(1.0, 2 * edge, 1000, schedule="linear")
     assert ramp.lost[name] == about(0.25, abs=0.01)  # the lower half of a triangle
-    assert units.plan(1.0, edge, 100, convention="coupled", dtype=name).lost == {}  # it is rounded with the gradient
+    assert plan.plan(1.0, edge, 100, convention="coupled", dtype=name).lost == {}  # it is rounded with the gradient
 
 
 WARNINGS = [
@@ -715,14 +715,14 @@ WARNINGS = [
 @pytest.mark.parametrize(("changes", "warning"), WARNINGS, ids=str)
 def test_a_plan_warns(changes, warning):
     fine = {"lr": 0.1, "weight_decay": 0.1, "steps": 1000}
-    assert units.plan(**fine).warnings == {}
-    assert list(units.plan(**{**fine, **changes}).warnings) == [warning]
+    assert plan.plan(**fine).warnings == {}
+    assert list(plan.plan(**{**fine, **changes}).warnings) == [warning]
 
 
 def test_a_plan_that_would_swing_names_no_l2():
-    found = units.plan(0.1, 0.5, 100, momentum=0.9, samples=10)
+    found = plan.plan(0.1, 0.5, 100, momentum=0.9, samples=10)
     assert found.units["coupled"] is found.units["sklearn"] is None
-    found = units.plan(0.1, 0.05, 100, momentum=0.9, samples=10)
+    found = plan.plan(0.1, 0.05, 100, momentum=0.9, samples=10)
     assert found.units["coupled"] == about(0.005)
     assert found.units["sklearn"] == about(0.05)
 
@@ -758,7 +758,7 @@ def test_the_command_prints_the_plan():
 
 def test_the_commands_json_is_the_plan():
     result = run(*ORDINARY, "--json")
-    expected = units.plan(3e-4, 0.1, 10_000, schedule="cosine", steps_per_epoch=1000)
+    expected = plan.plan(3e-4, 0.1, 10_000, schedule="cosine", steps_per_epoch=1000)
     assert json.loads(result.output) == json.loads(json.dumps(expected.to_dict(), allow_nan=False))
     nothing = run("--lr", "1", "-w", "0", "--steps", "3", "--json")
     found = json.loads(nothing.output)

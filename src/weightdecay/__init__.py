@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
 from weightdecay.decomposition import Decomposition, Split, decompose
+from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups
 from weightdecay.lint import RuleError
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
 from weightdecay.rule import decay, direction, penalty, rules
 from weightdecay.sweeps import Data, Grid, Task, sweep
-from weightdecay.units import convert, half_life, normalized, remaining, timescale, transfer
+from weightdecay.units import convert, half_life, normalized, timescale, transfer
 
 if TYPE_CHECKING:
     from weightdecay.derivation import Derivation, derive

@@ -17,7 +17,7 @@ from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
-from weightdecay.shrink import steps_to_halve
+from weightdecay.shrink import at_rest, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
 _FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "nearest"}
@@ -98,6 +98,11 @@ class Summary:
         return self.name, str(tuple(self.shape)), *shrinks, share, f"{self.ratio:.3g}", life
 
 
+_PAST = """\
+g is of one step: the momentum holds past penalties as well, and in the long run weights shrink faster,
+with SGD by 1/(1 − momentum), which wd.half_life and wd.derive count in"""
+
+
 class Decomposition(Mapping[Tensor, Split]):
     """The splits of all parameters that have a gradient, by parameter; prints as a table of their shrinks."""
 
@@ -131,11 +136,7 @@ class Decomposition(Mapping[Tensor, Split]):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         if self._remembers:
-            lines += [
-                "",
-                "g is of one step: the momentum holds past penalties as well, and in the long run weights shrink faster",
-            ]
-            lines += ["by 1/(1 − momentum) for SGD, which wd.half_life and wd.derive count in"]
+            lines += ["", *_PAST.splitlines()]
         lost = [each.name for each in self._summary if each.lost > 0]
         if lost:
             some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
@@ -174,7 +175,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
             Its tensors have names if its groups do: from model.named_parameters(), or weightdecay.param_groups(…, names=True).
 
     Returns:
-        For each parameter with a gradient its `Split`: g·w − lr·h is what `step()` then makes of it, before rounding. Two
+        For each parameter with a gradient its `Split`: g·w − lr·h is what `step()` then makes of it, before rounding. Three
         tensors of each parameter's size are held.
 
     Raises:
@@ -251,13 +252,13 @@ def _split(optimizer: Optimizer, index: int, place: int) -> Split:
     exact, _ = eager.split(equation, numbers, {name: value.double() for name, value in values.items()})
     low = how == "nearest" and param.dtype in rounding.LOW_PRECISION
     return Split(
-        name.strip("'"),
+        names[place] if (names := group.get("param_names")) else name,
         factor,
         rest,
         (1 - exact).to(factor.dtype),
         float(group["lr"]),
         _one_shrink(equation, given),
-        torch.finfo(param.dtype).eps / 4 if low else 0.0,
+        rounded_away(param.dtype) if low else 0.0,
     )
 
 
@@ -265,7 +266,7 @@ def _one_shrink(equation: Equation, numbers: Mapping[str, Mapping[str, Any]]) ->
     """Return what the decay takes of a weight at rest, or what λ of the penalty would take as a decoupled decay."""
     decay, given = equation.decay, {name: float(x) for name, x in numbers["decay"].items()}
     if "lam" in given:
-        at_rest = not decay.reductions and not decay.keeps and is_factor(decay)
-        return 1 - float(decay.function(1.0, 0.0, **given)) if at_rest else math.nan
+        plain = not decay.reductions and not decay.keeps and is_factor(decay)
+        return at_rest(decay, given) if plain else math.nan
     penalty = numbers.get("penalty", {}) if equation.penalty is not None else {}
     return given["eta"] * float(penalty.get("lam", 0.0))

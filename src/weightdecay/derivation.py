@@ -1,7 +1,7 @@
 """What an optimizer does to a weight, derived from the rules that it runs: w_t = g(λ)·w_{t−1} − η·h(∇L)."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from textwrap import fill, indent
 from typing import Any
@@ -16,10 +16,8 @@ from weightdecay.notation import Notation
 from weightdecay.presets import SGD, SGDW, Adam, AdamW, Preset
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line, System
-from weightdecay.rule import REGISTRY
-from weightdecay.step import Equation
+from weightdecay.step import Equation, RuleLike
 
-RuleLike = str | Callable[..., Any]
 _PRESETS: Mapping[str, type[Preset]] = {preset.__name__: preset for preset in (SGD, SGDW, Adam, AdamW)}
 
 
@@ -52,12 +50,7 @@ def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike
             raise ValueError(f"{preset.__name__} has a penalty or decay of its own: name its direction, such as adam, instead")
         optimizer = preset([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # type: ignore[call-arg]
         return Derivation(optimizer.equation(optimizer.param_groups[0]), numbers)
-    equation = Equation(
-        None if penalty is None else REGISTRY.find("penalty", penalty),
-        REGISTRY.find("direction", direction),
-        REGISTRY.find("decay", "none" if decay is None else decay),
-    )
-    return Derivation(equation, numbers)
+    return Derivation(Equation.of(direction, penalty, decay), numbers)
 
 
 def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.pretty.pretty import PrettyPrinter
 from sympy.printing.pretty.stringpict import prettyForm
 
+from weightdecay.reductions import REDUCTIONS
+
 _NAMES = {
     "lam": "lambda",
     "lam_penalty": "lambda_penalty",
@@ -21,15 +23,6 @@ _TEX = {
     "lam_decay": r"\lambda_{\mathrm{decay}}",
     "eps": r"\varepsilon",
     "g": r"\nabla L",
-    "norm_w": r"\Vert w\Vert",
-    "norm_u": r"\Vert u\Vert",
-    "norm_y": r"\Vert y\Vert",
-    "dot_wu": r"\langle w, u\rangle",
-    "dot_gd": r"\langle g, w - w_0\rangle",
-    "distance_w": r"\Vert w - w_0\Vert",
-    "distance_y": r"\Vert y - w_0\Vert",
-    "norm_n_w": r"\Vert w\Vert_n",
-    "numel": "d",
 }
 _RESULTS = {
     "g": (r"g(\lambda)", "g(λ)"),
@@ -40,15 +33,6 @@ _RESULTS = {
 _PLAIN = {
     "lam_penalty": "λ_penalty",
     "lam_decay": "λ_decay",
-    "norm_w": "‖w‖",
-    "norm_u": "‖u‖",
-    "dot_wu": "⟨w,u⟩",
-    "norm_n_w": "‖w‖_n",
-    "norm_y": "‖y‖",
-    "numel": "d",
-    "distance_w": "‖w-w_0‖",
-    "distance_y": "‖y-w_0‖",
-    "dot_gd": "⟨g,w-w_0⟩",
 }
 
 
@@ -69,6 +53,8 @@ class Notation:
 
     def number(self, name: str) -> sp.Symbol:
         """Return the symbol of what stands right of a rule's `*`."""
+        if name in REDUCTIONS:
+            return self._symbol(name, *REDUCTIONS[name].written)
         tex = _TEX.get(name) or _tex(name)
         return self._symbol(_NAMES.get(name, name), tex, _PLAIN.get(name, _NAMES.get(name, name)))
 

@@ -12,11 +12,10 @@ from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed, moment_dtype, name_of
 from weightdecay.readers import cpu, eager, rounding
 from weightdecay.rule import REGISTRY, Kept
-from weightdecay.step import Equation
+from weightdecay.step import Equation, RuleLike
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 _SCHEDULED = {"lr", "weight_decay", "penalty_weight"}
-RuleLike = str | Callable[..., Any]
 _FLAGS = {
     "maximize": False,
     "foreach": None,
@@ -126,12 +125,7 @@ class Optimizer(Checkpointed):
 
     def equation(self, group: Mapping[str, Any]) -> Equation:
         """Return the rules that a parameter group is trained with."""
-        penalty, decay = group["penalty"], group["decay"]
-        return Equation(
-            None if penalty is None else REGISTRY.find("penalty", penalty),
-            REGISTRY.find("direction", group["direction"]),
-            REGISTRY.find("decay", "none" if decay is None else decay),
-        )
+        return Equation.of(group["direction"], group["penalty"], group["decay"])
 
     @staticmethod
     def _takes(equation: Equation) -> set[str]:

@@ -12,7 +12,6 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay.hyperparameters import refuse_unknown
 from weightdecay.optimizer import Optimizer
-from weightdecay.rule import REGISTRY
 from weightdecay.step import Equation
 
 
@@ -45,12 +44,7 @@ class Preset(Optimizer):
 
     def equation(self, group: Mapping[str, Any]) -> Equation:
         """Return the three rules that a parameter group is trained with."""
-        return _equation(self.penalty, self.direction, self.decay)
-
-
-def _equation(penalty: str | None, direction: str, decay: str) -> Equation:
-    coupled = None if penalty is None else REGISTRY["penalty", penalty]
-    return Equation(coupled, REGISTRY["direction", direction], REGISTRY["decay", decay])
+        return Equation.of(self.direction, self.penalty, self.decay)
 
 
 class SGD(Preset):
@@ -136,9 +130,7 @@ class Adam(Preset):
     def equation(self, group: Mapping[str, Any]) -> Equation:
         """Return the rules, which two of torch's flags choose."""
         direction = "amsgrad" if group["amsgrad"] else "adam"
-        return (
-            _equation(None, direction, "decoupled") if group["decoupled_weight_decay"] else _equation("l2", direction, "none")
-        )
+        return Equation.of(direction, decay="decoupled") if group["decoupled_weight_decay"] else Equation.of(direction, "l2")
 
 
 class AdamW(Adam):

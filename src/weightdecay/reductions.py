@@ -65,6 +65,8 @@ class Reduction:
     finish: Callable[..., Any]
     norm: bool = False
     """Whether it scales as its elements do: a reader then measures in units of the largest, since |w|ⁿ leaves any range."""
+    written: tuple[str, str] = ("", "")
+    """How it is written, as TeX and as plain text."""
 
     @staticmethod
     def given(half: Callable[..., Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,15 +76,15 @@ class Reduction:
 
 
 REDUCTIONS = {
-    "norm_w": Reduction(("w",), square, root),
-    "norm_u": Reduction(("u",), square, root),
-    "dot_wu": Reduction(("w", "u"), product, itself),
-    "norm_y": Reduction(("w", "u"), square_after, root),
-    "numel": Reduction(("w",), one, itself),
-    "distance_w": Reduction(("w", "w_0"), square_of_distance, root),
-    "distance_y": Reduction(("w", "u", "w_0"), square_of_distance_after, root),
-    "dot_gd": Reduction(("g", "w", "w_0"), product_with_distance, itself),
-    "norm_n_w": Reduction(("w",), nth_power, nth_root, norm=True),
+    "norm_w": Reduction(("w",), square, root, written=(r"\Vert w\Vert", "‖w‖")),
+    "norm_u": Reduction(("u",), square, root, written=(r"\Vert u\Vert", "‖u‖")),
+    "norm_y": Reduction(("w", "u"), square_after, root, written=(r"\Vert y\Vert", "‖y‖")),
+    "norm_n_w": Reduction(("w",), nth_power, nth_root, norm=True, written=(r"\Vert w\Vert_n", "‖w‖_n")),
+    "dot_wu": Reduction(("w", "u"), product, itself, written=(r"\langle w, u\rangle", "⟨w,u⟩")),
+    "dot_gd": Reduction(("g", "w", "w_0"), product_with_distance, itself, written=(r"\langle g, w - w_0\rangle", "⟨g,w-w_0⟩")),
+    "distance_w": Reduction(("w", "w_0"), square_of_distance, root, written=(r"\Vert w - w_0\Vert", "‖w-w_0‖")),
+    "distance_y": Reduction(("w", "u", "w_0"), square_of_distance_after, root, written=(r"\Vert y - w_0\Vert", "‖y-w_0‖")),
+    "numel": Reduction(("w",), one, itself, written=("d", "d")),
 }
 """Every reduction by the name a rule asks for; y is w − η·u, where the step would end, d is w − w₀.
 

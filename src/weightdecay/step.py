@@ -7,12 +7,16 @@
 The decay reads the old weight, the one the gradient was taken at: (1 − ηλ)·w − η·u, in torch as in the papers.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from weightdecay.reductions import REDUCTIONS, Reduction
-from weightdecay.rule import Kept, Kind, Rule
+from weightdecay.rule import REGISTRY, Kept, Kind, Rule
+
+RuleLike = str | Callable[..., Any]
+"""A rule's name, or the decorated function."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,15 @@ class Equation:
     penalty: Rule | None
     direction: Rule
     decay: Rule
+
+    @classmethod
+    def of(cls, direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike | None = None) -> "Equation":
+        """Return the equation of rules by name or as functions; without a decay the weight takes its step and no more."""
+        return cls(
+            None if penalty is None else REGISTRY.find("penalty", penalty),
+            REGISTRY.find("direction", direction),
+            REGISTRY.find("decay", "none" if decay is None else decay),
+        )
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -79,6 +92,14 @@ def step(
         values["g"] = values["g"] + apply(equation.penalty)
     values["u"] = apply(equation.direction)
     return apply(equation.decay), kept
+
+
+def step_on_floats(
+    equation: Equation, numbers: Mapping[str, Mapping[str, Any]], values: Mapping[str, Any]
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the next weight and what the direction keeps, from the rules as typed, on Python's numbers; a reduction is NaN."""
+    w, kept = step(equation, numbers, values, bind=lambda function: function, reduce=lambda *_: math.nan)
+    return w, tuple(kept[name] for name in equation.direction.returned)
 
 
 def _rule(kind: Kind, name: str, function: Any) -> Rule:

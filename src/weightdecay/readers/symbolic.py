@@ -35,14 +35,17 @@ def condition(given: Any) -> Any:
     return given if isinstance(given, sp.logic.boolalg.Boolean) else sp.Ne(given, 0)
 
 
-def vocabulary(decide: Callable[[Any], Any] = lambda truth: truth) -> dict[str, Callable[..., Any]]:
-    """Return the words on expressions; `decide` may settle a condition that holds in the case at hand."""
+def vocabulary(decide: Callable[[Any], Any] = lambda truth: truth, *, evaluate: bool = True) -> dict[str, Callable[..., Any]]:
+    """Return the words on expressions; `decide` may settle a condition that holds in the case at hand.
+
+    Without `evaluate`, a choice of two stays as it is typed.
+    """
 
     def where(given: Any, x: Any, y: Any) -> Any:
         truth = decide(condition(given))
         if truth in (sp.true, sp.false):
             return x if truth == sp.true else y
-        return x if x == y else sp.Piecewise((x, truth), (y, True))
+        return x if x == y else sp.Piecewise((x, truth), (y, True), evaluate=evaluate)
 
     return {
         "absolute": sp.Abs, "sign": sp.sign, "sqrt": sp.sqrt, "exp": sp.exp, "log": sp.log, "power": sp.Pow,
@@ -112,8 +115,7 @@ class Walk:
             case ast.UnaryOp(op=op, operand=operand):
                 return self.operators[type(op)](self.value(operand, names))
             case ast.Compare(left=left, ops=[op], comparators=[right]):
-                left_, right_ = (getattr(self.value(side, names), "value", self.value(side, names)) for side in (left, right))
-                return _RELATIONS[type(op)](left_, right_)
+                return _RELATIONS[type(op)](*(whole(self.value(side, names)) for side in (left, right)))
             case ast.Call(func=ast.Name(id=word), args=args):
                 return self.words[word](*(self.value(argument, names) for argument in args))
             case ast.Tuple(elts=elements):
@@ -149,16 +151,10 @@ def as_typed(decide: Callable[[Any], Any] = lambda truth: truth) -> Walk:
     def unevaluated(word: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *values: word(*values, evaluate=_numbers(*values))
 
-    def where(given: Any, x: Any, y: Any) -> Any:
-        truth = decide(condition(given))
-        if truth in (sp.true, sp.false):
-            return x if truth == sp.true else y
-        return x if x == y else sp.Piecewise((x, truth), (y, True), evaluate=False)
-
-    words = {name: unevaluated(word) for name, word in vocabulary().items() if name not in ("sqrt", "where", "debias")}
+    words = vocabulary(decide, evaluate=False)
+    words.update({name: unevaluated(word) for name, word in words.items() if name not in ("sqrt", "where", "debias")})
     words["sqrt"] = lambda x: sp.Pow(x, sp.Rational(1, 2), evaluate=_numbers(x))
     words["power"] = lambda x, y: x if y == 1 else sp.Pow(x, y, evaluate=_numbers(x, y))
-    words["where"] = where
     words["debias"] = lambda beta, t: sp.Integer(1) if beta == 0 else subtract(sp.Integer(1), sp.Pow(beta, t, evaluate=False))
     typed: dict[type[ast.AST], Callable[..., Value]] = {
         ast.Add: add,

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import inspect
-import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
+
+from weightdecay.schedules import cosine
 
 Pair = tuple[Tensor, Tensor]
 
@@ -28,15 +29,6 @@ class Grid(NamedTuple):
 
     lr: tuple[float, ...]
     weight_decay: tuple[float, ...]
-
-
-def cosine(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at a step, counted from 0: half a cosine from 1 down to 0.
-
-    >>> cosine(0, 10), round(cosine(5, 10), 3)
-    (1.0, 0.5)
-    """
-    return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @dataclass(frozen=True)

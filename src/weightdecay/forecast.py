@@ -1,0 +1,165 @@
+"""What is left of a weight: the decay of a running optimizer, under its scheduler, over the steps to come."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer as TorchOptimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from weightdecay.arguments import whole
+from weightdecay.decomposition import as_ours
+from weightdecay.optimizer import Optimizer
+from weightdecay.step import Equation, step_on_floats
+from weightdecay.units import Record
+
+
+@dataclass(frozen=True)
+class Remaining(Record):
+    """The share of a weight that the decay leaves, by parameter group; prints as a sentence."""
+
+    steps: int
+    groups: tuple[float, ...]
+    """For each parameter group, the product of what its next steps keep."""
+
+    def __str__(self) -> str:
+        left = ", ".join(f"{share:.3g} in group {index}" for index, share in enumerate(self.groups))
+        return f"In the next {self.steps:,} steps the decay alone leaves, of a weight: {left}."
+
+
+def remaining(optimizer: TorchOptimizer, scheduler: Any = None, steps: int = 1, *, every: int = 1) -> Remaining:
+    """Compute what the decay alone leaves of a weight over the next steps, and change nothing.
+
+    A copy of the scheduler is driven as a training loop would, on copies of the parameter groups: optimizer, scheduler, and so
+    on. What is left is the product of 1 − s over the steps, each from the rule that runs. A cautious decay is taken to act in
+    every step, the most that it can. SGD with L2 is taken to start with an empty momentum buffer.
+
+    Args:
+        optimizer: any of this package's, or torch.optim's SGD, Adam or AdamW. λ and lr are read in its own units.
+        scheduler: the scheduler, several in the order in which they are stepped, or None for numbers that stay.
+        steps: how many steps are to come.
+        every: after how many steps of the optimizer the scheduler is stepped, such as the number of batches where that is done
+            once an epoch.
+
+    Raises:
+        TypeError: an optimizer or scheduler that cannot be foreseen: ReduceLROnPlateau waits for losses.
+        ValueError: the scheduler is of another optimizer; a group whose weights do not all lose the same share (Adam with L2,
+            L1).
+
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = torch.optim.AdamW([w], lr=0.5, weight_decay=0.5)
+    >>> scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    >>> remaining(optimizer, scheduler, steps=2).groups  # 0.75 · 0.875
+    (0.65625,)
+    >>> optimizer.param_groups[0]["lr"]
+    0.5
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101; Bergsma et al. 2025, arXiv:2502.15938 (the same product).
+    """
+    steps, every = whole("steps", steps), whole("every", every)
+    ours = as_ours(optimizer)
+    stand_in = _StandIn(ours)
+    schedulers = _copied(scheduler, optimizer, stand_in)
+    walks = [_Walk(ours, group, index) for index, group in enumerate(stand_in.param_groups)]
+    for done in range(1, steps + 1):
+        for walk in walks:
+            walk.go()
+        if done % every == 0 and done < steps:
+            for each in schedulers:
+                each.step()
+    return Remaining(steps, tuple(walk.left() for walk in walks))
+
+
+class _StandIn(TorchOptimizer):
+    """Copies of the groups of an optimizer for a scheduler to write into; the tensors are not copied."""
+
+    _opt_called = True
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__([torch.zeros(0)], {})
+        self.defaults = dict(optimizer.defaults)
+        self.param_groups = [
+            {key: value if key == "params" else copy.deepcopy(value) for key, value in group.items()}
+            for group in optimizer.param_groups
+        ]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+
+_StandIn.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # the mark by which torch knows that steps are counted
+
+
+def _copied(scheduler: Any, optimizer: TorchOptimizer, stand_in: _StandIn) -> list[Any]:
+    """Return copies of schedulers that write into the stand-in."""
+    several = [] if scheduler is None else list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler]
+    for each in several:
+        if isinstance(each, ReduceLROnPlateau):
+            raise TypeError("ReduceLROnPlateau waits for losses that are not known yet: what it leaves cannot be foreseen")
+        if not isinstance(each, LRScheduler) and not callable(getattr(each, "step", None)):
+            raise TypeError(f"scheduler is a {type(each).__name__}, which has no step(): pass a scheduler of torch's kind")
+        if getattr(each, "optimizer", None) is not optimizer:
+            raise ValueError(f"the {type(each).__name__} is of another optimizer: pass the two that belong together")
+    groups = zip(optimizer.param_groups, stand_in.param_groups, strict=True)
+    memo: dict[int, Any] = {id(optimizer): stand_in, id(optimizer.param_groups): stand_in.param_groups}
+    memo |= {id(group): twin for group, twin in groups}
+    memo |= {id(param): param for group in optimizer.param_groups for param in group["params"]}
+    return copy.deepcopy(several, memo)
+
+
+class _Walk:
+    """The weights of a group without a gradient, step by step: one of size 1 and others that have to stay in proportion."""
+
+    _starts = (1.0, 2.0, -1.0)
+
+    def __init__(self, optimizer: Optimizer, group: dict[str, Any], index: int) -> None:
+        self._optimizer, self._group, self._index = optimizer, group, index
+        counts = (optimizer.state.get(param, {}).get("step") for param in group["params"])
+        self._before = int(next((count for count in counts if count is not None), 0))
+        self._weights = list(self._starts)
+        zeros = (0.0,) * len(optimizer.equation(group).direction.state)
+        self._states: list[tuple[Any, ...]] = [zeros] * len(self._starts)
+        self._done = 0
+
+    def go(self) -> None:
+        """Do a step at the group's present numbers."""
+        equation, _, _ = self._optimizer.way(self._group)
+        coupled = equation.penalty is not None
+        self._done += 1
+        found = self._optimizer.numbers(self._group, self._done + (0 if coupled else self._before))
+        numbers = {kind: {name: _plain(x) for name, x in given.items()} for kind, given in found.items()}
+        if not coupled and numbers["decay"].get("lam") == 0:
+            return
+        asks = any(rule.reductions for rule in (equation.rules if coupled else [equation.decay]))
+        keeps = equation.decay.keeps or (
+            coupled and (equation.direction.memory or (equation.penalty and equation.penalty.keeps))
+        )
+        if asks or keeps or (coupled and equation.direction.whole):
+            self._refuse(equation)
+        for place, w in enumerate(self._weights):
+            if coupled:
+                values = {"w": w, "g": 0, **dict(zip(equation.direction.state, self._states[place], strict=True))}
+                self._weights[place], self._states[place] = step_on_floats(equation, numbers, values)
+            else:  # no gradient to direct: u is 0, whatever the direction
+                self._weights[place] = equation.decay.function(w, 0.0, **numbers["decay"])
+
+    def left(self) -> float:
+        """Return what is left of a weight of 1."""
+        left = self._weights[0]
+        for start, w in zip(self._starts, self._weights, strict=True):
+            if not math.isclose(w, start * left, rel_tol=1e-9, abs_tol=1e-290):
+                self._refuse(self._optimizer.equation(self._group))
+        return left
+
+    def _refuse(self, equation: Equation) -> None:
+        raise ValueError(
+            f"param_groups[{self._index}] is trained with {equation}, which does not take the same share of every weight: no "
+            "one number says what is left (weightdecay.decompose shows the next step weight by weight)"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
