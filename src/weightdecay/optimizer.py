@@ -10,7 +10,9 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed, moment_dtype, name_of
-from weightdecay.readers import cpu, eager, rounding
+from weightdecay.readers import eager, rounding
+from weightdecay.readers.plan import Kernels, Plan
+from weightdecay.readers.table import Entry, Signature, overlapping
 from weightdecay.rule import REGISTRY, Kept
 from weightdecay.step import Equation, RuleLike
 
@@ -68,7 +70,7 @@ class Optimizer(Checkpointed):
 
     _lambdas: ClassVar = {"penalty": "penalty_weight", "decay": "weight_decay"}
     """Which key of a group is λ, by kind of rule."""
-    _plan: cpu.Plan | None = None
+    _plan: Plan | None = None
     _factor = 1.0
 
     def __init__(
@@ -229,9 +231,11 @@ class Optimizer(Checkpointed):
 
     def _step_with_eager(self, factor: float, differentiable: bool) -> None:
         """Do the step with torch's operations, which autograd and compilers see."""
-        if self.reader == "cpu":
+        if self.reader not in ("auto", "eager"):
             why = "under differentiable=True" if differentiable else "inside torch.compile"
-            raise RuntimeError(f"reader='cpu' writes where torch does not see it and cannot run {why}: use reader='auto'")
+            raise RuntimeError(
+                f"reader={self.reader!r} writes where torch does not see it and cannot run {why}: use reader='auto'"
+            )
         if not torch.compiler.is_compiling():
             self._check_changes()
             self._plan = None  # which would not hear of what has changed here
@@ -278,7 +282,7 @@ class Optimizer(Checkpointed):
                 self._step_group(group, first, factor, differentiable=False, places=plan.left[index])
             first += len(group["params"])
 
-    def _direct(self, entry: cpu.Entry) -> Tensor | None:
+    def _direct(self, entry: Entry) -> Tensor | None:
         """Return u of one parameter whose direction sees whole tensors, having written its moments."""
         if entry.param.grad is None:
             return None
@@ -296,9 +300,9 @@ class Optimizer(Checkpointed):
             factor=-self._factor if group["maximize"] else self._factor,
         )
 
-    def _new_plan(self) -> cpu.Plan:
+    def _new_plan(self) -> Plan:
         """Decide which reader steps which parameter, and give each that has a gradient its state."""
-        entries: dict[int, tuple[cpu.Signature, cpu.Entry]] = {}
+        entries: dict[int, tuple[Kernels, Signature, Entry]] = {}
         refused: dict[int, str] = {}
         waiting: list[Tensor] = []
         for index, place, number, param in self._every_param():
@@ -309,9 +313,10 @@ class Optimizer(Checkpointed):
                 if tensor.shape != param.shape:
                     shapes = f"has shape {tuple(tensor.shape)}, not {tuple(param.shape)}"
                     raise ValueError(f"the {key} of {name_of(group, index, place)} {shapes}")
-            refusal = cpu.refusal(param, param.grad, *held.values())
+            reader = readers.kernels(self.reader, param.device)
+            refusal = "no kernel is there for it" if reader is None else reader.refusal(param, param.grad, *held.values())
             if refusal is not None and param.grad is not None:
-                self._refuse_for_cpu(index, place, refusal)
+                self._refuse(index, place, refusal)
                 refused[number] = refusal
         for group in self.param_groups:
             self._init_group(group, [], [])
@@ -319,30 +324,31 @@ class Optimizer(Checkpointed):
             group, state = self.param_groups[index], self.state.get(param, {})
             memory = (each.key for each in self.way(group)[1] if not each.per_element)
             keys = ("step", *self._keys(group, param), *memory)
-            if number in refused:
+            reader = readers.kernels(self.reader, param.device)
+            if number in refused or reader is None:
                 continue
-            if not all(isinstance(state.get(key), Tensor) for key in keys) or state["step"].dtype != torch.float32:
+            if not all(isinstance(state.get(key), Tensor) for key in keys) or not _counts(state["step"], group, param):
                 waiting.append(param)  # no gradient yet, and so no state
-            elif cpu.refusal(param, None, *(state[key] for key in keys)) is not None:
+            elif reader.refusal(param, None, *(state[key] for key in keys[1:])) is not None:
                 waiting.append(param)
             else:
-                entries[number] = self._entry(param, state, index, number)
-        for number in cpu.overlapping(entry for _, entry in entries.values()):
+                entries[number] = (reader, *self._entry(reader, param, state, index, number))
+        for number in overlapping(entry for *_, entry in entries.values()):
             index, place = next((i, p) for i, p, n, _ in self._every_param() if n == number)
-            self._refuse_for_cpu(index, place, "it shares memory with another parameter")
+            self._refuse(index, place, "it shares memory with another parameter")
             refused[number] = ""
-        kernels: dict[cpu.Signature, list[cpu.Entry]] = {}
-        halves: dict[cpu.Signature, list[cpu.Entry]] = {}
+        kernels: dict[tuple[Kernels, Signature], list[Entry]] = {}
+        halves: dict[tuple[Kernels, Signature], list[Entry]] = {}
         left: dict[int, list[int]] = {}
         for index, place, number, _ in self._every_param():
             if number in refused:
                 left.setdefault(index, []).append(place)
             elif number in entries:
-                signature, entry = entries[number]
+                *kernel, entry = entries[number]
                 is_whole = self.way(self.param_groups[index])[0].direction.whole
-                (halves if is_whole else kernels).setdefault(signature, []).append(entry)
+                (halves if is_whole else kernels).setdefault(tuple(kernel), []).append(entry)
         ways = [self.way(group) for group in self.param_groups]
-        return cpu.Plan(self.state, self.param_groups, ways, REGISTRY.changes, kernels, halves, left, waiting)
+        return Plan(self.state, self.param_groups, ways, REGISTRY.changes, kernels, halves, left, waiting)
 
     def _every_param(self) -> Iterator[tuple[int, int, int, Tensor]]:
         """Yield every parameter after its group, its place there and its place among all."""
@@ -352,12 +358,14 @@ class Optimizer(Checkpointed):
                 yield index, place, number, param
                 number += 1
 
-    def _refuse_for_cpu(self, index: int, place: int, why: str) -> None:
-        if self.reader == "cpu":
+    def _refuse(self, index: int, place: int, why: str) -> None:
+        if self.reader != "auto":
             name = name_of(self.param_groups[index], index, place)
-            raise ValueError(f"reader='cpu' cannot step {name}: {why}; use reader='auto'")
+            raise ValueError(f"reader={self.reader!r} cannot step {name}: {why}; use reader='auto'")
 
-    def _entry(self, param: Tensor, state: dict[str, Any], index: int, number: int) -> tuple[cpu.Signature, cpu.Entry]:
+    def _entry(
+        self, reader: Kernels, param: Tensor, state: dict[str, Any], index: int, number: int
+    ) -> tuple[Signature, Entry]:
         """Return what a kernel needs to know of a parameter, and which kernel."""
         group = self.param_groups[index]
         equation, kept, how = self.way(group)
@@ -368,10 +376,11 @@ class Optimizer(Checkpointed):
             kept = tuple(each for each in kept if each in equation.decay.keeps)
         elements = [each for each in kept if each.per_element]
         moments = tuple(state[each.key].dtype for each in elements)
-        signature = cpu.Signature(equation, param.dtype, grad, kept, moments, resolved)
+        given = (equation, param.dtype, grad, kept, moments, resolved)
+        signature = reader.signature(param, group["capturable"], *given)
         keys = [each.key for each in elements] + ["compensation"] * (resolved == "compensated")
         memory = (each.key for each in kept if not each.per_element)
-        return signature, cpu.Entry(param, state, ("step", *keys, *memory), index, number)
+        return signature, Entry(param, state, ("step", *keys, *memory), index, number)
 
     def way(self, group: Mapping[str, Any]) -> tuple[Equation, tuple[Kept, ...], str]:
         """Return what decides how a group is stepped: its equation, what its rules keep and the rounding."""
@@ -433,6 +442,8 @@ class Optimizer(Checkpointed):
         step = state.get("step")
         if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
             state["step"] = torch.tensor(float(step), dtype=torch.float32)  # an old checkpoint's, or the user's own
+        elif step is not None and not torch.compiler.is_compiling() and not _counts(step, group, param):
+            state["step"] = step.to(param.device if group["capturable"] else "cpu")  # capturable was set meanwhile
         if state.get("step") is None:
             # torch's SGD counts no steps; a buffer that came with a checkpoint has seen at least one.
             started = any(state.get(each.key) is not None for each in kept if each.changes)
@@ -488,6 +499,12 @@ class Optimizer(Checkpointed):
             elif any(_holds_tensor(value) for value in group.values()):
                 untold.add(index)
         return untold
+
+
+def _counts(step: Tensor, group: Mapping[str, Any], param: Tensor) -> bool:
+    """Return whether a step count is one that a kernel knows, and where this group keeps it."""
+    device = param.device if group["capturable"] else torch.device("cpu")
+    return step.dtype == torch.float32 and step.device == device
 
 
 def _needs_peak(equation: Equation) -> bool:

@@ -201,6 +201,7 @@ def update(
     """
     values = operands(equation, param, grad, state, kept, how, factor, differentiable)
     w, new = step(equation, remembered(equation, numbers, state, kept), values)
+    w = w.to(values["w"].dtype)  # a tensor without dimensions and a number that is kept in float64 make float64
     if how == "compensated":
         w, lost = rounding.compensated(w, param.dtype)
         state["compensation"].copy_(lost)

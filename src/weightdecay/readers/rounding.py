@@ -164,6 +164,12 @@ def stochastic_float16(w: Any, bits: Any) -> Any:
     return where(finite(w) & (absolute(rounded) <= 65504.0), rounded, w)
 
 
+def bfloat16_bits(w: Any) -> Any:
+    """Return the bits of the nearest bfloat16, a tie to even, as torch rounds."""
+    rounded = (pattern(w) + 0x7FFF + ((pattern(w) >> 16) & 1)) >> 16
+    return where(w == w, rounded, 0x7FC0)
+
+
 def nearest_bfloat16(w: Any) -> Any:
     rounded = value((pattern(w) + 0x8000) & ~0xFFFF)
     return as_bfloat16(where(finite(w) & finite(rounded), rounded, w))

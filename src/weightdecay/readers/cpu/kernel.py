@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from weightdecay.readers import rounding
+from weightdecay.readers import rounding, table
 from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
 from weightdecay.reductions import Reduction
-from weightdecay.rule import Kept
 from weightdecay.step import Equation, step
 
 CHUNK = 4096
@@ -30,58 +29,20 @@ JOB = ("ticket", "parts", "part_table", "tensors", "columns", "rows", "partials"
 """The words of a job, the argument of every pass."""
 PART = ("tensor", "chunk", "end")
 """The words of a part: the tensor it starts in, and its first and last chunk among the chunks of all tensors."""
-FIXED_COLUMNS = ("chunk", "end", "elements", "row", "index", "step", "w", "g")
-"""What the table holds of every tensor, before the addresses of its moments."""
+FIXED_COLUMNS = ("chunk", "end", "elements", "row", "index", "g")
+"""What the table holds of every tensor, before the addresses of its weight and state."""
 _AHEAD = 2048
 """How many bytes ahead of the loop memory is asked for; decisions/0008 has the measurement."""
 _LINE = 64
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(table.Signature):
     """All that a kernel depends on."""
-
-    equation: Equation
-    weight: torch.dtype
-    grad: torch.dtype
-    kept: tuple[Kept, ...]
-    """What the rules keep from step to step."""
-    moments: tuple[torch.dtype, ...]
-    """The dtypes of that which is kept for every element."""
-    how: str
-    """The rounding, resolved."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the table's columns."""
-        moments = (f"moment{k}" for k in range(len(self.moments)))
-        return (*FIXED_COLUMNS, *moments, *(["compensation"] if self.how == "compensated" else []), *self.memory, *self.next)
-
-    @property
-    def elements(self) -> tuple[Kept, ...]:
-        """Return what is kept for every element."""
-        return tuple(each for each in self.kept if each.per_element)
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        """Return the columns of the numbers that are kept, one per tensor."""
-        return tuple(f"memory_{each.name}" for each in self.kept if not each.per_element)
-
-    @property
-    def next(self) -> tuple[str, ...]:
-        """Return the columns of where a step leaves such a number, while other threads still read the old one."""
-        return tuple(f"next_{each.name}" for each in self.kept if not each.per_element and each.changes)
-
-    @property
-    def numbers(self) -> tuple[tuple[str, str], ...]:
-        """Return what a row holds: the rules' numbers by kind and name, then the gradient's factor and the seed."""
-        own = (
-            (rule.kind, name)
-            for rule in self.equation.rules
-            for name in rule.numbers
-            if name not in (*rule.reductions, *rule.memory, "t")
-        )
-        return (*own, ("", "factor"), ("", "seed"))
+        return (*FIXED_COLUMNS, *self.addresses, *self.next)
 
 
 @dataclass(frozen=True)
@@ -220,7 +181,7 @@ class _Pass:
                 b,
                 self.job["columns"],
                 b.add(b.mul(self.job["tensors"], I64(k)), tensor),
-                I64 if name in ("chunk", "end", "elements", "row", "index", "g") else POINTER,
+                I64 if name in FIXED_COLUMNS else POINTER,
             )
             for k, name in enumerate(self.signature.columns)
         }
