@@ -317,16 +317,22 @@ if (g != 0) & (tl.load(skip) == 0):
 def _settle(signature: Signature, name: str) -> str:
     """Return the source of the function that counts a step and takes over the numbers that it has left."""
     columns = signature.columns
-    lines = ["tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)", "there = tensor < tensors"]
     address = "tl.load(table + {} * tensors + tensor, mask=there, other=0)"
-    lines += [f"moves = there & ({address.format(columns.index('g'))} != 0) & (tl.load(skip) == 0)"]
+    moves = []
     if signature.counted:
-        lines += [f"step = {address.format(columns.index('step'))}.to(tl.pointer_type(tl.float32))"]
-        lines += ["tl.store(step, tl.load(step, mask=moves, other=0) + 1.0, mask=moves)"]
+        moves += [f"step = {address.format(columns.index('step'))}.to(tl.pointer_type(tl.float32))"]
+        moves += ["tl.store(step, tl.load(step, mask=there, other=0) + 1.0, mask=there)"]
     for k, following in enumerate(signature.next):
         column = columns.index(following.replace("next", "memory", 1))
-        lines += [f"kept{k} = {address.format(column)}.to(tl.pointer_type(tl.float64))"]
-        lines += [f"tl.store(kept{k}, tl.load(left + {k} * tensors + tensor, mask=moves), mask=moves)"]
+        moves += [f"kept{k} = {address.format(column)}.to(tl.pointer_type(tl.float64))"]
+        moves += [f"tl.store(kept{k}, tl.load(left + {k} * tensors + tensor, mask=there, other=0), mask=there)"]
+    lines = [
+        "tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)",
+        "there = tensor < tensors",
+        f"there = there & ({address.format(columns.index('g'))} != 0)",
+        "if tl.load(skip) == 0:",
+        indent("\n".join(moves), "    "),
+    ]
     return _definition(name, lines)
 
 

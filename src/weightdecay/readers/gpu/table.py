@@ -30,7 +30,7 @@ class Table(table.Table):
         super().__init__(signature, entries)
         self.kernel = kernel(signature)
         device, count = signature.device, len(self.entries)
-        blocks = [-(-size // BLOCK) for size in self.sizes]
+        blocks = [max(1, -(-size // BLOCK)) for size in self.sizes]  # one even of nothing: what is kept per tensor moves on
         usual = min(BLOCKS_PER_PROGRAM, max(1, sum(blocks) // PROGRAMS))
         longest = PARTIALS if self.kernel.sums else max(blocks) + 1
         per_program = [max(usual, -(-each // longest)) for each in blocks]
