@@ -1,6 +1,6 @@
-"""The gpu reader against the others: its kernels, run by Triton's interpreter on the CPU, give the numbers of torch's operations.
+"""The gpu reader against the others: its kernels, which Triton's interpreter runs on the CPU, give the others' numbers.
 
-With TRITON_INTERPRET=1 in the environment (`make gpu-check` sets it), since Triton asks for it once; without, nothing here runs.
+They run with TRITON_INTERPRET=1 in the environment, for which Triton looks once: `make gpu-check` sets it.
 """
 
 import itertools

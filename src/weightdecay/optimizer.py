@@ -123,7 +123,12 @@ class Optimizer(Checkpointed):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Tell GradScaler whether to hand its scale to `step`, which unscales as it reads and skips a step whole."""
-        return all(param.device.type == "cpu" for group in self.param_groups for param in group["params"])
+        devices = {param.device for group in self.param_groups for param in group["params"]}
+        return all(device.type == "cpu" or self._kernels(device) is not None for device in devices)
+
+    def _kernels(self, device: torch.device) -> Kernels | None:
+        """Return the reader that makes kernels for a device; None where torch's operations do the step."""
+        return readers.kernels(self.reader, device)
 
     def equation(self, group: Mapping[str, Any]) -> Equation:
         """Return the rules that a parameter group is trained with."""
@@ -214,20 +219,33 @@ class Optimizer(Checkpointed):
             RuntimeError: a gradient is sparse. No parameter has moved.
         """
         loss = None
+        self._cuda_graph_capture_health_check()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
-            return loss
-        factor = 1.0 if scale is None else scale.double().reciprocal().float().item()  # as GradScaler unscales by itself
         differentiable = self.defaults["differentiable"]
+        by_eager = differentiable or self.reader == "eager" or torch.compiler.is_compiling()
         with torch.set_grad_enabled(differentiable):
-            if differentiable or self.reader == "eager" or torch.compiler.is_compiling():
+            scaling = _scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+            if scaling is not None and (by_eager or not self._skips_on_device()):
+                if scaling[0].item():
+                    return loss
+                factor, scaling = scaling[1].item(), None
+            else:
+                factor = 1.0
+            if by_eager:
                 self._step_with_eager(factor, differentiable)
             else:
-                self._step_with_kernels(factor)
+                self._step_with_kernels(factor, scaling)
         return loss
+
+    def _skips_on_device(self) -> bool:
+        """Return whether the host need not know of a step in which GradScaler has found an overflow."""
+        return all(
+            group["capturable"] and (self.reader == "gpu" or param.device.type == "cuda")
+            for group in self.param_groups
+            for param in group["params"]
+        )
 
     def _step_with_eager(self, factor: float, differentiable: bool) -> None:
         """Do the step with torch's operations, which autograd and compilers see."""
@@ -245,7 +263,7 @@ class Optimizer(Checkpointed):
             self._step_group(group, first, factor, differentiable)
             first += len(group["params"])
 
-    def _step_with_kernels(self, factor: float) -> None:
+    def _step_with_kernels(self, factor: float, scaling: tuple[Tensor, Tensor] | None) -> None:
         """Do the step with one kernel for all parameters of a kind, and what no kernel can do with torch's operations."""
         untold = self._check_changes()
         plan, groups = self._plan, self.param_groups
@@ -266,6 +284,10 @@ class Optimizer(Checkpointed):
                 )
         elif plan.left:
             self._check_layouts()
+        if scaling is not None and not plan.scale(*scaling):
+            if scaling[0].item():
+                return
+            factor = scaling[1].item()
         if factor != self._factor:
             self._factor = factor
             untold.update(range(len(groups)))
@@ -288,7 +310,7 @@ class Optimizer(Checkpointed):
             return None
         group = self.param_groups[entry.row]
         equation, kept, rounding_ = self.way(group)
-        t = entry.state["step"].item() + 1
+        t = (entry.state["step"] if group["capturable"] else entry.state["step"].item()) + 1
         return eager.direct(
             equation,
             eager.numbers_in(eager.compute_dtype(entry.param.dtype), self.numbers(group, t)),
@@ -313,7 +335,7 @@ class Optimizer(Checkpointed):
                 if tensor.shape != param.shape:
                     shapes = f"has shape {tuple(tensor.shape)}, not {tuple(param.shape)}"
                     raise ValueError(f"the {key} of {name_of(group, index, place)} {shapes}")
-            reader = readers.kernels(self.reader, param.device)
+            reader = self._kernels(param.device)
             refusal = "no kernel is there for it" if reader is None else reader.refusal(param, param.grad, *held.values())
             if refusal is not None and param.grad is not None:
                 self._refuse(index, place, refusal)
@@ -324,7 +346,7 @@ class Optimizer(Checkpointed):
             group, state = self.param_groups[index], self.state.get(param, {})
             memory = (each.key for each in self.way(group)[1] if not each.per_element)
             keys = ("step", *self._keys(group, param), *memory)
-            reader = readers.kernels(self.reader, param.device)
+            reader = self._kernels(param.device)
             if number in refused or reader is None:
                 continue
             if not all(isinstance(state.get(key), Tensor) for key in keys) or not _counts(state["step"], group, param):
@@ -363,9 +385,7 @@ class Optimizer(Checkpointed):
             name = name_of(self.param_groups[index], index, place)
             raise ValueError(f"reader={self.reader!r} cannot step {name}: {why}; use reader='auto'")
 
-    def _entry(
-        self, reader: Kernels, param: Tensor, state: dict[str, Any], index: int, number: int
-    ) -> tuple[Signature, Entry]:
+    def _entry(self, reader: Kernels, param: Tensor, state: dict[str, Any], index: int, number: int) -> tuple[Signature, Entry]:
         """Return what a kernel needs to know of a parameter, and which kernel."""
         group = self.param_groups[index]
         equation, kept, how = self.way(group)
@@ -499,6 +519,15 @@ class Optimizer(Checkpointed):
             elif any(_holds_tensor(value) for value in group.values()):
                 untold.add(index)
         return untold
+
+
+def _scaling(scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Return GradScaler's found_inf and the inverse of its scale, as it unscales by itself; None where there is neither."""
+    known = scale if found_inf is None else found_inf
+    if known is None:
+        return None
+    inverse = torch.ones_like(known) if scale is None else scale.double().reciprocal().float()
+    return torch.zeros_like(known) if found_inf is None else found_inf, inverse
 
 
 def _counts(step: Tensor, group: Mapping[str, Any], param: Tensor) -> bool:

@@ -77,6 +77,10 @@ class Plan:
             if group in table.groups:
                 table.write_row(group, numbers, factor, seed)
 
+    def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
+        """Let the kernels of the next step unscale gradients, and do nothing where found_inf is not 0; False if some cannot."""
+        return not self.left and not self.halves and all(table.scale(found_inf, unscale) for table in self.tables)
+
     def run(self, direct: Callable[[Entry], Tensor | None]) -> None:
         """Do the kernels' part of the step; `direct` makes u where torch does."""
         for table in self.tables:

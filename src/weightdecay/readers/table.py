@@ -150,6 +150,10 @@ class Table:
         """Return a number as it is written into a row."""
         return float(value.item() if isinstance(value, Tensor) else value)
 
+    def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
+        """Let the next launch unscale gradients, and do nothing where found_inf is not 0; False if that is not to be had."""
+        return False
+
     @abstractmethod
     def launch(self) -> None:
         """Run the kernel, for every parameter whose column g is not 0."""

@@ -5,6 +5,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
+
 from weightdecay.readers import table
 from weightdecay.readers.cpu import threads
 from weightdecay.readers.cpu.kernel import CHUNK, JOB, Signature, kernel

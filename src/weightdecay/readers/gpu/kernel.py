@@ -11,7 +11,7 @@ not wait for one another share it.
 import hashlib
 import linecache
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import indent
 from typing import Any
@@ -22,7 +22,7 @@ import triton.language as tl
 
 from weightdecay.readers import rounding, table
 from weightdecay.readers.gpu import partials, words
-from weightdecay.readers.gpu.values import DOUBLE, FLOAT, INT16, INT32, INT64, STORAGE, Value, Writer
+from weightdecay.readers.gpu.values import DOUBLE, FLOAT, INT32, INT64, STORAGE, Value, Writer
 from weightdecay.reductions import Reduction
 from weightdecay.step import Equation, step
 
@@ -232,7 +232,9 @@ if (g != 0) & (tl.load(skip) == 0):
         names = signature.numbers
         row = writer.emit(f"{self._address('row')} * {len(names)} + {len(signature.columns)} * tensors", INT64)
         words = [writer.emit(f"tl.load(table + {{}} + {k})", INT64, row) for k in range(len(names))]
-        found = {name: word if name == ("", "seed") else writer.bits(word, DOUBLE) for name, word in zip(names, words, strict=True)}
+        found = {
+            name: word if name == ("", "seed") else writer.bits(word, DOUBLE) for name, word in zip(names, words, strict=True)
+        }
         unscale = writer.converted(writer.emit("tl.load(unscale)", FLOAT), DOUBLE)
         found["", "factor"] = found["", "factor"] * unscale
         for each in signature.kept:

@@ -1,4 +1,4 @@
-"""How what one program leaves is put together by another: sums over the parts of a tensor, in an order that is always the same."""
+"""How a program puts together what others have left of the parts of a tensor, in an order that is always the same."""
 
 import triton
 import triton.language as tl

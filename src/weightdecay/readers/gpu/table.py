@@ -1,9 +1,9 @@
 """A table of parameters on the device, rebuilt only when parameters, gradients or numbers have changed."""
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import accumulate, repeat
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -68,10 +68,11 @@ class Table(table.Table):
         self.live[at] = value
         return 0.0
 
-    def scale(self, found_inf: Tensor, unscale: Tensor) -> None:
-        """Let the next step skip itself where found_inf is not 0, and multiply gradients by the inverse of their scale."""
+    def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
+        """Let the next launch unscale gradients, and do nothing where found_inf is not 0."""
         device = self.signature.device
         self.scaled = found_inf.to(device, torch.float32), unscale.to(device, torch.float32)
+        return self.signature.counted
 
     def launch(self) -> None:
         """Count a step, send what has changed, and run the passes."""
