@@ -14,7 +14,7 @@ from training import LAYOUTS, all_params, noise
 import weightdecay as wd
 from weightdecay.readers import rounding
 
-gpu = pytest.importorskip("weightdecay.readers.gpu", reason="Triton is not installed", exc_type=ImportError)
+gpu = pytest.importorskip("weightdecay.readers.gpu.reader", reason="Triton is not installed", exc_type=ImportError)
 pytestmark = [
     pytest.mark.skipif(not gpu.INTERPRETED, reason="TRITON_INTERPRET=1 is not set"),
     # The interpreter's own, which is NumPy.

@@ -219,7 +219,7 @@ class Optimizer(Checkpointed):
             RuntimeError: a gradient is sparse. No parameter has moved.
         """
         loss = None
-        self._cuda_graph_capture_health_check()
+        self._check_capture()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -238,6 +238,17 @@ class Optimizer(Checkpointed):
             else:
                 self._step_with_kernels(factor, scaling)
         return loss
+
+    def _check_capture(self) -> None:
+        """Refuse to become part of a CUDA graph whose replays would all be the same step."""
+        if torch.compiler.is_compiling() or not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():
+            return
+        for index, group in enumerate(self.param_groups):
+            if not group["capturable"]:
+                raise RuntimeError(
+                    f"param_groups[{index}] counts its steps on the host, and a CUDA graph would capture one of them: "
+                    "make the optimizer with capturable=True"
+                )
 
     def _skips_on_device(self) -> bool:
         """Return whether the host need not know of a step in which GradScaler has found an overflow."""

@@ -35,10 +35,10 @@ def kernels(reader: str, device: torch.device) -> "Kernels | None":
 
 def _gpu() -> "Kernels":
     try:
-        from weightdecay.readers import gpu
+        from weightdecay.readers.gpu import reader
     except ImportError as error:
         raise ImportError(f"reader='gpu' needs Triton: pip install 'weightdecay[gpu]' ({error})") from None
-    return gpu
+    return reader
 
 
 @cache

@@ -1,46 +1,8 @@
 """Reads a rule as Triton: one launch for all parameters of a kind on a GPU, at the speed of its memory.
 
-`values` gives operators and words their meaning, `words` are those that Triton's operators leave out, `kernel` writes the loops
-around a step, `partials` puts together what programs leave, and `table` lists the parameters on the device.
+`values` gives operators and words their meaning and `source` writes the loops around a step: text, which needs no Triton to be
+made. `kernel` makes functions of it, `words` are those that Triton's operators leave out, `partials` puts together what
+programs leave, `table` lists the parameters on the device, and `reader` is what an optimizer asks.
 
 With TRITON_INTERPRET=1 the same kernels run on the CPU, slowly: that is for tests.
 """
-
-from functools import cache
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from weightdecay.readers.gpu.kernel import Signature
-from weightdecay.readers.gpu.table import Table as table  # noqa: N813
-from weightdecay.readers.gpu.words import INTERPRETED
-from weightdecay.readers.table import unreadable
-
-__all__ = ["refusal", "signature", "table"]
-
-_OLDEST = (7, 5)
-"""The compute capability that Triton compiles for at least."""
-
-
-def signature(param: Tensor, capturable: bool, /, *given: Any) -> Signature:
-    """Return which kernel steps a parameter; what is given are the fields of a Signature, in order."""
-    return Signature(*given, param.device, capturable)
-
-
-def refusal(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
-    """Return why no kernel can step a parameter with this gradient and state; None if one can."""
-    why = unreadable(param, grad, *state)
-    if why is not None:
-        return why
-    if param.device.type != ("cpu" if INTERPRETED else "cuda"):
-        return f"it is on {param.device}"
-    if param.device.type == "cuda" and torch.version.hip is None and _capability(param.device) < _OLDEST:
-        return f"it is on {torch.cuda.get_device_name(param.device)}, for which Triton does not compile"
-    elsewhere = next((each for each in (*state, *([] if grad is None else [grad])) if each.device != param.device), None)
-    return None if elsewhere is None else f"its state or gradient is on {elsewhere.device}"
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from weightdecay.readers import table
-from weightdecay.readers.gpu.kernel import BLOCK, Signature, kernel, launch
+from weightdecay.readers.gpu.kernel import kernel, launch
+from weightdecay.readers.gpu.source import BLOCK, Signature
 
 BLOCKS_PER_PROGRAM = 16
 """At most, so that what a program computes once is little beside what it does per element."""
@@ -71,8 +72,10 @@ class Table(table.Table):
     def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
         """Let the next launch unscale gradients, and do nothing where found_inf is not 0."""
         device = self.signature.device
+        if not self.signature.counted:
+            return False
         self.scaled = found_inf.to(device, torch.float32), unscale.to(device, torch.float32)
-        return self.signature.counted
+        return True
 
     def launch(self) -> None:
         """Count a step, send what has changed, and run the passes."""
