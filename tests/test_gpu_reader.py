@@ -334,7 +334,9 @@ def test_a_direction_of_whole_tensors_is_torchs_and_the_rest_is_the_kernels(own_
 
     def trained_with(reader, **options):
         param = Parameter(noise((6, 5), torch.bfloat16, 0))
-        optimizer = wd.Optimizer([param], 0.125, direction=rotated, decay="cautious", weight_decay=0.5, reader=reader, **options)
+        optimizer = wd.Optimizer(
+            [param], 0.125, direction=rotated, decay="cautious", weight_decay=0.5, reader=reader, **options
+        )
         for t in range(3):
             param.grad = noise((6, 5), torch.bfloat16, 1 + t)
             optimizer.step()
@@ -349,7 +351,7 @@ def test_a_direction_of_whole_tensors_is_torchs_and_the_rest_is_the_kernels(own_
 def test_what_no_kernel_can_do_is_refused_by_name():
     param = Parameter(noise((3,), torch.complex64, 0))
     param.grad = noise((3,), torch.complex64, 1)
-    with pytest.raises(ValueError, match="reader='gpu' cannot step .*complex64; use reader='auto'"):
+    with pytest.raises(ValueError, match=r"reader='gpu' cannot step .*complex64; use reader='auto'"):
         wd.AdamW([param], reader="gpu").step()
     real = Parameter(noise((3,), torch.float32, 0))
     real.grad = torch.ones(3)
