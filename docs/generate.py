@@ -22,6 +22,7 @@ from weightdecay.derivation import Derivation, in_lines
 from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
 from weightdecay.readers import symbolic
+from weightdecay.readers.gpu.source import Signature, source
 from weightdecay.readers.symbolic import Line
 from weightdecay.rule import Rule
 
@@ -251,14 +252,14 @@ def derivation_parts(derivation: Derivation) -> Iterator[tuple[str, Any]]:
 
 def rules_block(_: str) -> str:
     """Return the README's table of rules and readers: what each reader does with each rule when it is tried."""
-    rows = ["| rule | what it does | formula | eager | cpu | symbolic |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = ["| rule | what it does | formula | eager | cpu | gpu | symbolic |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for rule in ours():
         notation = Notation()
         last = None if rule.whole else symbolic.formula(rule, notation, in_one_line=True)[-1]
         shown = "" if last is None else f"${notation.tex(last.left)} = {notation.tex(last.right)}$".replace("|", r"\vert ")
         summary = rule.summary.replace("|", r"\|")
         link = f"[`{rule.name}`](src/weightdecay/{FOLDERS[rule.kind]}/{rule.name}.py) {rule.kind}"
-        readers = " | ".join([steps(rule, "eager"), steps(rule, "cpu"), "no" if rule.whole else "yes"])
+        readers = " | ".join([steps(rule, "eager"), steps(rule, "cpu"), written(rule), "no" if rule.whole else "yes"])
         rows.append(f"| {link} | {summary} | {shown} | {readers} |")
     return "\n".join(rows)
 
@@ -275,6 +276,20 @@ def steps(rule: Rule, reader: str) -> str:
     except (RuntimeError, ValueError):
         return "no"
     return "after u" if rule.whole and reader == "cpu" else "yes"
+
+
+def written(rule: Rule) -> str:
+    """Return whether the gpu reader makes kernels of a rule, by letting it; that needs no GPU."""
+    import torch
+
+    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, **{"direction": "sgd", rule.kind: rule.name})
+    equation, kept, _ = optimizer.way(optimizer.param_groups[0])
+    if rule.whole:
+        equation = equation.halves()[1]
+        kept = tuple(each for each in kept if each in equation.decay.keeps)
+    moments = tuple(torch.float32 for each in kept if each.per_element)
+    signature = Signature(equation, torch.float32, torch.float32, kept, moments, "nearest", torch.device("cuda"), False)
+    return ("after u" if rule.whole else "yes") if source(signature).passes else "no"
 
 
 def propositions_block(_: str) -> str:

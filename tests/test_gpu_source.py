@@ -1,0 +1,88 @@
+"""The text of the gpu reader's kernels, which needs neither a GPU nor Triton to be made."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from runs import RULES, name
+
+import weightdecay as wd
+from weightdecay.readers import rounding
+from weightdecay.readers.gpu.source import Signature, source
+
+FOLDER = Path(wd.__file__).parent / "readers" / "gpu"
+
+
+def text(dtype=torch.float32, how="nearest", *, counted=False, **rules):
+    """Return the functions that step parameters of this dtype."""
+    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(3))], 0.1, reader="eager", **rules)
+    equation, kept, _ = optimizer.way(optimizer.param_groups[0])
+    moments = tuple(torch.float32 for each in kept if each.per_element)
+    return source(Signature(equation, dtype, dtype, kept, moments, how, torch.device("cuda", 0), counted))
+
+
+def with_rule(rule, **options):
+    weight = {"penalty": "penalty_weight", "decay": "weight_decay"}.get(rule.kind)
+    strength = {weight: 0.1} if weight and "lam" in rule.numbers else {}
+    return text(**{"direction": "sgd", rule.kind: rule.name}, **strength, **options)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.whole], ids=name)
+def test_a_step_is_one_launch_and_a_reduction_one_more(rule):
+    """But for the n-norm, which is taken in units of the largest element: that comes first."""
+    found = with_rule(rule)
+    assert len(found.passes) == 1 + bool(rule.reductions) + ("norm_n_w" in rule.reductions)
+    stores = [function.count("tl.store(at_w ") for function in found.passes]
+    assert stores == [0] * (len(found.passes) - 1) + [2]  # one loop over whole blocks, one with a mask
+    changes = any(not each.per_element and each.changes for each in rule.keeps)
+    assert (found.settle is not None) == changes
+
+
+def test_reductions_that_wait_for_one_another_take_a_launch_each():
+    """The penalty's norm of w enters u, whose norm the decay asks for; its own norm of w need not wait."""
+    found = text(direction="sgd", penalty="group_norm", penalty_weight=0.1, decay="hyperball")
+    sums = [function.count("tl.store(partials ") for function in found.passes]
+    assert sums == [3, 2, 0]  # ‖w‖, d and ‖w‖ once more; ‖u‖ and ⟨w, u⟩
+
+
+def test_the_same_rules_make_the_same_text():
+    assert text(direction="adam", decay="cautious") == text(direction="adam", decay="cautious")
+
+
+@pytest.mark.parametrize("how", ["nearest", "stochastic", "compensated"])
+@pytest.mark.parametrize("dtype", rounding.LOW_PRECISION, ids=name)
+def test_every_type_is_spelt_out(dtype, how):
+    """Nothing is left to a promotion: a constant has a type, and no operand of an operator is a number without one."""
+    found = text(dtype, how, direction="nadam", decay="constrained", counted=True)
+    for function in found.passes:
+        tree = ast.parse(function)
+        lines = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and node.targets[0].id.startswith("x")]
+        assert len(lines) > 50
+        for line in lines:
+            if isinstance(line.value, ast.BinOp) and not isinstance(line.value.op, ast.LShift):
+                sides = (line.value.left, line.value.right)
+                plain = [side for side in sides if isinstance(side, ast.Constant) and isinstance(side.value, float)]
+                assert not plain, ast.unparse(line)
+
+
+def test_the_words_are_calls_of_triton_and_no_formulas():
+    """A reader gives words their meaning and writes loops: a rule's arithmetic, and a word's, are elsewhere."""
+    tree = ast.parse((FOLDER / "words.py").read_text(encoding="utf-8"))
+    words = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    assert {word.name for word in words} == {"exp", "log", "power", "copysign"}
+    for word in words:
+        (statement,) = word.body
+        assert isinstance(statement, ast.Return)
+        assert isinstance(statement.value, ast.Call)
+        assert all(isinstance(argument, ast.Name) for argument in statement.value.args)
+    assert not any(isinstance(node, ast.BinOp) for node in ast.walk(tree))
+
+
+def test_no_rule_is_named_in_the_reader():
+    names = {rule.name for rule in RULES} - {"log", "none", "norm"}  # a word, Python's None, an attribute
+    for path in FOLDER.glob("*.py"):
+        code = ast.parse(path.read_text(encoding="utf-8"))
+        found = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)}
+        found |= {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        assert not names & found, path.name
