@@ -1,11 +1,13 @@
 # Two commands do everything: `make run` and `make test`. Both make the virtual environment they need.
 #
+#   TRITON=triton==3.9.0  another Triton, for `make gpu-check`
 #   TORCH=torch==2.15.0   another torch, as pip names it       PYTHON=python3.12   another interpreter
 #   VENV=.venv-next       another virtual environment          OUT=runs/digits     where the sweep goes
 #   BENCH="--rounds 60"   options of the benchmark (bench/README.md)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 VENV ?= .venv
 OUT ?= runs/digits
 BENCH ?=
@@ -13,11 +15,11 @@ BIN := $(VENV)/bin
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
-.PHONY: help run test slow check package report bench docs clean
+.PHONY: help run test slow gpu-check check package report bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
 
 run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a report on weight decay
 	$(BIN)/weightdecay sweep digits --out $(OUT)
@@ -27,6 +29,19 @@ test: $(INSTALLED)  ## run every test
 
 slow: $(INSTALLED)  ## run the tests that need gigabytes
 	$(BIN)/python -m pytest -m slow tests
+
+# Its own environment, since Triton belongs to no CPU build of torch; before NumPy 2.4, which Triton 3.6's interpreter cannot use.
+gpu-check: $(VENV)-gpu/.installed-$(TRITON)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
+	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q tests/test_gpu_reader.py
+	rm -rf build/triton
+	TRITON_CACHE_DIR=build/triton $(VENV)-gpu/bin/python -m pytest -q tests/test_gpu_compiled.py tests/test_gpu_source.py
+
+$(VENV)-gpu/.installed-$(TRITON): pyproject.toml
+	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-gpu/bin/python -m pip install --quiet --editable . "$(TRITON)" "numpy<2.4" "pytest>=8.2" "hypothesis>=6.100"
+	rm -f $(VENV)-gpu/.installed-*
+	touch $@
 
 check: $(INSTALLED)  ## lint, format and type-check
 	$(BIN)/ruff check
@@ -67,4 +82,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(VENV)-gpu build runs

@@ -119,3 +119,10 @@ def test_places_are_counted_in_64_bits():
     assert len(loops) == 2
     assert all(re.search(r": i64\b", loop) for loop in loops)
     assert not re.search(r"tt\.addptr .*: !tt\.ptr<i16>, i32", step.asm["ttir"])
+
+
+def test_parameters_on_the_cpu_are_not_for_this_reader():
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"reader='gpu' cannot step .*: it is on cpu; use reader='auto'"):
+        wd.AdamW([param], reader="gpu").step()

@@ -1,6 +1,7 @@
 """The text of the gpu reader's kernels, which needs neither a GPU nor Triton to be made."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from runs import RULES, name
 
 import weightdecay as wd
+from weightdecay import readers
 from weightdecay.readers import rounding
 from weightdecay.readers.gpu.source import Signature, source
 
@@ -86,3 +88,36 @@ def test_no_rule_is_named_in_the_reader():
         found = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)}
         found |= {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         assert not names & found, path.name
+
+
+# Without Triton ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_triton(monkeypatch):
+    """Let importing Triton fail, also where it has been imported."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for module in ("reader", "table", "kernel", "words", "partials"):
+        monkeypatch.delitem(sys.modules, f"weightdecay.readers.gpu.{module}", raising=False)
+        monkeypatch.delattr(f"weightdecay.readers.gpu.{module}", raising=False)
+    readers._gpu_if_there.cache_clear()
+    yield
+    readers._gpu_if_there.cache_clear()
+
+
+@pytest.mark.usefixtures("no_triton")
+def test_without_triton_parameters_on_a_gpu_are_torchs_and_that_is_said_once():
+    with pytest.warns(UserWarning, match=r"Triton is not installed.*pip install 'weightdecay\[gpu\]'"):
+        assert readers.kernels("auto", torch.device("cuda", 0)) is None
+    assert readers.kernels("auto", torch.device("cuda", 1)) is None  # a second warning would be an error here
+
+
+@pytest.mark.usefixtures("no_triton")
+def test_without_triton_the_reader_is_refused_with_what_to_install():
+    with pytest.raises(ImportError, match=r"reader='gpu' needs Triton: pip install 'weightdecay\[gpu\]'"):
+        wd.AdamW([torch.nn.Parameter(torch.ones(1))], reader="gpu")
+
+
+def test_other_devices_are_torchs():
+    assert readers.kernels("auto", torch.device("meta")) is None
+    assert readers.kernels("eager", torch.device("cpu")) is None

@@ -47,16 +47,19 @@ class Optimizer(Checkpointed):
             rounded to nearest.
         seed: of the stochastic rounding. Equal seeds give equal bits, also after a resume.
         maximize: ascend; the decay still shrinks.
-        capturable: keep step counts on the parameters' device and read no number back from it.
+        capturable: keep step counts on the parameters' device and read no number back from it, so that a CUDA graph may
+            capture the step. An lr or λ that is to change between replays is a tensor there.
         differentiable: let autograd see through the step.
         foreach, fused: refused; they name implementations of torch's.
-        reader: "cpu" (compiled kernels, for parameters on the CPU), "eager" (torch's operations), or "auto": kernels for all
-            that they can do, and torch's operations for the rest. The state is the same, and a run may switch.
+        reader: "cpu" (compiled kernels, for parameters on the CPU), "gpu" (Triton's, for those on a CUDA device), "eager"
+            (torch's operations), or "auto": kernels for all that they can do, and torch's operations for the rest. The
+            state is the same, and a run may switch.
         numbers: the rules' hyper-parameters (betas, eps, momentum, p, …).
 
     Raises:
         TypeError, ValueError: a value that cannot be meant, with its name and group. Nothing has changed then.
-        RuntimeError: from `step`, for a sparse gradient. With reader="cpu" what no kernel can do is refused there, too.
+        ImportError: reader="gpu" without Triton.
+        RuntimeError: from `step`, for a sparse gradient. With a reader of kernels what none can do is refused there, too.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
     >>> optimizer = Optimizer([w], lr=0.5, direction="sgd", decay="cautious", weight_decay=0.5)
