@@ -126,3 +126,34 @@ def test_parameters_on_the_cpu_are_not_for_this_reader():
     param.grad = torch.ones(3)
     with pytest.raises(ValueError, match=r"reader='gpu' cannot step .*: it is on cpu; use reader='auto'"):
         wd.AdamW([param], reader="gpu").step()
+
+
+class OnlyATarget:
+    """What Triton asks of a GPU before it compiles."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def test_a_launch_compiles_once_whatever_the_sizes(monkeypatch):
+    """By Triton's own way to a launch, as far as that goes without a GPU."""
+    from triton.runtime import driver
+    from triton.runtime.jit import MockTensor
+
+    optimizer = wd.AdamW(parameter(), reader="eager")
+    (step,) = kernels.kernel(signature(optimizer, torch.float32, "nearest", capturable=False)).passes
+    dtypes = (torch.int64, torch.int32, torch.float64, torch.float64, torch.float32, torch.float32)
+    monkeypatch.setattr(driver, "_active", OnlyATarget())
+    found = {
+        id(step.warmup(*map(MockTensor, dtypes), *sizes, grid=(sizes[1],), BLOCK=BLOCK, **kernels.OPTIONS))
+        for sizes in ((1, 1), (16, 16), (400, 401))
+    }
+    assert len(found) == 1

@@ -474,15 +474,15 @@ class Optimizer(Checkpointed):
         equation, state = self.equation(group), self.state[param]
         kept = equation.kept(numbers)
         step = state.get("step")
-        if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
-            state["step"] = torch.tensor(float(step), dtype=torch.float32)  # an old checkpoint's, or the user's own
-        elif step is not None and not torch.compiler.is_compiling() and not _counts(step, group, param):
-            state["step"] = step.to(param.device if group["capturable"] else "cpu")  # capturable was set meanwhile
-        if state.get("step") is None:
+        device = param.device if group["capturable"] else torch.device("cpu")
+        if step is None:
             # torch's SGD counts no steps; a buffer that came with a checkpoint has seen at least one.
             started = any(state.get(each.key) is not None for each in kept if each.changes)
-            device = param.device if group["capturable"] else "cpu"
             state["step"] = torch.tensor(float(started), dtype=torch.float32, device=device)
+        elif not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
+            state["step"] = torch.tensor(float(step), dtype=torch.float32, device=device)  # an old checkpoint's, or a user's
+        elif step.device != device and not torch.compiler.is_compiling():
+            state["step"] = step.to(device)  # capturable was set, or taken back
         for each in kept:
             if state.get(each.key) is None:
                 state[each.key] = eager.start(each, param, equation.asking(each, numbers), moment_dtype(param))

@@ -64,7 +64,7 @@ class Table(table.Table):
         self.live.pop(at, None)
         if not isinstance(value, Tensor):
             return float(value)
-        if value.device != self.signature.device:
+        if value.device.type != self.signature.device.type:
             return float(value.item())
         self.live[at] = value
         return 0.0
