@@ -34,7 +34,7 @@ slow: $(INSTALLED)  ## run the tests that need gigabytes
 gpu-check: $(VENV)-gpu/.installed-$(TRITON)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
 	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q tests/test_gpu_reader.py
 	rm -rf build/triton
-	TRITON_CACHE_DIR=build/triton $(VENV)-gpu/bin/python -m pytest -q tests/test_gpu_compiled.py tests/test_gpu_source.py
+	TRITON_CACHE_DIR=build/triton $(VENV)-gpu/bin/python -m pytest -q tests/test_gpu_compiled.py tests/test_gpu_source.py tests/test_gpu_device.py
 
 $(VENV)-gpu/.installed-$(TRITON): pyproject.toml
 	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv $(VENV)-gpu
