@@ -121,6 +121,9 @@ def test_the_kernels_agree_with_the_other_readers(rules, dtype, how):
                 assert distance(got[key], expected[key]) <= 2 * torch.finfo(dtype).eps, key
             else:
                 assert distance(got[key], expected[key]) <= TOLERANCE.get(dtype, 2e-6), key
+    if any("weight" in key for key in rules) and not rounded:
+        free = values(trained("cpu", dtype, how, **{**rules, **{key: 0.0 for key in rules if "weight" in key}}))
+        assert max(distance(expected[key], free[key]) for key in expected) >= 100 * TOLERANCE.get(dtype, 2e-6)
 
 
 # The same random bits, wherever an element lies --------------------------------------------------------------------------
