@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weightdecay import decays, directions, penalties
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
-from weightdecay.groups import param_groups
+from weightdecay.groups import param_groups, scale_invariant
 from weightdecay.lint import RuleError
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
@@ -48,6 +48,7 @@ __all__ = [
     "penalty",
     "remaining",
     "rules",
+    "scale_invariant",
     "sweep",
     "timescale",
     "transfer",
