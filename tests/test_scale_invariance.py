@@ -115,7 +115,7 @@ class Failing(nn.Module):
 
     def __init__(self, at):
         super().__init__()
-        self.inner, images = convolutions()
+        self.inner = convolutions()[0]
         self.register_buffer("calls", torch.zeros(()))
         self.at, self.seen = at, 0
 
@@ -123,7 +123,7 @@ class Failing(nn.Module):
         self.seen += 1
         self.calls += 1
         torch.rand(3), random.random(), np.random.rand()
-        x.mul_(1.0)
+        x.mul_(1.5)
         if self.seen == self.at:
             raise RuntimeError("out of memory")
         return self.inner(x)
@@ -164,8 +164,8 @@ def test_the_corrected_decay_takes_what_was_found():
     )
     optimizer = wd.Optimizer(groups, 0.1, direction="sgd", decay="decoupled", reader="eager")
     assert {name: group["decay"] for group in optimizer.param_groups for name in group["param_names"]} == {
-        **{name: "corrected" for name in ("0.weight", "4.weight")},
-        **{name: "decoupled" for name in ("0.bias", "1.weight", "1.bias", "5.weight", "5.bias", "7.weight", "7.bias")},
+        **dict.fromkeys(("0.weight", "4.weight"), "corrected"),
+        **dict.fromkeys(("0.bias", "1.weight", "1.bias", "5.weight", "5.bias", "7.weight", "7.bias"), "decoupled"),
     }
 
 

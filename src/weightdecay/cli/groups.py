@@ -18,9 +18,7 @@ from weightdecay.groups.styles import STYLES
 @click.option("--diff", "other", type=click.Choice(tuple(STYLES)), help="Show what this style would do otherwise, alone.")
 @click.option("--roles", "list_roles", is_flag=True, help="List the roles that a parameter can have.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def groups(
-    model: str | None, weight_decay: float, style: str, other: str | None, list_roles: bool, as_json: bool
-) -> None:
+def groups(model: str | None, weight_decay: float, style: str, other: str | None, list_roles: bool, as_json: bool) -> None:
     """Print which parameters of a model decay, and why.
 
     The model is your own: a module, or a function or class that returns one when it is called. For example:

@@ -145,8 +145,7 @@ def _refuse_unclear(output: Sequence[Tensor]) -> None:
 def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """Return the largest relative distance of two outputs, tensor by tensor."""
     pairs = zip(one, other, strict=True)
-    found = [((a - b).double().norm() / b.double().norm().clamp_min(1e-300)).item() for a, b in pairs]
-    return max(found)
+    return max(float((a - b).double().norm() / b.double().norm().clamp_min(1e-300)) for a, b in pairs)
 
 
 @contextmanager

@@ -27,11 +27,11 @@ BIAS = re.compile(r"(^|_)bias(_|$)")
 POSITION = re.compile(
     r"(^|_)(abs_|rel_|absolute_|relative_|learned_)?pos(ition|itions|itional)?(_emb\w*|_enc\w*|_bias\w*|_table)?(_[a-z0-9])?$"
     r"|(^|_)emb(ed)?(ding)?s?_(pos|rel|position)\w*$|(^|_)positions?_embed\w*$|(^|_)pos_embed\w*|^wpe$"
-    r"|(^|_)rel(ative)?_(embed\w*|attention_bias|bias_table)$|(^|_)attention_biases$|^(row|col|column)_embed\w*$"
+    r"|(^|_)rel(ative)?_(embed\w*|attention_bias|bias_table)$|(^|_)attention_biases$|^(row|col|column|distance)_embed\w*$"
 )
 TOKEN = re.compile(
     r"(^|_)(cls|class|reg|register|dist|distillation|detection|mask|masked|masks|group|latent|query|prompt|level|storage|bos|pad|sep)"
-    r"_?(reg|register)?_?(tokens?|emb|embeds?|embedding|latent|query|spec_embed)$|^(latents|latent_queries|probe|dummy_node)$"
+    r"_?(reg|register)?_?(tokens?|emb|embeds?|embedding|latent|query|spec_embed)$|^(latents(_\w+)?|latent_queries|probe|dummy_node)$"
     r"|^(image|view)_(newline|separator|sep|begin|end)$"
 )
 TABLE_OF_TOKENS = re.compile(
@@ -40,6 +40,7 @@ TABLE_OF_TOKENS = re.compile(
 STATE_SPACE = re.compile(r"^(A_logs?|dt_bias|dt_projs?_bias|log_dt|time_decay|time_first|recurrent_param|log_state_decay)$")
 LOGIT_SCALE = re.compile(r"(^|_)(logit_scales?|logits?_scale_\w+|temperature|temp|inv_temp\w*|logit_bias)(_[a-z])?$")
 LORA = {side: re.compile(rf"^lora_(embedding_)?{side}$", re.IGNORECASE) for side in "AB"}
+GENERIC = re.compile(r"^(\d+|weights|embeddings?)$")
 EXPERT = re.compile(r"(^|_)experts?$")
 
 
@@ -91,6 +92,11 @@ def _tables(param: Param) -> list[str]:
     return [name.split(".")[-2] for name in names if "." in name]
 
 
+def _called(param: Param) -> str:
+    """Return what the model calls a bare parameter, also where it is numbered or the only thing in what is called so."""
+    return next((part for part in reversed(param.path) if not GENERIC.search(part)), param.leaf)
+
+
 def _is_bare(param: Param) -> bool:
     """Tell whether the tensor is held by the model's own code: a layer's tensors are called weight and bias."""
     return param.leaf not in ("weight", "bias")
@@ -102,13 +108,13 @@ def _position(param: Param) -> str | None:
         return "position"
     if any(isinstance(m, EMBEDDINGS) and "Position" in cls.__name__ for m in param.modules for cls in type(m).__mro__):
         return "position"
-    return "position" if _is_bare(param) and POSITION.search(param.leaf) else None
+    return "position" if _is_bare(param) and POSITION.search(_called(param)) else None
 
 
 def _token(param: Param) -> str | None:
     if any(map(TABLE_OF_TOKENS.search, _tables(param))):
         return "token"
-    return "token" if _is_bare(param) and TOKEN.search(param.leaf) else None
+    return "token" if _is_bare(param) and TOKEN.search(_called(param)) else None
 
 
 def _state_space(param: Param) -> str | None:
@@ -131,7 +137,7 @@ def _bias(param: Param) -> str | None:
     return "bias" if BIAS.search(param.leaf) else None
 
 
-def _is_norm(param: Param) -> nn.Module | None:
+def _norm_of(param: Param) -> nn.Module | None:
     for module in param.modules:
         named = any(NORM_CLASS.search(cls.__name__) for cls in type(module).__mro__)
         if isinstance(module, NORMS_OF_ANY_SHAPE) or (named and param.one_vector):
@@ -149,13 +155,14 @@ def _adds_one(cls: type) -> bool:
 
 
 def _norm_around_one(param: Param) -> str | None:
-    module = _is_norm(param)
-    return f"norm around one ({type(module).__name__})" if module and _adds_one(type(module)) else None
+    module = _norm_of(param)
+    kind: Any = type(module)
+    return f"norm around one ({kind.__name__})" if module is not None and _adds_one(kind) else None
 
 
 def _norm(param: Param) -> str | None:
-    module = _is_norm(param)
-    return f"norm ({type(module).__name__})" if module else None
+    module = _norm_of(param)
+    return f"norm ({type(module).__name__})" if module is not None else None
 
 
 def _weight_norm(parts: tuple[str, str], name: str) -> Callable[[Param], str | None]:
@@ -250,7 +257,7 @@ ROLES = Roles(
             _bias,
             False,
             "bias is a word of the last part of the name (bias, in_proj_bias, bias_k, bias_ih_l0)",
-            "It shifts, so zero is no simpler than another value, and one that decays ends below its mean (pytorch/pytorch #2639).",
+            "It shifts, so zero is no simpler than another value; decayed, it ends below its mean (pytorch/pytorch #2639).",
         ),
         Role(
             "norm.around_one",
