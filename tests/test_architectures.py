@@ -96,11 +96,10 @@ def check_trainer(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = importlib.import_module("transformers.trainer").Trainer
-    theirs = set(trainer.get_decay_parameter_names(None, model)) & {
-        name for name, p in model.named_parameters() if p.requires_grad
-    }
-    groups = param_groups(model, 0.1, style="hf", names=True)
-    assert {name for group in groups if group["weight_decay"] > 0 for name, _ in group["params"]} == theirs
+    names = set(trainer.get_decay_parameter_names(None, model))
+    theirs = {id(p) for name, p in model.named_parameters() if name in names and p.requires_grad}
+    groups = param_groups(model, 0.1, style="hf")
+    assert {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]} == theirs
 
 
 FAMILIES = sorted({*transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES} & {*transformers.CONFIG_MAPPING})

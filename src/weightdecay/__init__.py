@@ -15,6 +15,7 @@ from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups, scale_invariant
 from weightdecay.lint import RuleError
+from weightdecay.migration import migrate
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
 from weightdecay.rule import decay, direction, penalty, rules
@@ -43,6 +44,7 @@ __all__ = [
     "derive",
     "direction",
     "half_life",
+    "migrate",
     "normalized",
     "param_groups",
     "penalty",

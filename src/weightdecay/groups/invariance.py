@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from weightdecay.groups.names import unwrapped
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.groups.table import lines
+from weightdecay.names import unwrapped
 
 __all__ = ["Invariance", "Response", "scale_invariant"]
 

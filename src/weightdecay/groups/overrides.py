@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from weightdecay import arguments
-from weightdecay.groups.names import some
 from weightdecay.groups.params import Param
 from weightdecay.groups.roles import ROLES
+from weightdecay.names import some
 
 __all__ = ["Overrides", "Settings", "by_pattern", "by_role", "checked_number", "marked"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from weightdecay.groups.names import WRAPPERS, unwrapped, without_wrappers
+from weightdecay.names import WRAPPERS, unwrapped, without_wrappers
 
 __all__ = ["Param", "params_of"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-__all__ = ["some", "unwrapped", "without_wrappers"]
+__all__ = ["WRAPPERS", "differences", "some", "unwrapped", "without_wrappers"]
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -47,11 +47,31 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def some(names: Iterable[str]) -> str:
-    """Return up to three names, quoted, and how many more there are.
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Return the first names, quoted, and how many more there are.
 
     >>> some(["a", "b", "c", "d"])
     "'a', 'b', 'c' and 1 more"
     """
-    first, *others = [f"'{name}'" for name in names]
-    return ", ".join([first, *others[:2]]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+    quoted = [f"'{name}'" for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")
+
+
+def differences(live: Sequence[str], saved: Sequence[str]) -> str:
+    """Return in lines which names only one of an optimizer and a checkpoint has, or where their orders part.
+
+    >>> print(differences(["a", "b", "new"], ["b", "a", "old"]))
+      only in the optimizer: 'new'
+      only in the checkpoint: 'old'
+    >>> print(differences(["a", "b"], ["b", "a"]))
+      place 0: 'a' in the optimizer, 'b' in the checkpoint
+      place 1: 'b' in the optimizer, 'a' in the checkpoint
+    """
+    missing = [name for name in live if name not in set(saved)]
+    unexpected = [name for name in saved if name not in set(live)]
+    if missing or unexpected:
+        found = {"only in the optimizer": missing, "only in the checkpoint": unexpected}
+        return "\n".join(f"  {where}: {some(names, 10)}" for where, names in found.items() if names)
+    places = [place for place, (ours, theirs) in enumerate(zip(live, saved, strict=False)) if ours != theirs]
+    lines = [f"  place {place}: '{live[place]}' in the optimizer, '{saved[place]}' in the checkpoint" for place in places[:10]]
+    return "\n".join(lines + [f"  and {len(places) - 10} more"] * (len(places) > 10))
