@@ -63,7 +63,22 @@ def test_queries_and_keys_are_scale_invariant_where_they_are_normalised(normalis
 def test_convolutions_before_norms_are_scale_invariant_in_either_mode(training):
     model, images = convolutions()
     assert list(wd.scale_invariant(model.train(training), images)) == ["0.weight", "4.weight"]
-    assert list(wd.scale_invariant(Wrapper(model), (images,))) == ["0.weight", "4.weight"]
+    for wrapped in (Wrapper(model), torch.compile(Wrapper(torch.compile(model, backend="eager")), backend="eager")):
+        assert list(wd.scale_invariant(wrapped, (images,))) == ["0.weight", "4.weight"]
+
+
+def test_what_a_module_does_before_its_only_part_is_done():
+    class Net(nn.Module):
+        """A model whose only part happens to be called as a wrapper's is."""
+
+        def __init__(self):
+            super().__init__()
+            self.module, _ = convolutions()
+
+        def forward(self, x):
+            return self.module(x.unflatten(1, (3, 8, 8)))
+
+    assert list(wd.scale_invariant(Net(), torch.randn(8, 192))) == ["0.weight", "4.weight"]
 
 
 def test_it_holds_in_float64_as_the_definition_says():

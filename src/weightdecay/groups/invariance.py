@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.groups.table import lines
-from weightdecay.names import unwrapped
 
 __all__ = ["Invariance", "Response", "scale_invariant"]
 
@@ -93,7 +92,7 @@ def scale_invariant(model: nn.Module, inputs: Any) -> Invariance:
 
     Source: van Laarhoven 2017, arXiv:1706.05350; the corrected decay is of Defazio 2025, arXiv:2506.02285.
     """
-    bare = unwrapped(model)
+    bare = _without_engine(model)
     params = [param for param in params_of(bare) if _may_decay(param)]
     raw = {id(tensor): name for name, tensor in bare.named_parameters()}
     with _as_it_was(bare) as output_with:
@@ -101,6 +100,17 @@ def scale_invariant(model: nn.Module, inputs: Any) -> Invariance:
         _refuse_unclear(reference)
         responses = [_response(param, raw[id(param.tensor)], inputs, reference, output_with) for param in params]
     return Invariance(responses)
+
+
+def _without_engine(model: nn.Module) -> nn.Module:
+    """Return what torch.compile and data parallelism call in the end: replaced parameters would not reach their engines."""
+    while True:
+        if "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def _may_decay(param: Param) -> bool:

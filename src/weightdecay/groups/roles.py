@@ -75,11 +75,10 @@ class Roles(tuple[Role, ...]):
 
 def role_of(param: Param) -> tuple[Role, str]:
     """Return the role of a tensor and what to call it."""
-    for role in ROLES:
-        called = role.recognise(param)
-        if called:
-            return role, called
-    raise AssertionError("the last role takes everything")
+    if param.role is None:
+        found = ((role, called) for role in ROLES if (called := role.recognise(param)))
+        param.role = next(found)  # the last role takes everything
+    return param.role
 
 
 # How each role is recognised -------------------------------------------------------------------------------------------
