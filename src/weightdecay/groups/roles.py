@@ -20,19 +20,27 @@ __all__ = ["ROLES", "Role", "Roles", "role_of"]
 
 # Torch's other norms hold vectors and have "norm" in the name of their class, which tells third parties' norms too.
 NORMS_OF_ANY_SHAPE = (nn.LayerNorm, nn.RMSNorm)
-NORM_CLASS = re.compile(r"norm|GRN\b|Grn\b", re.IGNORECASE)
+NORM_CLASS = re.compile(r"norm|grn\b", re.IGNORECASE)
 ONE_PLUS_GAIN = re.compile(r"\b1(\.0*)? \+ self\.(weight|gain|gamma|scale)\b|\bself\.(weight|gain|gamma|scale) \+ 1\b")
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 BIAS = re.compile(r"(^|_)bias(_|$)")
 POSITION = re.compile(
-    r"(^|_)(abs_|rel_|absolute_|relative_|learned_)?pos(ition|itions|itional)?(_emb\w*|_enc\w*|_bias\w*|_table)?(_[a-z0-9])?$"
-    r"|(^|_)emb(ed)?(ding)?s?_(pos|rel|position)\w*$|(^|_)positions?_embed\w*$|(^|_)pos_embed\w*|^wpe$"
-    r"|(^|_)rel(ative)?_(embed\w*|attention_bias|bias_table)$|(^|_)attention_biases$|^(row|col|column|distance)_embed\w*$"
+    r"""
+    (^|_) pos(ition|itions|itional)? (_emb\w*|_enc\w*|_bias\w*|_table)? (_[a-z0-9])? $  # pos_embed, rel_pos_h
+    | (^|_) emb(ed)?(ding)?s? _ (pos|rel)\w* $                                                 # embed_positions, emb_rel_k
+    | (^|_) rel(ative)? _ (embed\w*|attention_bias|bias_table) $                               # T5's relative_attention_bias
+    | (^|_) attention_biases $ | ^ (row|col|column|distance)_embed\w* $ | ^ wpe $
+    """,
+    re.VERBOSE,
 )
 TOKEN = re.compile(
-    r"(^|_)(cls|class|reg|register|dist|distillation|detection|mask|masked|masks|group|latent|query|prompt|level|storage|bos|pad|sep)"
-    r"_?(reg|register)?_?(tokens?|emb|embeds?|embedding|latent|query|spec_embed)$|^(latents(_\w+)?|latent_queries|probe|dummy_node)$"
-    r"|^(image|view)_(newline|separator|sep|begin|end)$"
+    r"""
+    (^|_) (cls|class|reg|register|dist|distillation|detection|masks?|masked|group|latent|query|prompt|level|storage|bos|pad|sep)
+    _? (reg|register)? _? (tokens?|emb|embeds?|embedding|latent|query|spec_embed) $      # cls_token, class_embedding
+    | ^ (latents(_\w+)?|latent_queries|probe|dummy_node) $
+    | ^ (image|view)_(newline|separator|sep|begin|end) $
+    """,
+    re.VERBOSE,
 )
 TABLE_OF_TOKENS = re.compile(
     r"^(cls|mask|iou|hq|obj_score|register|presence)_tokens?$|^(object_)?(query|queries)_(pos\w*|embed\w*)$"
