@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from weightdecay import decays, directions, penalties
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
-from weightdecay.groups import param_groups
+from weightdecay.groups import param_groups, scale_invariant
 from weightdecay.lint import RuleError
+from weightdecay.migration import migrate
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
 from weightdecay.rule import decay, direction, penalty, rules
@@ -43,11 +44,13 @@ __all__ = [
     "derive",
     "direction",
     "half_life",
+    "migrate",
     "normalized",
     "param_groups",
     "penalty",
     "remaining",
     "rules",
+    "scale_invariant",
     "sweep",
     "timescale",
     "transfer",
