@@ -21,6 +21,7 @@ from weightdecay import hyperparameters
 from weightdecay.derivation import Derivation, in_lines
 from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
+from weightdecay.presets import PRESETS
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line
 from weightdecay.rule import Rule
@@ -143,7 +144,7 @@ def use(rule: Rule) -> str:
     w = torch.nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
     eval(asked, {"wd": wd, "params": [w]}).step()
-    presets = [name for name in ("SGD", "SGDW", "Adam", "AdamW") if rule.name in preset_rules(name)]
+    presets = [name for name in PRESETS if rule.name in preset_rules(name)]
     also = f" It is in {', '.join(f'`wd.{name}`' for name in presets)}." if presets else ""
     return f"```python\n{asked}\n```{chr(10) * 2 + also.strip() if also else ''}"
 
@@ -152,7 +153,7 @@ def preset_rules(name: str) -> set[str]:
     """Return the names of the rules that a preset is made of."""
     import torch
 
-    optimizer = getattr(wd, name)([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer = PRESETS[name]([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     equation = optimizer.equation(optimizer.param_groups[0])
     return {each.name for each in equation.rules if each.name != "none"}
 

@@ -14,11 +14,8 @@ from weightdecay.rule import REGISTRY
 from weightdecay.step import Equation
 from weightdecay.sweeps.task import Grid, Task
 
-NAMED: dict[str, type[Optimizer]] = {
-    name: preset
-    for name, preset in vars(presets).items()
-    if isinstance(preset, type) and issubclass(preset, presets.Preset) and preset is not presets.Preset
-}
+NAMED = {name: preset for name, preset in presets.PRESETS.items() if preset.has_lambda()}
+"""The presets that have a λ to sweep."""
 DEFAULT_OPTIMIZERS = ("SGD", "SGDW", "Adam", "AdamW")
 
 

@@ -1,0 +1,44 @@
+"""The optimizers people know by name: each a choice of three rules, with torch.optim's arguments and defaults where torch
+has it.
+
+`weight_decay` is λ as torch means it: of the penalty in SGD and Adam, of the decay, per unit of lr, in SGDW and AdamW. What
+a class's λ is in units of, help() says.
+"""
+
+from weightdecay.presets.coupled import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop
+from weightdecay.presets.decoupled import (
+    SGDW,
+    AdadeltaW,
+    AdagradW,
+    AdamaxW,
+    AdamW,
+    Lion,
+    NAdamW,
+    RAdamW,
+    RMSpropW,
+    Signum,
+)
+from weightdecay.presets.papers import (
+    SGDC,
+    SGDCWD,
+    AdamC,
+    AdamCPR,
+    AdamCWD,
+    AdamH,
+    AdamHD,
+    AdamProx,
+    AdamSPD,
+    AdamWN,
+    LionCWD,
+    PAdam,
+    ProxAdam,
+    ProxSGD,
+)
+from weightdecay.presets.preset import Preset
+
+PRESETS: dict[str, type[Preset]] = {
+    name: value
+    for name, value in globals().items()
+    if isinstance(value, type) and issubclass(value, Preset) and value is not Preset
+}
+"""Every preset by its name."""
