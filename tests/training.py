@@ -15,9 +15,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import Parameter
 
 import weightdecay as wd
-from weightdecay.presets import Preset
+from weightdecay import presets
 
-PRESETS = [cls for cls in vars(wd).values() if isinstance(cls, type) and issubclass(cls, Preset)]
+PRESETS = list(presets.PRESETS.values())
 SHAPES = {"weight": (4, 3), "bias": (3,), "scale": ()}
 LAYOUTS = {
     "transposed": lambda full: full.mT.contiguous().mT,
@@ -127,6 +127,17 @@ def output(script, *, timeout=60, **environment):
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=timeout, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def default_dtype(dtype) -> Iterator[None]:
+    """Let torch make tensors of this dtype; its NAdam keeps the product of its momenta, and all count steps, in it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

@@ -36,9 +36,41 @@ from weightdecay.presets.papers import (
 )
 from weightdecay.presets.preset import Preset
 
-PRESETS: dict[str, type[Preset]] = {
-    name: value
-    for name, value in globals().items()
-    if isinstance(value, type) and issubclass(value, Preset) and value is not Preset
-}
+__all__ = [
+    "SGD",
+    "SGDC",
+    "SGDCWD",
+    "SGDW",
+    "Adadelta",
+    "AdadeltaW",
+    "Adagrad",
+    "AdagradW",
+    "Adam",
+    "AdamC",
+    "AdamCPR",
+    "AdamCWD",
+    "AdamH",
+    "AdamHD",
+    "AdamProx",
+    "AdamSPD",
+    "AdamW",
+    "AdamWN",
+    "Adamax",
+    "AdamaxW",
+    "Lion",
+    "LionCWD",
+    "NAdam",
+    "NAdamW",
+    "PAdam",
+    "Preset",
+    "ProxAdam",
+    "ProxSGD",
+    "RAdam",
+    "RAdamW",
+    "RMSprop",
+    "RMSpropW",
+    "Signum",
+]
+
+PRESETS: dict[str, type[Preset]] = {name: globals()[name] for name in __all__ if name != "Preset"}
 """Every preset by its name."""
