@@ -1,6 +1,7 @@
 """Checkpoints: what is loaded continues as if it had never stopped, here and in torch, or is refused and changes nothing."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -10,7 +11,19 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import Linear, Parameter
-from training import COMBINATIONS, PRESETS, apart, bits, copies, everything, noise, parameters, set_gradients, train
+from training import (
+    COMBINATIONS,
+    PRESETS,
+    apart,
+    bits,
+    copies,
+    default_dtype,
+    everything,
+    noise,
+    parameters,
+    set_gradients,
+    train,
+)
 
 import weightdecay as wd
 
@@ -24,6 +37,14 @@ TWINS = {
     "Adam-decoupled": ("Adam", {**LAM, "decoupled_weight_decay": True}),
     "AdamW": ("AdamW", LAM),
     "AdamW-amsgrad": ("AdamW", {**LAM, "amsgrad": True}),
+    "NAdam": ("NAdam", LAM),
+    "NAdam-decoupled": ("NAdam", {**LAM, "decoupled_weight_decay": True}),
+    "RAdam": ("RAdam", LAM),
+    "Adamax": ("Adamax", LAM),
+    "Adagrad": ("Adagrad", {**LAM, "initial_accumulator_value": 0.5, "lr_decay": 0.1}),
+    "Adadelta": ("Adadelta", {**LAM, "lr": 1.0}),
+    "RMSprop": ("RMSprop", LAM),
+    "RMSprop-centered-momentum": ("RMSprop", {**LAM, "centered": True, "momentum": 0.9}),
 }
 IMPLEMENTATIONS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 twins = pytest.mark.parametrize(("name", "options"), TWINS.values(), ids=TWINS)
@@ -41,8 +62,23 @@ combinations = pytest.mark.parametrize("rules", COMBINATIONS.values(), ids=COMBI
 # To and from torch.optim ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
-@twins
+def implementations():
+    """Return every twin with every implementation that torch's optimizer has."""
+    for twin, (name, options) in TWINS.items():
+        for how, flag in IMPLEMENTATIONS.items():
+            if set(flag) <= set(inspect.signature(getattr(torch.optim, name)).parameters):
+                yield pytest.param(name, options, flag, id=f"{twin}-{how}")
+
+
+@pytest.fixture
+def in_float64():
+    """torch's NAdam keeps the product of its momenta in the default dtype."""
+    with default_dtype(torch.float64):
+        yield
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize(("name", "options", "implementation"), list(implementations()))
 def test_a_run_of_torch_continues_here(name, options, implementation):
     params = parameters()
     theirs = getattr(torch.optim, name)(params.values(), **options, **implementation)
@@ -55,6 +91,7 @@ def test_a_run_of_torch_continues_here(name, options, implementation):
     assert apart(fresh, theirs) >= 1e-10 or not theirs.state  # the state that was loaded is what makes them equal
 
 
+@pytest.mark.usefixtures("in_float64")
 @twins
 def test_a_run_from_here_continues_in_torch(name, options):
     params = parameters()
@@ -65,6 +102,16 @@ def test_a_run_from_here_continues_in_torch(name, options):
     for optimizer in (ours, theirs):
         train(optimizer, 5, first=6)
     assert apart(ours, theirs) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_adagrad_has_its_state_before_a_gradient_as_torchs_has(dtype):
+    """In torch 2.10 Adagrad goes on from no checkpoint without it."""
+    ours, theirs = (lib.Adagrad(parameters(dtype).values(), initial_accumulator_value=0.5) for lib in (wd, torch.optim))
+    assert bits(ours.state_dict()["state"]) == bits(theirs.state_dict()["state"])
+    train(ours, 1)
+    train(theirs, 1)
+    assert apart(ours, theirs) <= 1e-6
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)

@@ -195,7 +195,7 @@ class Adagrad(Preset):
         super().__init__(params, lr=lr, weight_decay=weight_decay, **own, options=options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking every value in it, with its state: torch's Adagrad goes on from no other checkpoint."""
+        """Add a group after checking every value in it, and give it its state at once, as torch's Adagrad does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for param in group["params"]:
