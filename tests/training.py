@@ -1,6 +1,7 @@
 """What the tests train with: small parameters, gradients that follow from the step and the weights, comparison bit for bit."""
 
 import contextlib
+import inspect
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import weightdecay as wd
 from weightdecay import presets
 
 PRESETS = list(presets.PRESETS.values())
+KINDS = (wd.SGD, wd.SGDW, wd.Adam, wd.AdamW, wd.NAdam, wd.Adagrad, wd.AdamSPD, wd.AdamCPR)
+"""Presets for what does not depend on the formula: one of each kind of arguments and state."""
 SHAPES = {"weight": (4, 3), "bias": (3,), "scale": ()}
 LAYOUTS = {
     "transposed": lambda full: full.mT.contiguous().mT,
@@ -55,6 +58,12 @@ def noise(shape, dtype, seed):
 def parameters(dtype=torch.float64, shapes=SHAPES, seed=0) -> dict[str, Parameter]:
     """Return named parameters with normal values."""
     return {name: Parameter(noise(shape, dtype, seed + place)) for place, (name, shape) in enumerate(shapes.items())}
+
+
+def options_of(preset) -> dict[str, float]:
+    """Return hyper-parameters under which every part of a preset is at work."""
+    given = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.9, "dampening": 0.1}
+    return {name: given[name] for name in inspect.signature(preset).parameters if name in given}
 
 
 def copies(params: Mapping[str, Parameter]) -> dict[str, Parameter]:
