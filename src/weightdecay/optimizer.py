@@ -187,9 +187,9 @@ class Optimizer(Checkpointed):
         used = {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
         for kind, key in self._lambdas.items():
             if key not in used and group[key] != 0:
-                own = next((each for each in equation.rules if each.kind == kind and each.name != "none"), None)
-                if own is not None:
-                    raise ValueError(f"{key}={group[key]} in {where} does nothing: the {kind} {own.name} has no λ")
+                for rule in equation.rules:
+                    if self._lambdas.get(rule.kind) == key and rule.name != "none":
+                        raise ValueError(f"{key}={group[key]} in {where} does nothing: the {rule.kind} {rule.name} has no λ")
                 other = next((name for name in used if group[name] == 0), None)
                 hint = f"; the λ of the {equation} is {other}" if other else ""
                 raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…{hint}")
