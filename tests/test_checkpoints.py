@@ -13,13 +13,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from torch.nn import Linear, Parameter
 from training import (
     COMBINATIONS,
-    PRESETS,
+    KINDS,
     apart,
     bits,
     copies,
     default_dtype,
     everything,
     noise,
+    options_of,
     parameters,
     set_gradients,
     train,
@@ -50,12 +51,7 @@ IMPLEMENTATIONS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True},
 twins = pytest.mark.parametrize(("name", "options"), TWINS.values(), ids=TWINS)
 
 
-def presets(params, **options):
-    """Return every preset there is, with momentum where it has some."""
-    for cls in PRESETS:
-        yield cls(params, **LAM, **options, **({"momentum": 0.9} if issubclass(cls, wd.SGD) else {}))
-
-
+kinds = pytest.mark.parametrize("preset", KINDS, ids=lambda cls: cls.__name__)
 combinations = pytest.mark.parametrize("rules", COMBINATIONS.values(), ids=COMBINATIONS)
 
 
@@ -207,11 +203,11 @@ def test_resuming_is_bit_for_bit_never_having_stopped(way, dtype, rounding, rule
     assert everything(resumed) == everything(optimizer)
 
 
-@pytest.mark.parametrize("place", range(len(PRESETS)), ids=[cls.__name__ for cls in PRESETS])
+@kinds
 @ways
-def test_every_preset_resumes(way, place):
+def test_every_kind_of_preset_resumes(way, preset):
     def build(params):
-        return list(presets(list(params), rounding="stochastic", seed=7))[place]
+        return preset(params, **options_of(preset), rounding="stochastic", seed=7)
 
     params = parameters(torch.bfloat16)
     optimizer = build(params.values())
@@ -312,15 +308,15 @@ def test_a_key_that_an_older_version_lacked_keeps_its_value(rules):
 
 
 @pytest.mark.parametrize("number", [int, float])
-@pytest.mark.parametrize("place", range(len(PRESETS)), ids=[cls.__name__ for cls in PRESETS])
-def test_a_step_may_be_a_plain_number(place, number):
+@kinds
+def test_a_step_may_be_a_plain_number(preset, number):
     params = parameters()
-    optimizer = list(presets(list(params.values())))[place]
+    optimizer = preset(params.values(), **options_of(preset))
     train(optimizer, 3)
     older = copy.deepcopy(optimizer.state_dict())
     for state in older["state"].values():
         state["step"] = number(state["step"])
-    resumed = list(presets(list(copies(params).values())))[place]
+    resumed = preset(copies(params).values(), **options_of(preset))
     resumed.load_state_dict(older)
     assert bits(resumed.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
 

@@ -19,7 +19,7 @@ import weightdecay as wd
 from weightdecay import presets
 
 PRESETS = list(presets.PRESETS.values())
-KINDS = (wd.SGD, wd.SGDW, wd.Adam, wd.AdamW, wd.NAdam, wd.Adagrad, wd.AdamSPD, wd.AdamCPR)
+KINDS = (wd.SGD, wd.SGDW, wd.Adam, wd.AdamW, wd.NAdam, wd.Adagrad, wd.AdamSPD)
 """Presets for what does not depend on the formula: one of each kind of arguments and state."""
 SHAPES = {"weight": (4, 3), "bias": (3,), "scale": ()}
 LAYOUTS = {
