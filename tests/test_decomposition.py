@@ -19,12 +19,18 @@ LOW = (torch.bfloat16, torch.float16)
 
 
 def combinations():
-    """Return every direction with every penalty, every decay and L2 beside each of them; new rules join by themselves."""
+    """Return sgd and adam with every penalty, every decay and L2 beside each of them, and the other directions with the usual.
+
+    New rules join by themselves.
+    """
     found = []
     for direction in BY_KIND["direction"]:
         for penalty in [None, *BY_KIND["penalty"]]:
             for decay in [None, *BY_KIND["decay"]]:
                 if penalty is not None and decay is not None and (penalty.name != "l2" or decay.name == "none"):
+                    continue
+                usual = {rule and rule.name for rule in (penalty, decay)} <= {None, "l2", "decoupled"}
+                if not usual and direction.name not in ("sgd", "adam"):
                     continue
                 given = {rule.kind: rule.name for rule in (direction, penalty, decay) if rule is not None}
                 if penalty is not None:
