@@ -13,6 +13,8 @@ from weightdecay.words import absolute, maximum, sign
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RULES = tuple(wd.rules().values())
 WITH_LAMBDA = tuple(rule for rule in RULES if "lam" in rule.numbers)
+NOT_THE_IDENTITY = ("trust_ratio",)
+"""The rules that do something else than `none` at λ = 0."""
 DIRECTIONS = tuple(wd.rules().of("direction"))
 _PATTERN = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 

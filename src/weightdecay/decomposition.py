@@ -17,6 +17,7 @@ from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
+from weightdecay.rule import kept_for
 from weightdecay.shrink import at_rest, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
@@ -236,7 +237,8 @@ def _split(optimizer: Optimizer, index: int, place: int) -> Split:
     param, name = group["params"][place], name_of(group, index, place)
     if param.grad.layout != torch.strided:
         raise RuntimeError(f"the gradient of {name} is sparse ({param.grad.layout}), and no step is made with it")
-    equation, kept, how = optimizer.way(group)
+    equation, every, how = optimizer.way(group)
+    kept = kept_for(param.shape, every)
     state = dict(optimizer.state.get(param, {}))
     held = [each for each in kept if state.get(each.key) is not None]
     t = float(state["step"]) + 1 if state.get("step") is not None else 1.0 + any(each.changes for each in held)

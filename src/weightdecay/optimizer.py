@@ -1,6 +1,6 @@
 """A torch.optim.Optimizer around the one equation."""
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast, overload
 
@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed, moment_dtype, name_of
 from weightdecay.readers import cpu, eager, rounding
-from weightdecay.rule import REGISTRY, Kept
+from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.step import Equation, RuleLike
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -184,6 +184,8 @@ class Optimizer(Checkpointed):
         if group["differentiable"] != self.defaults["differentiable"]:
             raise ValueError(f"differentiable={group['differentiable']} in {where}: it is set for all groups or for none")
         hyperparameters.check(group, equation, where)
+        if equation.direction.whole:
+            _refuse_shapes(equation.direction, group["params"], where)
         used = {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
         for kind, key in self._lambdas.items():
             if key not in used and group[key] != 0:
@@ -294,7 +296,7 @@ class Optimizer(Checkpointed):
             entry.param,
             entry.param.grad,
             entry.state,
-            kept=[each for each in kept if each not in equation.decay.keeps],
+            kept=[each for each in kept_for(entry.param.shape, kept) if each not in equation.decay.keeps],
             how=rounding.resolve(rounding_, entry.param.dtype),
             factor=-self._factor if group["maximize"] else self._factor,
         )
@@ -307,10 +309,12 @@ class Optimizer(Checkpointed):
         for index, place, number, param in self._every_param():
             group = self.param_groups[index]
             state = self.state.get(param, {})
-            held = {key: state[key] for key in self._keys(group, param) if isinstance(state.get(key), Tensor)}
+            wanted = self._shapes(group, param)
+            held = {key: state[key] for key in wanted if isinstance(state.get(key), Tensor)}
             for key, tensor in {**held, **({} if param.grad is None else {"gradient": param.grad})}.items():
-                if tensor.shape != param.shape:
-                    shapes = f"has shape {tuple(tensor.shape)}, not {tuple(param.shape)}"
+                shape = wanted.get(key, param.shape)
+                if tensor.shape != shape:
+                    shapes = f"has shape {tuple(tensor.shape)}, not {tuple(shape)}"
                     raise ValueError(f"the {key} of {name_of(group, index, place)} {shapes}")
             refusal = cpu.refusal(param, param.grad, *held.values())
             if refusal is not None and param.grad is not None:
@@ -321,7 +325,7 @@ class Optimizer(Checkpointed):
         for index, _, number, param in self._every_param():
             group, state = self.param_groups[index], self.state.get(param, {})
             memory = (each.key for each in self.way(group)[1] if not each.per_element)
-            keys = ("step", *self._keys(group, param), *memory)
+            keys = ("step", *self._shapes(group, param), *memory)
             if number in refused:
                 continue
             if not all(isinstance(state.get(key), Tensor) for key in keys) or state["step"].dtype != torch.float32:
@@ -410,7 +414,7 @@ class Optimizer(Checkpointed):
                 param,
                 -grad if group["maximize"] else grad,
                 state,
-                kept=kept,
+                kept=kept_for(param.shape, kept),
                 how=how,
                 key=rounding.keys(group["seed"], t if group["capturable"] else int(t), first + place)
                 if how == "stochastic"
@@ -432,7 +436,7 @@ class Optimizer(Checkpointed):
 
     def _init_state(self, group: Mapping[str, Any], param: Tensor, numbers: Mapping[str, Mapping[str, Any]]) -> None:
         equation, state = self.equation(group), self.state[param]
-        kept = equation.kept(numbers)
+        kept = kept_for(param.shape, equation.kept(numbers))
         step = state.get("step")
         if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
             state["step"] = torch.tensor(float(step), dtype=torch.float32)  # an old checkpoint's, or the user's own
@@ -447,11 +451,11 @@ class Optimizer(Checkpointed):
         if rounding.resolve(group["rounding"], param.dtype) == "compensated" and state.get("compensation") is None:
             state["compensation"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
 
-    def _keys(self, group: Mapping[str, Any], param: Tensor) -> tuple[str, ...]:
-        """Return the state's keys of what is kept for every element of a parameter."""
+    def _shapes(self, group: Mapping[str, Any], param: Tensor) -> dict[str, tuple[int, ...]]:
+        """Return the state's keys of all that a parameter keeps but numbers, with their shapes."""
         _, kept, how = self.way(group)
-        keys = tuple(each.key for each in kept if each.per_element)
-        return (*keys, "compensation") if rounding.resolve(how, param.dtype) == "compensated" else keys
+        shapes = {each.key: shape for each in kept if each.per_element and (shape := each.shape_of(param.shape)) is not None}
+        return {**shapes, "compensation": param.shape} if rounding.resolve(how, param.dtype) == "compensated" else shapes
 
     def _kept(self, group: Mapping[str, Any]) -> tuple[Kept, ...]:
         """Return what the group's rules keep, a penalty's with λ = 0 too: λ may change."""
@@ -505,6 +509,20 @@ def _refuse_dtypes(params: list[Any], where: str) -> None:
             raise ValueError(f"{name} is a {param.dtype} tensor: only {known} parameters can be optimized")
         if isinstance(param, Tensor) and param.layout == torch.strided and _shares_places(param):
             raise ValueError(f"{name} is expanded: several of its elements share a place in memory; clone() it first")
+
+
+def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
+    """Refuse tensors that a direction of whole tensors could not take."""
+    for place, entry in enumerate(params):
+        name, param = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
+        elsewhere = "put it into a group of its own with another direction, such as adam"
+        if isinstance(param, Tensor) and param.is_complex():
+            raise ValueError(f"{name} is complex, and the direction {direction.name} takes real tensors only: {elsewhere}")
+        if isinstance(param, Tensor) and direction.ndim not in (None, param.ndim):
+            raise ValueError(
+                f"{name} has shape {tuple(param.shape)}, and the direction {direction.name} takes tensors of {direction.ndim} "
+                f"dimensions only: {elsewhere}"
+            )
 
 
 def _as_seen(value: Any) -> Any:

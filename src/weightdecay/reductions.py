@@ -27,6 +27,10 @@ def square_after(w, u, *, eta):
     return (w - eta * u) * (w - eta * u)
 
 
+def square_with_decay(w, u, *, lam):
+    return (u + lam * w) * (u + lam * w)
+
+
 def square_of_distance(w, w_0):
     return (w - w_0) * (w - w_0)
 
@@ -79,6 +83,7 @@ REDUCTIONS = {
     "norm_w": Reduction(("w",), square, root, written=(r"\Vert w\Vert", "‖w‖")),
     "norm_u": Reduction(("u",), square, root, written=(r"\Vert u\Vert", "‖u‖")),
     "norm_y": Reduction(("w", "u"), square_after, root, written=(r"\Vert y\Vert", "‖y‖")),
+    "norm_r": Reduction(("w", "u"), square_with_decay, root, written=(r"\Vert u + \lambda w\Vert", "‖u+λw‖")),
     "norm_n_w": Reduction(("w",), nth_power, nth_root, norm=True, written=(r"\Vert w\Vert_n", "‖w‖_n")),
     "dot_wu": Reduction(("w", "u"), product, itself, written=(r"\langle w, u\rangle", "⟨w,u⟩")),
     "dot_gd": Reduction(("g", "w", "w_0"), product_with_distance, itself, written=(r"\langle g, w - w_0\rangle", "⟨g,w-w_0⟩")),

@@ -243,6 +243,9 @@ def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dt
         value: Any = _plain(reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers))
     else:
         value = numbers[each.start] if isinstance(each.start, str) else each.start
+    shape = each.shape_of(param.shape)
+    if each.shape is not None and shape is not None:
+        return param.detach().new_full(shape, float(value), dtype=dtype)
     if each.per_element:
         fill = complex(float(value), float(value)) if param.is_complex() else float(value)  # a complex number is two
         return torch.full_like(param, fill, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
