@@ -153,7 +153,7 @@ def preset_rules(name: str) -> set[str]:
     """Return the names of the rules that a preset is made of."""
     import torch
 
-    optimizer = PRESETS[name]([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer = PRESETS[name]([torch.nn.Parameter(torch.zeros(1, 1))], lr=0.1)
     equation = optimizer.equation(optimizer.param_groups[0])
     return {each.name for each in equation.rules if each.name != "none"}
 

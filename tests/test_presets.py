@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from training import PRESETS, everything, options_of, parameters, set_gradients, train
+from training import PRESETS, everything, options_of, parameters, parameters_of, set_gradients, train
 
 import weightdecay as wd
 
@@ -30,6 +30,9 @@ RULES = {
     wd.RMSpropW: ("rmsprop", None, "decoupled"),
     wd.Lion: ("lion", None, "decoupled"),
     wd.Signum: ("signum", None, "decoupled"),
+    wd.LAMB: ("adam", None, "trust_ratio"),
+    wd.Muon: ("muon", None, "decoupled"),
+    wd.Adafactor: ("adafactor", None, "decoupled"),
     wd.SGDC: ("sgd", None, "corrected"),
     wd.AdamC: ("adam", None, "corrected"),
     wd.SGDCWD: ("sgd", None, "cautious"),
@@ -44,6 +47,7 @@ RULES = {
     wd.AdamSPD: ("adam", None, "selective_projection"),
     wd.AdamCPR: ("adam", None, "constrained"),
     wd.AdamH: ("adam", None, "hyperball"),
+    wd.MuonH: ("muon", None, "hyperball"),
 }
 
 
@@ -59,12 +63,15 @@ def scheduled(optimizer, steps=6):
 def test_a_preset_is_its_rules_bit_for_bit(preset):
     direction, penalty, decay = RULES[preset]
     options = options_of(preset)
-    ours = preset(parameters().values(), **options, reader="eager")
+    ours = preset(parameters_of(preset).values(), **options, reader="eager")
     lam = {"penalty_weight": options.pop("weight_decay")} if penalty else {}
-    same = ours.defaults.keys() & wd.Optimizer(parameters().values(), 0.1, direction=direction, decay=decay).defaults.keys()
+    same = (
+        ours.defaults.keys()
+        & wd.Optimizer(parameters_of(preset).values(), 0.1, direction=direction, decay=decay).defaults.keys()
+    )
     numbers = {key: ours.defaults[key] for key in same - {"penalty_weight", "weight_decay"}}
     rules = wd.Optimizer(
-        parameters().values(),
+        parameters_of(preset).values(),
         direction=direction,
         penalty=penalty,
         decay=decay,
@@ -82,11 +89,13 @@ def test_a_preset_is_its_rules_bit_for_bit(preset):
 def test_its_lambda_matters(preset):
     if not preset.has_lambda():
         with pytest.raises(TypeError, match="weight_decay"):
-            preset(parameters().values(), weight_decay=0.1)
+            preset(parameters_of(preset).values(), weight_decay=0.1)
         with pytest.raises(ValueError, match="has no λ"):
-            preset([{"params": list(parameters().values()), "weight_decay": 0.1}])
+            preset([{"params": list(parameters_of(preset).values()), "weight_decay": 0.1}])
         return
-    ours, without = (preset(parameters().values(), **{**options_of(preset), **lam}) for lam in ({}, {"weight_decay": 0.0}))
+    ours, without = (
+        preset(parameters_of(preset).values(), **{**options_of(preset), **lam}) for lam in ({}, {"weight_decay": 0.0})
+    )
     for optimizer in (ours, without):
         scheduled(optimizer)
     pairs = zip(ours.param_groups[0]["params"], without.param_groups[0]["params"], strict=True)
@@ -107,7 +116,7 @@ def test_help_says_what_every_argument_means_and_shows_an_example(preset):
 def test_arguments_in_a_group_and_in_the_constructor_are_the_same(preset):
     """What help() says of every number: a group may have its own."""
     options = {key: value for key, value in options_of(preset).items() if key != "lr"}
-    by_group, by_name = parameters(), parameters()
+    by_group, by_name = parameters_of(preset), parameters_of(preset)
     first = preset([{"params": list(by_group.values()), **options}], lr=0.05)
     second = preset(by_name.values(), lr=0.05, **options)
     for optimizer in (first, second):
@@ -206,6 +215,12 @@ def adam_h(w, g, t, lr, it):
     return radius * y / np.linalg.norm(y)
 
 
+def lamb(w, g, t, lr, it):
+    """Algorithm 2 with φ the identity."""
+    r = it.adam(g, t) + LAMBDA * w
+    return w - lr * np.linalg.norm(w) / np.linalg.norm(r) * r
+
+
 def lion(w, g, t, lr, it):
     return w - lr * (it.lion(g) + LAMBDA * w)
 
@@ -233,6 +248,7 @@ ALGORITHMS = {
     adam_spd: (wd.AdamSPD, {**_ADAM, **_LAMBDA}),
     adam_cpr: (wd.AdamCPR, {**_ADAM, "kappa": 2.0}),
     adam_h: (wd.AdamH, _ADAM),
+    lamb: (wd.LAMB, {**_ADAM, **_LAMBDA}),
     lion: (wd.Lion, {"betas": BETAS, **_LAMBDA}),
     lion_cwd: (wd.LionCWD, {"betas": BETAS, **_LAMBDA}),
     signum: (wd.Signum, {"momentum": BETAS[0], **_LAMBDA}),

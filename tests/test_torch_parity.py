@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from torch.optim import lr_scheduler
-from training import PRESETS, default_dtype, noise, parameters
+from training import PRESETS, default_dtype, noise, parameters, parameters_of
 
 import weightdecay as wd
 from weightdecay.presets.preset import Options
@@ -58,6 +58,14 @@ SETTINGS = {
     "RMSprop-momentum": (wd.RMSprop, {**MOMENTUM, "alpha": 0.9}),
     "RMSprop-centered": (wd.RMSprop, {**LAM, "centered": True, "eps": 1e-3, "maximize": True}),
     "RMSprop-centered-momentum": (wd.RMSprop, {**MOMENTUM, "centered": True}),
+    "Adafactor": (wd.Adafactor, LAM),
+    "Adafactor-maximize": (
+        wd.Adafactor,
+        {**LAM, "lr": 2.0, "beta2_decay": -0.5, "eps": (1e-3, 0.5), "d": 2.0, "maximize": True},
+    ),
+    "Muon": (wd.Muon, LAM),
+    "Muon-like-AdamW": (wd.Muon, {**LAM, "nesterov": False, "momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"}),
+    "Muon-coefficients": (wd.Muon, {**LAM, "ns_coefficients": (2.0, -1.5, 0.5), "eps": 1e-3, "ns_steps": 3}),
 }
 settings = pytest.mark.parametrize(("preset", "options"), SETTINGS.values(), ids=SETTINGS)
 
@@ -66,7 +74,7 @@ class Run:
     """Twenty steps of an optimizer, with a layer frozen on the way, gradients that are None, and a number for a parameter."""
 
     def __init__(self, cls, dtype, *, grouped=None, schedule=None, **options):
-        self.params = parameters(dtype)
+        self.params = parameters_of(getattr(cls, "func", cls), dtype)
         groups = [{"params": [p], **over} for p, over in zip(self.params.values(), grouped, strict=True)] if grouped else None
         self.optimizer = cls(groups or self.params.values(), **options)
         scheduler = schedule(self.optimizer) if schedule else None
@@ -102,6 +110,8 @@ def torchs(preset):
     """Return torch's optimizer of the same name, or the one that a flag makes the same, on its for-loop path."""
     if preset in BY_FLAG:
         return partial(BY_FLAG[preset], decoupled_weight_decay=True, foreach=False)
+    if preset is wd.Muon:  # which has no other path
+        return partial(torch.optim.Muon)
     return partial(getattr(torch.optim, preset.__name__), foreach=False)
 
 
@@ -172,6 +182,16 @@ OVERRIDES |= {
     wd.Adamax: _ADAPTIVE,
     wd.Adagrad: [*_EVERY, {"lr_decay": 0.2}, {"eps": 0.1}],
     wd.Adadelta: [*_EVERY, {"rho": 0.5}, {"eps": 0.1}],
+    wd.Adafactor: [*_EVERY, {"beta2_decay": -0.5}, {"eps": (1e-3, 0.5)}, {"d": 2.0}],
+    wd.Muon: [
+        *_EVERY[:-1],
+        {"momentum": 0.5},
+        {"nesterov": False},
+        {"ns_coefficients": (2.0, -1.5, 0.5)},
+        {"eps": 10.0},
+        {"ns_steps": 3},
+        {"adjust_lr_fn": "match_rms_adamw"},
+    ],
     wd.RMSprop: [*_EVERY, {"alpha": 0.5}, {"eps": 0.1}, {"momentum": 0.5}, {"centered": True}],
 }
 
@@ -191,7 +211,7 @@ def test_a_group_may_override_every_hyper_parameter(preset, override):
 @drop_ins
 def test_every_hyper_parameter_of_torchs_is_overridden_above(preset):
     flags = {"foreach", "fused", "capturable", "differentiable"}
-    theirs = torchs(preset)(parameters().values()).defaults.keys() - flags
+    theirs = torchs(preset)(parameters_of(preset).values()).defaults.keys() - flags
     not_by_group = {wd.AdamW: {"decoupled_weight_decay"}, wd.Adagrad: {"initial_accumulator_value"}}
     assert {key for override in OVERRIDES[preset] for key in override} == theirs - not_by_group.get(preset, set())
 
@@ -267,7 +287,7 @@ def test_betas_may_be_tensors():
 @drop_ins
 def test_a_closure_sees_the_same_losses(preset):
     def losses(cls):
-        params = parameters()
+        params = parameters_of(preset)
         optimizer = cls(params.values(), **LAM)
 
         def closure():
@@ -288,7 +308,7 @@ def test_a_group_may_join_on_the_way(preset):
     class Growing(Run):
         def set_gradients(self, t):
             if t == 7:
-                self.params["late"] = parameters(shapes={"late": (5,)})["late"]
+                self.params["late"] = parameters(shapes={"late": (5, 2)})["late"]
                 self.optimizer.add_param_group({"params": [self.params["late"]], "lr": 0.05, "weight_decay": 0.5})
             super().set_gradients(t)
 
@@ -332,16 +352,16 @@ def test_positional_arguments_stand_in_torchs_order(preset):
 def test_every_argument_of_torchs_is_taken_with_its_default(preset):
     theirs = arguments(theirs_of(preset))
     assert theirs
-    bare = preset(parameters().values())
+    bare = preset(parameters_of(preset).values())
     for name, default in theirs.items():
         assert bare.defaults[name] == default, name
-        assert preset(parameters().values(), **{name: default}).defaults == bare.defaults, name
+        assert preset(parameters_of(preset).values(), **{name: default}).defaults == bare.defaults, name
 
 
 @drop_ins
 def test_defaults_and_groups_have_every_key_that_torchs_have(preset):
     """Frameworks read them: a logger weight_decay, a scheduler betas or momentum."""
-    ours, theirs = preset(parameters().values()), theirs_of(preset)(parameters().values())
+    ours, theirs = (cls(parameters_of(preset).values()) for cls in (preset, theirs_of(preset)))
     for found, expected in ((ours.defaults, theirs.defaults), (ours.param_groups[0], theirs.param_groups[0])):
         shared = {key: found[key] for key in expected if key != "params"}
         assert shared == {key: value for key, value in expected.items() if key != "params"}

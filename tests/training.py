@@ -68,6 +68,11 @@ def parameters(dtype=torch.float64, shapes=SHAPES, seed=0) -> dict[str, Paramete
     return {name: Parameter(noise(shape, dtype, seed + place)) for place, (name, shape) in enumerate(shapes.items())}
 
 
+def parameters_of(preset, dtype=torch.float64) -> dict[str, Parameter]:
+    """Return parameters that a preset takes: matrices for one that takes no others."""
+    return parameters(dtype, dict.fromkeys(SHAPES, (4, 3)) if preset.__name__.startswith("Muon") else SHAPES)
+
+
 def options_of(preset) -> dict[str, float]:
     """Return hyper-parameters under which every part of a preset is at work."""
     given = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.9, "dampening": 0.1}

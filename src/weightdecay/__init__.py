@@ -17,12 +17,14 @@ from weightdecay.groups import param_groups
 from weightdecay.lint import RuleError
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import (
+    LAMB,
     SGD,
     SGDC,
     SGDCWD,
     SGDW,
     Adadelta,
     AdadeltaW,
+    Adafactor,
     Adagrad,
     AdagradW,
     Adam,
@@ -39,6 +41,8 @@ from weightdecay.presets import (
     AdamWN,
     Lion,
     LionCWD,
+    Muon,
+    MuonH,
     NAdam,
     NAdamW,
     PAdam,
@@ -58,12 +62,14 @@ if TYPE_CHECKING:
     from weightdecay.derivation import Derivation, derive
 
 __all__ = [
+    "LAMB",
     "SGD",
     "SGDC",
     "SGDCWD",
     "SGDW",
     "Adadelta",
     "AdadeltaW",
+    "Adafactor",
     "Adagrad",
     "AdagradW",
     "Adam",
@@ -84,6 +90,8 @@ __all__ = [
     "Grid",
     "Lion",
     "LionCWD",
+    "Muon",
+    "MuonH",
     "NAdam",
     "NAdamW",
     "Optimizer",

@@ -46,7 +46,7 @@ def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike
     if preset is not None and issubclass(preset, Preset):
         if penalty is not None or decay is not None:
             raise ValueError(f"{preset.__name__} has a penalty or decay of its own: name its direction, such as adam, instead")
-        optimizer = preset([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # type: ignore[call-arg]
+        optimizer = preset([torch.nn.Parameter(torch.zeros(1, 1))], lr=1.0)  # type: ignore[call-arg]
         return Derivation(optimizer.equation(optimizer.param_groups[0]), numbers)
     return Derivation(Equation.of(direction, penalty, decay), numbers)
 

@@ -7,12 +7,15 @@ a class's λ is in units of, help() says.
 
 from weightdecay.presets.coupled import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop
 from weightdecay.presets.decoupled import (
+    LAMB,
     SGDW,
     AdadeltaW,
+    Adafactor,
     AdagradW,
     AdamaxW,
     AdamW,
     Lion,
+    Muon,
     NAdamW,
     RAdamW,
     RMSpropW,
@@ -30,6 +33,7 @@ from weightdecay.presets.papers import (
     AdamSPD,
     AdamWN,
     LionCWD,
+    MuonH,
     PAdam,
     ProxAdam,
     ProxSGD,
@@ -37,12 +41,14 @@ from weightdecay.presets.papers import (
 from weightdecay.presets.preset import Preset
 
 __all__ = [
+    "LAMB",
     "SGD",
     "SGDC",
     "SGDCWD",
     "SGDW",
     "Adadelta",
     "AdadeltaW",
+    "Adafactor",
     "Adagrad",
     "AdagradW",
     "Adam",
@@ -59,6 +65,8 @@ __all__ = [
     "AdamaxW",
     "Lion",
     "LionCWD",
+    "Muon",
+    "MuonH",
     "NAdam",
     "NAdamW",
     "PAdam",

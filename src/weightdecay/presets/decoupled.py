@@ -224,3 +224,116 @@ class Signum(Preset):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, options=options)
+
+
+class LAMB(Preset):
+    """Adam with λ·w in its step, and every tensor's step scaled to lr times the tensor's own norm. For large batches.
+
+    The decay acts inside that length: without a gradient any λ > 0 shrinks a tensor by lr. Ports that decouple it instead are
+    another optimizer.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = LAMB([w], lr=0.5, weight_decay=0.25)
+    >>> w.grad = torch.tensor([0.0, 0.0])
+    >>> optimizer.step()
+    >>> w.tolist()
+    [1.5, 2.0]
+
+    Source: You et al. 2020, arXiv:1904.00962.
+    """
+
+    direction = "adam"
+    decay = "trust_ratio"
+    unit = "against the step of Adam, which is about 1 per weight; it has no unit of lr"
+    meanings: ClassVar = {"lr": "η, the length of a step in units of the tensor's norm."}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: Number = 1e-2,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, options=options)
+
+
+class Muon(Preset):
+    """Momentum whose singular values are brought near 1, and every weight shrinks by lr·weight_decay. As torch.optim.Muon.
+
+    For the matrices of hidden layers; embeddings, heads, gains and biases take another optimizer, AdamW usually.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([[2.0, -1.0]]))
+    >>> optimizer = Muon([w], lr=0.5, weight_decay=0.25)
+    >>> w.grad = torch.zeros(1, 2)
+    >>> optimizer.step()
+    >>> w.tolist()
+    [[1.75, -0.875]]
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982.
+    """
+
+    direction = "muon"
+    decay = "decoupled"
+    unit = "per unit of lr as it is, before adjust_lr_fn"
+    meanings: ClassVar = {
+        "nesterov": "orthogonalise the momentum as it will be.",
+        "eps": "the least norm that a momentum is divided by.",
+    }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1e-3,
+        weight_decay: Number = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        momenta = {"momentum": momentum, "nesterov": nesterov}
+        iterations = {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+        super().__init__(params, lr=lr, weight_decay=weight_decay, **momenta, **iterations, options=options)
+
+
+class Adafactor(Preset):
+    """Adam that keeps a row and a column of a matrix's second moment, with steps in units of the tensor's own size.
+
+    As torch.optim.Adafactor: the step is max(ε₂, RMS(w))·min(lr, 1/√t), and the decay lr·weight_decay with lr as it is.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([2.0]))
+    >>> optimizer = Adafactor([w], lr=0.5, weight_decay=0.25)
+    >>> w.grad = torch.tensor([0.0])
+    >>> optimizer.step()
+    >>> w.item()
+    1.75
+
+    Source: Shazeer & Stern 2018, arXiv:1804.04235.
+    """
+
+    direction = "adafactor"
+    decay = "decoupled"
+    unit = "per unit of lr as it is, whatever the step's length"
+    meanings: ClassVar = {
+        "lr": "η, the largest length of a step in units of the tensor's root mean square.",
+        "eps": "ε₁, the least of a mean square (None: the dtype's precision), and ε₂, the least size of a tensor.",
+    }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1e-2,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: Number = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, lr=lr, beta2_decay=beta2_decay, eps=eps, d=d, weight_decay=weight_decay, options=options)

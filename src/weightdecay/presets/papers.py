@@ -5,7 +5,7 @@ from typing import ClassVar, Unpack
 from torch.optim.optimizer import ParamsT
 
 from weightdecay.presets.coupled import SGD
-from weightdecay.presets.decoupled import Lion
+from weightdecay.presets.decoupled import Lion, Muon
 from weightdecay.presets.preset import Betas, Number, Options, Preset
 
 
@@ -380,3 +380,39 @@ class AdamH(Preset):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, options=options)
+
+
+class MuonH(Preset):
+    """Muon on the hyperball: a matrix keeps the norm that it started with, and every step turns it by about lr.
+
+    There is no λ. For the matrices of hidden layers, as Muon; the others take another optimizer.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    >>> optimizer = MuonH([w], lr=0.5)
+    >>> w.grad = torch.tensor([[1.0, -1.0]])
+    >>> optimizer.step()
+    >>> round(w.norm().item(), 4)
+    5.0
+
+    Source: Wen et al. 2026, arXiv:2606.16899.
+    """
+
+    direction = "muon"
+    decay = "hyperball"
+    meanings: ClassVar = {**Muon.meanings, **AdamH.meanings}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1e-3,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        **options: Unpack[Options],
+    ) -> None:
+        momenta = {"momentum": momentum, "nesterov": nesterov}
+        iterations = {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps}
+        super().__init__(params, lr=lr, **momenta, **iterations, options=options)
