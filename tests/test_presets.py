@@ -94,7 +94,8 @@ def test_its_lambda_matters(preset):
             preset([{"params": list(parameters_of(preset).values()), "weight_decay": 0.1}])
         return
     ours, without = (
-        preset(parameters_of(preset).values(), **{**options_of(preset), **lam}) for lam in ({}, {"weight_decay": 0.0})
+        preset(parameters_of(preset).values(), **{**options_of(preset), **lam}, reader="eager")
+        for lam in ({}, {"weight_decay": 0.0})
     )
     for optimizer in (ours, without):
         scheduled(optimizer)
@@ -117,8 +118,8 @@ def test_arguments_in_a_group_and_in_the_constructor_are_the_same(preset):
     """What help() says of every number: a group may have its own."""
     options = {key: value for key, value in options_of(preset).items() if key != "lr"}
     by_group, by_name = parameters_of(preset), parameters_of(preset)
-    first = preset([{"params": list(by_group.values()), **options}], lr=0.05)
-    second = preset(by_name.values(), lr=0.05, **options)
+    first = preset([{"params": list(by_group.values()), **options}], lr=0.05, reader="eager")
+    second = preset(by_name.values(), lr=0.05, **options, reader="eager")
     for optimizer in (first, second):
         train(optimizer, 2)
     assert everything(first)[0] == everything(second)[0]

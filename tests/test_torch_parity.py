@@ -5,7 +5,7 @@ Tolerances are relative to the largest magnitude that a tensor had during the ru
 
 import contextlib
 import inspect
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -115,6 +115,17 @@ def torchs(preset):
     return partial(getattr(torch.optim, preset.__name__), foreach=False)
 
 
+@cache
+def plain(preset):
+    """Return the run that a comparison has to differ from in order to see anything."""
+    return Run(preset, torch.float64, **base(preset), reader="eager")
+
+
+def base(preset):
+    """Return the settings that a test changes one thing of."""
+    return MOMENTUM if preset is wd.SGD else LAM
+
+
 def apart(ours, theirs, name):
     """Return by how much a tensor of two runs differs, relative to the largest magnitude it had."""
     difference = ours.tensors()[name].detach() - theirs.tensors()[name].detach()
@@ -201,11 +212,10 @@ OVERRIDES |= {
     [pytest.param(preset, over, id=f"{preset.__name__}-{over}") for preset in DROP_INS for over in OVERRIDES[preset]],
 )
 def test_a_group_may_override_every_hyper_parameter(preset, override):
-    options = MOMENTUM if preset is wd.SGD else LAM
     grouped = [override, {}, override]
-    ours = Run(preset, torch.float64, grouped=grouped, **options, reader="eager")
-    assert_matters(ours, Run(preset, torch.float64, **options, reader="eager"), 1e-12)
-    assert_equal(ours, Run(torchs(preset), torch.float64, grouped=grouped, **options), 1e-12)
+    ours = Run(preset, torch.float64, grouped=grouped, **base(preset), reader="eager")
+    assert_matters(ours, plain(preset), 1e-12)
+    assert_equal(ours, Run(torchs(preset), torch.float64, grouped=grouped, **base(preset)), 1e-12)
 
 
 @drop_ins
@@ -258,13 +268,12 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @drop_ins
 def test_schedulers_drive_both_alike(preset, schedule, as_tensor):
-    def run(cls, schedule=schedule):
+    def run(cls):
         lr = torch.tensor(0.02, dtype=torch.float64) if as_tensor else 0.02
-        options = MOMENTUM if preset is wd.SGD else LAM
-        return Run(cls, torch.float64, schedule=schedule, **{**options, "lr": lr})
+        return Run(cls, torch.float64, schedule=schedule, **{**base(preset), "lr": lr})
 
     ours, theirs = run(preset), run(torchs(preset))
-    assert_matters(ours, run(preset, schedule=None), 1e-12)
+    assert_matters(ours, plain(preset), 1e-12)
     assert_equal(ours, theirs, 1e-12)
     for key in ("lr", "momentum", "betas"):
         found, expected = (each.optimizer.param_groups[0].get(key) for each in (ours, theirs))
@@ -312,8 +321,7 @@ def test_a_group_may_join_on_the_way(preset):
                 self.optimizer.add_param_group({"params": [self.params["late"]], "lr": 0.05, "weight_decay": 0.5})
             super().set_gradients(t)
 
-    options = MOMENTUM if preset is wd.SGD else LAM
-    ours, theirs = (Growing(cls, torch.float64, **options) for cls in (preset, torchs(preset)))
+    ours, theirs = (Growing(cls, torch.float64, **base(preset)) for cls in (preset, torchs(preset)))
     assert "late" in theirs.tensors()
     assert_equal(ours, theirs, 1e-12)
 

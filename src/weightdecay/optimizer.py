@@ -515,7 +515,7 @@ def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
     """Refuse tensors that a direction of whole tensors could not take."""
     for place, entry in enumerate(params):
         name, param = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
-        elsewhere = "put it into a group of its own with another direction, such as adam"
+        elsewhere = "give it to another optimizer, such as AdamW, or in weightdecay.Optimizer to a group with direction='adam'"
         if isinstance(param, Tensor) and param.is_complex():
             raise ValueError(f"{name} is complex, and the direction {direction.name} takes real tensors only: {elsewhere}")
         if isinstance(param, Tensor) and direction.ndim not in (None, param.ndim):
