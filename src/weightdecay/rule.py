@@ -128,6 +128,30 @@ class Rule:
         """Return the numbers that are computed from the whole tensor."""
         return tuple(name for name in self.numbers if name in REDUCTIONS)
 
+    @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """Return those among them that are of all tensors of the optimizer together."""
+        return tuple(name for name in self.reductions if REDUCTIONS[name].of_all)
+
+    @cached_property
+    def made(self) -> frozenset[str]:
+        """Return the names that the rule's lines make, such as m_hat and v_hat."""
+        targets = (target for line in self.body if isinstance(line, ast.Assign) for target in line.targets)
+        return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+    def up_to(self, name: str) -> "Rule":
+        """Return the rule that ends where this one has made a name, and returns that alone."""
+        last = max(place for place, line in enumerate(self.body) if name in replace(self, body=(line,)).made)
+        body = (*self.body[: last + 1], ast.Return(ast.Name(name, ast.Load())))
+        lines = "".join(f"    {ast.unparse(line)}\n" for line in body)
+        text = f"def {self.name}({', '.join(self.elements)}, *, {', '.join(self.numbers)}):\n{lines}"
+        module = compile(text, f"<{self.name}, up to {name}>", "exec")
+        code = next(each for each in module.co_consts if isinstance(each, types.CodeType))
+        function = types.FunctionType(code, self.function.__globals__)
+        rule = replace(self, function=function, body=body, keeps=tuple(replace(kept, changes=False) for kept in self.keeps))
+        function.rule = rule  # type: ignore[attr-defined]
+        return rule
+
     @property
     def summary(self) -> str:
         """Return the first paragraph of the rule's page, or of its function where several share a file."""
@@ -421,6 +445,9 @@ def _describe(
                 raise RuleError(f"{kind} {name}: the default {key}={value!r} is not a finite number")
             if each not in among:
                 raise RuleError(f"{kind} {name}: the default {key}={value!r} is outside {among}")
+    for number in numbers if kind != "decay" else ():
+        if number in REDUCTIONS and not {"w", "g", "w_0"}.issuperset(REDUCTIONS[number].elements):
+            raise RuleError(f"{kind} {name}: {number} is not there before the direction is: only a decay may ask for it")
     own = [number for number in numbers if number in REDUCTIONS and REDUCTIONS[number].elements != ("w",)]
     if whole and own:
         raise RuleError(f"{kind} {name} sees whole tensors and computes {', '.join(own)} itself")

@@ -1,10 +1,10 @@
-"""Jordan et al. 2024: Newton–Schulz is a scalar polynomial p(s) = a·s + b·s³ + c·s⁵, applied five times to every singular value.
+"""Jordan et al. 2024: Newton–Schulz is a polynomial p(s) = a·s + b·s³ + c·s⁵, applied five times to every singular value.
 
 The matrix enters with Frobenius norm 1. torch and this package do it in bfloat16, so that u agrees to some hundredths only.
 """
 
 import numpy as np
-from oracles.moving import average
+from .moving import average
 
 SHAPES = ((4, 3), (3, 7))
 SETTINGS = ({}, {"momentum": 0.5, "nesterov": False}, {"adjust_lr_fn": "match_rms_adamw"})
