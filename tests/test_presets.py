@@ -38,6 +38,7 @@ RULES = {
     wd.SGDCWD: ("sgd", None, "cautious"),
     wd.AdamCWD: ("adam", None, "cautious"),
     wd.LionCWD: ("lion", None, "cautious"),
+    wd.AdamS: ("adam", None, "stable"),
     wd.AdamProx: ("adam", None, "implicit"),
     wd.ProxSGD: ("sgd", None, "soft_threshold"),
     wd.ProxAdam: ("adam", None, "soft_threshold"),
@@ -171,6 +172,11 @@ def adam_cwd(w, g, t, lr, it):
     return w - lr * (u + LAMBDA * (u * w >= 0) * w)
 
 
+def adam_s(w, g, t, lr, it):
+    u = it.adam(g, t)
+    return w - lr * LAMBDA / np.sqrt(np.mean(it.v / (1 - BETAS[1] ** t))) * w - lr * u
+
+
 def adam_prox(w, g, t, lr, it):
     return (w - lr * it.adam(g, t)) / (1 + lr * LAMBDA)
 
@@ -241,6 +247,7 @@ _LAMBDA = {"weight_decay": LAMBDA}
 ALGORITHMS = {
     adam_c: (wd.AdamC, {**_ADAM, **_LAMBDA}),
     adam_cwd: (wd.AdamCWD, {**_ADAM, **_LAMBDA}),
+    adam_s: (wd.AdamS, {**_ADAM, **_LAMBDA}),
     adam_prox: (wd.AdamProx, {**_ADAM, **_LAMBDA}),
     prox_adam: (wd.ProxAdam, {**_ADAM, **_LAMBDA}),
     p_adam: (wd.PAdam, {**_ADAM, **_LAMBDA}),

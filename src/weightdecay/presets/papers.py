@@ -146,6 +146,39 @@ class LionCWD(Lion):
     decay = "cautious"
 
 
+class AdamS(Preset):
+    """Adam with stable weight decay: λ over the root mean square of all gradients, as Adam's own steps are.
+
+    Loss and λ can be scaled together, and decay is strong where gradients are small. Not the AdamS of arXiv:2505.16363, which
+    normalises by the momentum. Its SGDS is SGDW with weight_decay·(1 − dampening)/(1 − momentum) for λ.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([2.0, 0.0]))
+    >>> optimizer = AdamS([w], lr=0.5, weight_decay=0.5, eps=0.0)
+    >>> w.grad = torch.tensor([0.5, -0.5])
+    >>> optimizer.step()
+    >>> [round(x, 6) for x in w.tolist()]
+    [0.5, 0.5]
+
+    Source: Xie, Xu, Zhang, Sato & Sugiyama 2023, arXiv:2011.11152.
+    """
+
+    direction = "adam"
+    decay = "stable"
+    unit = "per unit of lr and of gradient: λ/√v̄ is AdamW's λ, with v̄ the mean of v̂ over all weights of the optimizer"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Number = 1e-4,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, options=options)
+
+
 class AdamProx(OfAdam):
     """AdamW whose decay is implicit: step, then divide by 1 + lr·weight_decay. No λ is too large.
 

@@ -86,7 +86,7 @@ class Choice:
             return task.grids[self.name]
         equation = self._equation()
         family = "sgd" if equation.direction.name == "sgd" else "adam"
-        unit = "independent" if "eta_max" in equation.decay.numbers else self.kind
+        unit = "independent" if equation.decay.name == "independent" else self.kind
         return _GRIDS[family, unit]
 
     def _equation(self) -> Equation:
