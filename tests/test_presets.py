@@ -1,6 +1,8 @@
 """A preset is a name for rules: the same bits as weightdecay.Optimizer with them, and what the papers' algorithms do."""
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,20 @@ def test_a_preset_is_its_rules_bit_for_bit(preset):
         scheduled(optimizer)
     assert everything(ours)[0] == everything(rules)[0]
     assert everything(ours)[1]["state"] == everything(rules)[1]["state"]
+
+
+def test_the_table_of_the_readme_is_these_rules():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    found = {}
+    for row in re.findall(r"^\| (`wd\.\w+`[^(\n]*) \|$", readme, re.MULTILINE):
+        names, *cells = row.split(" |")
+        names = re.findall(r"wd\.(\w+)", names)
+        for place, name in enumerate(names):
+            rules = [re.findall(r"`(\w+)`", cell) for cell in cells]
+            if cells[0].strip() == "of that name":
+                rules[0] = [name.lower().removesuffix("w")]
+            found[getattr(wd, name)] = tuple(rule[place if len(rule) == len(names) else 0] if rule else None for rule in rules)
+    assert found == RULES
 
 
 @presets
