@@ -431,12 +431,12 @@ class Optimizer(Checkpointed):
 
     def _moving(
         self, group: dict[str, Any], places: Container[int] | None = None
-    ) -> Iterator[tuple[Tensor, int, Any, dict[str, dict[str, Any]]]]:
+    ) -> Iterator[tuple[Tensor, int, Any, eager.Numbers]]:
         """Yield what has a gradient in a group, or at some places in it: the parameter, its place, its next t, its numbers."""
         params: list[Tensor] = []
         found: list[int] = []
         self._init_group(group, params, found)
-        numbers: dict[Any, dict[str, dict[str, Any]]] = {}
+        numbers: dict[Any, eager.Numbers] = {}
         for param, place in zip(params, found, strict=True):
             if places is not None and place not in places:
                 continue

@@ -7,7 +7,6 @@ import numpy as np
 
 from .direction_adam import averages, updates
 
-DIRECTION = "adam"
 SETTINGS = ({}, {"betas": (0.5, 0.9)})
 
 

@@ -4,6 +4,7 @@ The matrix enters with Frobenius norm 1. torch and this package do it in bfloat1
 """
 
 import numpy as np
+
 from .moving import average
 
 SHAPES = ((4, 3), (3, 7))
