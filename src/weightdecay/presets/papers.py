@@ -182,7 +182,7 @@ class AdamS(Preset):
 class AdamProx(OfAdam):
     """AdamW whose decay is implicit: step, then divide by 1 + lr·weight_decay. No λ is too large.
 
-    It differs from AdamW by (lr·λ)² per step.
+    While lr·λ is small it is nearly AdamW.
 
     >>> import torch
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
@@ -287,7 +287,7 @@ class AdamHD(Preset):
 class AdamWN(Preset):
     """Adam with weight norm control: a tensor decays to a share of the norm that it started with, not to zero.
 
-    A tensor that starts at zero is left to Adam where the share is of no norm at all, and decays as with AdamW.
+    A tensor that starts at zero, as biases do, has no norm to go to and decays as with AdamW.
 
     >>> import torch
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
