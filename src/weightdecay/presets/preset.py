@@ -46,7 +46,7 @@ _MEANINGS = {
     "decoupled_weight_decay": "shrink the weights beside the step, not through the gradient; λ is then per unit of lr.",
     "ns_coefficients": "a, b and c of an iteration, which takes a singular value s to a·s + b·s³ + c·s⁵.",
     "ns_steps": "how many iterations.",
-    "adjust_lr_fn": '"original" or None scales a tall matrix\'s step up; "match_rms_adamw" gives every step the size of AdamW\'s.',
+    "adjust_lr_fn": '"original" or None scales up the steps of tall matrices, "match_rms_adamw" all to the size of AdamW\'s.',
     "beta2_decay": "the mean of g² forgets the share t^beta2_decay at step t.",
     "d": "the largest root mean square of a step before it is scaled.",
     "p": "the power in Σ|w|^p.",
