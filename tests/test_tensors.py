@@ -389,7 +389,7 @@ def test_a_keyword_that_no_rule_of_the_optimizer_takes_is_refused():
         wd.Optimizer([Parameter(torch.ones(1))], 0.1, direction="adam", eta=0.1)
 
 
-@pytest.mark.parametrize("cls", [*PRESETS, wd.Optimizer], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [*KINDS, wd.Optimizer], ids=lambda cls: cls.__name__)
 def test_a_misspelt_group_key_is_refused_with_the_right_one(cls):
     options = {"direction": "adam", "decay": "independent", **LAM} if cls is wd.Optimizer else options_of(cls)
     live = cls(parameters().values(), **options)
