@@ -21,9 +21,11 @@ from weightdecay import hyperparameters
 from weightdecay.derivation import Derivation, in_lines
 from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
+from weightdecay.presets import PRESETS
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line
-from weightdecay.rule import Rule
+from weightdecay.rule import Rule, as_typed
+from weightdecay.step import Equation
 
 DOCS = Path(__file__).parent
 PAGES = DOCS / "rules"
@@ -73,16 +75,17 @@ def numbers(rule: Rule) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for name, value in rule.defaults.items():
         user = re.sub(r"^beta(\d)$", lambda found: f"betas[{int(found[1]) - 1}]", hyperparameters.user_name(name))
-        yield f"| `{name}` | `{user}` | {value:g} | {rule.domain.get(name, 'any')} |"
+        yield f"| `{name}` | `{user}` | {as_typed(value)} | {rule.domain.get(name, 'any')} |"
 
 
 def splits(rule: Rule) -> Iterator[str]:
     """Yield the rule's g and h with every rule that it is used with."""
-    directions = wd.rules().of("direction")
     if rule.kind == "direction":
         found = {f"`{name}` {kind}": wd.derive(rule.name, **{kind: name}) for name, kind in BESIDE.items()}
     else:
-        found = {f"`{name}`": wd.derive(name, **{rule.kind: rule.name}) for name in directions}
+        found = {
+            f"`{name}`": wd.derive(name, **{rule.kind: rule.name}) for name in wd.rules().of("direction") if fits(rule, name)
+        }
     yield "Every step is $w_t = g\\,w_{t-1} - \\eta\\,h$, with"
     rows = [f"| {'with' if rule.kind == 'direction' else 'direction'} | $g$ | $h$ |", "| --- | --- | --- |"]
     rows += [f"| {name} | {inline(d.notation, d.g)} | {inline(d.notation, d.h)} |" for name, d in found.items()]
@@ -90,6 +93,20 @@ def splits(rule: Rule) -> Iterator[str]:
     for title, derivations in by_notes(found):
         yield f"{title}: {' '.join(derivations)}"
     yield from long_run(found)
+
+
+def fits(rule: Rule, direction: str) -> bool:
+    """Return whether a direction makes all that a penalty or decay asks for."""
+    try:
+        Equation.of(direction, **{rule.kind: rule.name})
+    except ValueError:
+        return False
+    return True
+
+
+def plainest(rule: Rule) -> str:
+    """Return the direction that a penalty or decay is shown with."""
+    return "sgd" if fits(rule, "sgd") else "adam"
 
 
 def by_notes(found: dict[str, Derivation]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -143,7 +160,7 @@ def use(rule: Rule) -> str:
     w = torch.nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
     eval(asked, {"wd": wd, "params": [w]}).step()
-    presets = [name for name in ("SGD", "SGDW", "Adam", "AdamW") if rule.name in preset_rules(name)]
+    presets = [name for name in PRESETS if rule.name in preset_rules(name)]
     also = f" It is in {', '.join(f'`wd.{name}`' for name in presets)}." if presets else ""
     return f"```python\n{asked}\n```{chr(10) * 2 + also.strip() if also else ''}"
 
@@ -152,7 +169,7 @@ def preset_rules(name: str) -> set[str]:
     """Return the names of the rules that a preset is made of."""
     import torch
 
-    optimizer = getattr(wd, name)([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer = PRESETS[name]([torch.nn.Parameter(torch.zeros(1, 1))], lr=0.1)
     equation = optimizer.equation(optimizer.param_groups[0])
     return {each.name for each in equation.rules if each.name != "none"}
 
@@ -167,7 +184,8 @@ def caption(rule: Rule) -> str:
     if rule.kind == "penalty":
         return f"Weights without a gradient under plain SGD with this penalty, lr {ETA}, λ {LAMBDA}."
     if rule.kind == "decay":
-        return f"Weights that plain SGD pulls towards 1, from several starts, with this decay (lr {ETA}, λ {LAMBDA})."
+        pulls = {"sgd": "plain SGD pulls", "adam": "Adam pulls"}[plainest(rule)]
+        return f"Weights that {pulls} towards 1, from several starts, with this decay (lr {ETA}, λ {LAMBDA})."
     return f"A weight that the loss ½(w − 1)² pulls towards 1: alone, with L2 and with decoupled decay (lr {ETA}, λ {LAMBDA})."
 
 
@@ -178,8 +196,10 @@ def trajectories(rule: Rule) -> dict[str, list[list[float]]]:
         return {rule.name: walk(starts, 0.0, direction="sgd", penalty=rule.name, penalty_weight=LAMBDA)}
     if rule.kind == "decay":
         return {
-            "no decay": walk(starts, 1.0, direction="sgd"),
-            rule.name: walk(starts, 1.0, direction="sgd", decay=rule.name, weight_decay=LAMBDA if "lam" in rule.numbers else 0),
+            "no decay": walk(starts, 1.0, direction=plainest(rule)),
+            rule.name: walk(
+                starts, 1.0, direction=plainest(rule), decay=rule.name, weight_decay=LAMBDA if "lam" in rule.numbers else 0
+            ),
         }
     return {
         "alone": walk([2.0], 1.0, direction=rule.name),
@@ -192,13 +212,13 @@ def walk(starts: list[float], pull: float, **rules: Any) -> list[list[float]]:
     """Train each start on ½·pull·(w − 1)² and return the weights after each step."""
     import torch
 
-    w = torch.nn.Parameter(torch.tensor(starts, dtype=torch.float64))
+    w = torch.nn.Parameter(torch.tensor([starts], dtype=torch.float64))
     optimizer = wd.Optimizer([w], lr=ETA, reader="eager", **rules)
     seen = [starts]
     for _ in range(STEPS):
         w.grad = pull * (w.detach() - 1)
         optimizer.step()
-        seen.append(w.tolist())
+        seen.append(w[0].tolist())
     return seen
 
 
@@ -269,7 +289,7 @@ def steps(rule: Rule, reader: str) -> str:
 
     w = torch.nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
-    rules = {"direction": "sgd", rule.kind: rule.name}
+    rules = {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
     try:
         wd.Optimizer([w], lr=0.1, reader=reader, **rules).step()
     except (RuntimeError, ValueError):

@@ -74,7 +74,7 @@ class Checkpointed(torch.optim.Optimizer):
         known = {each.key: each for rule in equation.rules for each in rule.keeps}
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != "step"}
         held = set(tensors) - {"compensation"}
-        missing = [each.key for each in kept if each.key not in held]
+        missing = [each.key for each in kept if each.key not in held and each.shape_of(param.shape) is not None]
         if (missing and (held or "step" in state)) or (held and not held & set(known)):
             raise ValueError(
                 f"the loaded state of {name} has {', '.join(sorted(held)) or 'a step count'} but no "
@@ -82,8 +82,8 @@ class Checkpointed(torch.optim.Optimizer):
                 f"it comes from another optimizer than {equation}"
             )
         for key in {*known, "compensation"} & set(tensors):
-            shape = param.shape if key not in known or known[key].per_element else torch.Size()
-            if tensors[key].shape != shape:
+            shape = param.shape if key == "compensation" else known[key].shape_of(param.shape)
+            if shape is not None and tensors[key].shape != shape:
                 raise ValueError(f"the loaded {key} of {name} has shape {tuple(tensors[key].shape)}, not {tuple(shape)}")
 
     def _merged(self, saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.interval import Interval
+from weightdecay.interval import Choice, Interval
 from weightdecay.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.step import Equation
 
@@ -91,11 +91,14 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
         TypeError: a value is not a number, or a flag not a bool.
         ValueError: a number is NaN, infinite or outside its domain, or a key looks like a misspelt hyper-parameter.
     """
-    domains = dict(_DOMAINS)
+    domains: dict[str, Interval | Choice] = dict(_DOMAINS)
+    tuples: dict[str, tuple[Any, ...]] = {}
     for rule in equation.rules:
-        for name in rule.defaults:
+        for name, default in rule.defaults.items():
             user = _USER_NAMES.get(name, name)
             domains.setdefault(user, rule.domain.get(name, Interval("(-inf, inf)")))
+            if isinstance(default, tuple):
+                tuples[user] = default
     for flag in _FLAGS:
         domains.pop(flag, None)
         if flag in group and not isinstance(group[flag], bool):
@@ -104,7 +107,7 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
         group["betas"] = _betas(group["betas"], equation, domains, where)
     for key in list(group):
         if key in domains and not (key in ("lr_max", "lr_at_start") and group[key] is None):
-            group[key] = _number(key, group[key], domains[key], where)
+            group[key] = _setting(key, group[key], domains[key], tuples.get(key), where)
     if group["rounding"] not in ROUNDINGS:
         raise ValueError(f"rounding={group['rounding']!r} in {where} is unknown: there are {', '.join(ROUNDINGS)}")
     if int(group["seed"]) != group["seed"]:
@@ -122,7 +125,7 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
 
 def _refuse_shared(equation: Equation, where: str) -> None:
     """Refuse rules that call different numbers by one name: a group holds one value for it."""
-    taken: dict[str, tuple[Rule, float, Interval | None]] = {}
+    taken: dict[str, tuple[Rule, Any, Interval | Choice | None]] = {}
     for rule in equation.rules:
         for name, default in rule.defaults.items():
             other, value, domain = taken.setdefault(name, (rule, default, rule.domain.get(name)))
@@ -133,12 +136,28 @@ def _refuse_shared(equation: Equation, where: str) -> None:
                 )
 
 
-def _betas(betas: Any, equation: Equation, domains: Mapping[str, Interval], where: str) -> tuple[Any, ...]:
+def _betas(betas: Any, equation: Equation, domains: Mapping[str, Any], where: str) -> tuple[Any, ...]:
     names = [name for rule in equation.rules for name in rule.defaults if re.fullmatch(r"beta\d", name)]
     if not isinstance(betas, tuple | list) or (names and len(betas) != len(names)):
         raise ValueError(f"betas={betas!r} in {where} should be {len(names)} numbers, as in betas=(0.9, 0.999)")
     fallback = Interval("[0, 1)")
     return tuple(_number(f"betas[{i}]", beta, domains.get(f"beta{i + 1}", fallback), where) for i, beta in enumerate(betas))
+
+
+def _setting(key: str, value: Any, allowed: Interval | Choice, default: tuple[Any, ...] | None, where: str) -> Any:
+    """Return a hyper-parameter if it can be meant: a number, one of a few words, or as many numbers as its default has."""
+    if isinstance(allowed, Choice):
+        if value not in allowed:
+            raise ValueError(f"{key}={value!r} in {where} is not one of {allowed}")
+        return value
+    if default is None:
+        return _number(key, value, allowed, where)
+    if not isinstance(value, tuple | list) or len(value) != len(default):
+        raise ValueError(f"{key}={value!r} in {where} should be {len(default)} numbers, as in {key}={default}")
+    return tuple(
+        None if each is None and usual is None else _number(f"{key}[{place}]", each, allowed, where)
+        for place, (each, usual) in enumerate(zip(value, default, strict=True))
+    )
 
 
 def check_number(key: str, value: Any, where: str) -> Any:

@@ -3,7 +3,7 @@
 Everything is computed out of place in float32 (float64 stays float64) and rounded once, at the write.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from weightdecay.step import Equation
 from weightdecay.step import step as one_step
 
 Numbers = Mapping[str, Mapping[str, Any]]
+Share = tuple[str, list[Any], int]
+"""What tensors add to a number of all tensors: its name, sums of terms, and how many terms there are."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -124,7 +126,10 @@ def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[
         largest = over(torch.amax, x.abs())
         unit = torch.where(largest > 0, largest, 1.0)
         elements = [x / unit]
-    total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers)))
+    terms = bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers))
+    total = over(torch.sum, terms)
+    if reduction.of_all:
+        total = total / max(elements[0].numel() // (len(elements[0]) if stacked else 1), 1)
     finished: Tensor = bound(reduction.finish, torch.float64)(total, **reduction.given(reduction.finish, numbers)) * unit
     return finished.to(values[reduction.elements[0]].dtype)
 
@@ -142,6 +147,31 @@ def step(
     """
     bind, over = partial(bound, dtype=values["w"].dtype), partial(reduce, stacked=stacked)
     return one_step(equation, numbers, values, bind=bind, reduce=over)
+
+
+def share(equation: Equation, name: str, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    """Return what one tensor adds to a number of all tensors: the sum of its terms, in float64, and how many they are."""
+    reduction, bind = REDUCTIONS[name], partial(bound, dtype=values["w"].dtype)
+    lines = [one_step(equation.up_to(each), numbers, values, bind=bind, reduce=reduce)[0] for each in reduction.elements]
+    terms = bound(reduction.term, torch.float64)(*(each.double() for each in lines))
+    return _plain(terms.sum()), terms.numel()
+
+
+def means(shares: Iterable[Share]) -> dict[str, Any]:
+    """Return the numbers of all tensors from what each adds; where that is floats, in whatever order it comes."""
+    sums: dict[str, list[Any]] = {}
+    counts: dict[str, int] = {}
+    for name, totals, count in shares:
+        sums.setdefault(name, []).extend(totals)
+        counts[name] = counts.get(name, 0) + count
+    return {name: _sum(totals) / max(counts[name], 1) for name, totals in sums.items()}
+
+
+def _sum(totals: Sequence[Any]) -> Any:
+    device = next((total.device for total in totals if isinstance(total, Tensor)), None)
+    if device is None:
+        return sum(sorted(totals))
+    return torch.stack([torch.as_tensor(total, dtype=torch.float64).to(device) for total in totals]).sum()
 
 
 def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -179,10 +209,12 @@ def _like(value: Any, w: Tensor) -> Tensor:
 
 def numbers_in(dtype: torch.dtype, numbers: Numbers) -> dict[str, dict[str, Any]]:
     """Return the numbers with tensors among them as scalars of this dtype; floats stay what they are."""
-    return {
-        kind: {name: value.to(dtype).reshape(()) if isinstance(value, Tensor) else value for name, value in given.items()}
-        for kind, given in numbers.items()
-    }
+    return {kind: {name: scalar(value, dtype) for name, value in given.items()} for kind, given in numbers.items()}
+
+
+def scalar(value: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor of one element as a number of this dtype; a float stays what it is."""
+    return value.to(dtype).reshape(()) if isinstance(value, Tensor) else value
 
 
 def update(
@@ -247,8 +279,12 @@ def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dt
         value: Any = _plain(reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers))
     else:
         value = numbers[each.start] if isinstance(each.start, str) else each.start
+    shape = each.shape_of(param.shape)
+    if each.shape is not None and shape is not None:
+        return param.detach().new_full(shape, float(value), dtype=dtype)
     if each.per_element:
-        return torch.full_like(param, float(value), dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+        fill = complex(float(value), float(value)) if param.is_complex() else float(value)  # a complex number is two
+        return torch.full_like(param, fill, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     return torch.as_tensor(value, dtype=torch.float64, device=param.device).clone()
 
 

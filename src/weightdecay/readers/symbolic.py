@@ -281,6 +281,9 @@ class System:
                 return (u, *new) if rule.returned else u
 
             def decay(*elements: Any, **numbers: Any) -> Any:
+                for name in rule.shared:
+                    named(numbers[name], notation.mean(REDUCTIONS[name].elements))
+
                 def own(name: str, value: Any) -> sp.Symbol:
                     return named(notation.moved(name), value) if name in rule.memory else local(name, value)
 
@@ -461,6 +464,10 @@ def formula(rule: Rule, notation: Notation, *, in_one_line: bool = False) -> tup
 
     for name in rule.reductions:
         reduction = REDUCTIONS[name]
+        if reduction.of_all:
+            if not in_one_line:
+                lines.append(Line(numbers[name], notation.mean(reduction.elements)))
+            continue
         of = {"w_0": notation.at("w", "0"), **starts}
         term, finish = (bind(half, vocabulary()) for half in (reduction.term, reduction.finish))
         total = term(*(of[element] for element in reduction.elements), **reduction.given(reduction.term, numbers))
