@@ -18,6 +18,7 @@ from weightdecay.lint import RuleError
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, SGDW, Adam, AdamW
 from weightdecay.rule import decay, direction, penalty, rules
+from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
 from weightdecay.units import convert, half_life, normalized, timescale, transfer
 
@@ -37,6 +38,8 @@ __all__ = [
     "RuleError",
     "Split",
     "Task",
+    "WarmRestarts",
+    "WeightDecayScheduler",
     "convert",
     "decay",
     "decompose",

@@ -164,8 +164,8 @@ def _check_schedules(group: dict[str, Any], equation: Equation, where: str) -> N
         group[key] = schedules.counting(f"{key} in {where}", group[key], param.device if group["capturable"] else None)
         if schedules.by_lr(group[key]) and "eta_max" in equation.decay.numbers and "lam" in equation.decay.numbers:
             raise ValueError(
-                f"{key}={group[key]['name']!r} in {where}: the decay {equation.decay.name} follows the learning rate by itself; "
-                "with decay='decoupled' the schedule alone does"
+                f"{key}={group[key]['name']!r} in {where}: the decay {equation.decay.name} follows the lr by itself; "
+                "with decay='decoupled' the schedule does"
             )
 
 

@@ -119,20 +119,26 @@ def checked(what: str, schedule: Any, numbers: Mapping[str, Any] | None = None) 
     if not isinstance(given, Mapping):
         hint = "; a function cannot be saved there: weightdecay.WeightDecayScheduler takes one" if callable(given) else ""
         raise TypeError(f'{what}={schedule!r} is not a schedule such as {{"name": "cosine", "steps": 1000}}{hint}')
-    given = {**given, **(numbers or {})}
-    name = choice(f"{what}'s name", given.pop("name", None), NAMES)
+    try:
+        return _filled({**given, **(numbers or {})})
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
+def _filled(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a schedule's name and all its numbers."""
+    name = choice("name", given.pop("name", None), NAMES)
     takes = {key: of.default for key, of in _TAKES.get(name, {}).items() if key != "step"}
     for key in given:
         if key not in takes:
-            known = ", ".join(takes) or "no numbers"
-            raise TypeError(f"{what}: the schedule {name} takes no {key!r}: it takes {known}")
+            raise TypeError(f"{name} takes no {key!r}: it takes {', '.join(takes) or 'no numbers'}")
     found: dict[str, Any] = {"name": name}
     for key, default in takes.items():
         if key not in given and default is inspect.Parameter.empty:
-            raise TypeError(f"{what}: the schedule {name} needs {key}=…")
-        found[key] = _CHECKS[key](f"{what}'s {key}", given.get(key, default))
+            raise TypeError(f"{name} needs {key}=…")
+        found[key] = _CHECKS[key](key, given.get(key, default))
     if found.get("warmup", 0) >= found.get("steps", math.inf):
-        raise ValueError(f"{what}: warmup={found['warmup']} is not shorter than steps={found['steps']}")
+        raise ValueError(f"warmup={found['warmup']} is not shorter than steps={found['steps']}")
     return found
 
 
