@@ -244,6 +244,8 @@ class WarmRestarts(WeightDecayScheduler):
         self.lambda_norm = None if lambda_norm is None else number("lambda_norm", lambda_norm, "[0, inf)")
         if unit is not None:
             choice("unit", unit, _UNITS)
+            if lambda_norm is None:
+                raise TypeError(f"unit={unit!r} is of the λ that lambda_norm becomes: give lambda_norm=…, or leave it out")
         self._check_groups(optimizer, "weight_decay", last_epoch)
         if self.lambda_norm is not None and last_epoch == -1:
             self._normalize(optimizer, self.lambda_norm / math.sqrt(self.first_cycle * self.every), unit)

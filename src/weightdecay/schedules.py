@@ -127,7 +127,9 @@ def checked(what: str, schedule: Any, numbers: Mapping[str, Any] | None = None) 
 
 def _filled(given: dict[str, Any]) -> dict[str, Any]:
     """Return a schedule's name and all its numbers."""
-    name = choice("name", given.pop("name", None), NAMES)
+    if "name" not in given:
+        raise TypeError(f"a schedule has a name: one of {', '.join(NAMES)}")
+    name = choice("name", given.pop("name"), NAMES)
     takes = {key: of.default for key, of in _TAKES.get(name, {}).items() if key != "step"}
     for key in given:
         if key not in takes:
