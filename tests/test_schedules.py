@@ -1,4 +1,4 @@
-"""Schedules of λ, in the groups and as schedulers, against loops by hand, and through all that saves, copies and drives them."""
+"""Schedules of λ, in the groups and as schedulers, against loops by hand, and under all that saves, copies or steps them."""
 
 import copy
 import io
@@ -701,8 +701,8 @@ def expected_lambdas(count):
 def test_accelerate_steps_saves_and_loads_a_scheduler(tmp_path):
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
-    optimizer, rates, scheduler = both(Linear(2, 1))
-    model, optimizer, rates, scheduler = accelerator.prepare(Linear(2, 1), optimizer, rates, scheduler)
+    model = Linear(2, 1)
+    _, optimizer, rates, scheduler = accelerator.prepare(model, *both(model))
     seen = []
     for step in range(6):
         seen.append(optimizer.param_groups[0]["weight_decay"])

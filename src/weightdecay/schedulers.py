@@ -84,7 +84,7 @@ class WeightDecayScheduler(LRScheduler):
             where = f"param_groups[{index}]"
             if key not in group:
                 raise ValueError(f"{where} of the {type(optimizer).__name__} has no {key!r} that could be scheduled")
-            if group.get(SCHEDULES.get(key)) is not None:
+            if group.get(SCHEDULES.get(key, "")) is not None:
                 raise ValueError(f"{where} has a {SCHEDULES[key]} of its own: leave that or the scheduler out")
             if last_epoch != -1 and f"initial_{key}" not in group:
                 raise KeyError(
