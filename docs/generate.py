@@ -255,7 +255,7 @@ def draw_schedules() -> str:
         panel.set_ylabel("shrink")
         panel.set_xlim(0, steps)
         panel.set_ylim(0, 1.05)
-        panel.legend(loc="upper right", fontsize=7)
+        panel.legend(loc="upper right", bbox_to_anchor=(1, 0.95), fontsize=7)
         return canvas
 
     return picture("schedules", drawn, "What a step takes of a weight under the schedules, while the lr falls in a cosine.").svg
