@@ -381,6 +381,7 @@ class Halving:
 def test_any_function_of_the_steps_done_will_do_one_for_all_groups_or_one_for_each():
     groups = [{"params": [one()], "weight_decay": LAM} for _ in range(3)]
     optimizer = torch.optim.AdamW(groups, LR)
+    assert wd.WeightDecayScheduler(optimizer, math.exp).state_dict()["schedules"] == [{}]
     schedule = [lambda step: 1 / (1 + step), Halving(1), {"name": "linear", "steps": 4}]
     scheduler = wd.WeightDecayScheduler(optimizer, schedule)
     run(optimizer, scheduler, steps=2)
@@ -558,6 +559,8 @@ def test_a_scheduler_resumes_by_a_number_of_steps_as_torchs_do():
         (lambda o: wd.WeightDecayScheduler(o, 0.5), TypeError, ["0.5 is not a schedule"]),
         (lambda o: wd.WeightDecayScheduler(o, [Halving(1)] * 3), ValueError, ["3 entries for 2"]),
         (lambda o: wd.WeightDecayScheduler(o, "follow_lr", key="decay"), ValueError, ["param_groups[0]", "no 'decay'"]),
+        (lambda o: wd.WeightDecayScheduler(o, "follow_lr", key="lr"), ValueError, ["learning rate"]),
+        (lambda o: wd.WeightDecayScheduler(o, "follow_lr", key="nesterov"), TypeError, ["nesterov=False", "not a number"]),
         (lambda o: wd.WeightDecayScheduler(o.param_groups, "follow_lr"), TypeError, ["list"]),
         (lambda o: wd.WeightDecayScheduler(scheduled([one()]), "follow_lr"), ValueError, ["schedule of its own"]),
         (lambda o: wd.WarmRestarts(o, 0), ValueError, ["first_cycle=0"]),
@@ -615,6 +618,7 @@ def adamwr(decay, lam, **options):
 def test_warm_restarts_are_the_papers(decay):
     """η_t = ½(1 + cos(π·T_cur/T_i)) multiplies lr and λ, and λ = λ_norm·√(1/T_i) is another one in each cycle."""
     optimizer, scheduler = adamwr(decay, LAM, first_cycle=10, growth=2, lambda_norm=0.05)
+    foreseen = wd.remaining(optimizer, scheduler, steps=70).groups
     left, lr, kept = [], [], []
     for step in range(1, 71):
         lr.append(optimizer.param_groups[0]["lr"])
@@ -630,6 +634,7 @@ def test_warm_restarts_are_the_papers(decay):
         assert math.fsum(shrinks) == about(0.05 * (length + 1) / 2 / math.sqrt(length))  # the cosine's sum, by hand
         assert left[first + length - 1] == about(start * math.prod(1 - shrink for shrink in shrinks))
         start = left[first + length - 1]
+    assert foreseen == about((start,))
 
 
 def test_restarts_come_where_the_paper_has_them():

@@ -23,7 +23,7 @@ _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
 _DOMAINS = {name: Interval("[0, inf)") for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "seed")}
 _FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "centered", "amsgrad", "decoupled_weight_decay")
 _OTHERS = ("params", "param_names", "betas", "rounding", "foreach", "fused", "direction", "penalty", "decay")
-SCHEDULES = {"weight_decay": "weight_decay_schedule", "penalty_weight": "penalty_weight_schedule"}
+SCHEDULES = {key: f"{key}_schedule" for key in ("weight_decay", "penalty_weight")}
 """By the key of a λ, that of its schedule; a group without one has no such key."""
 ROUNDINGS = ("auto", "nearest", "stochastic", "compensated")
 _WRITTEN_BY_SCHEDULERS = (
@@ -86,7 +86,7 @@ def peak_lr(group: Mapping[str, Any]) -> Any:
 
 def scheduled(group: Mapping[str, Any], key: str) -> Any:
     """Return λ at the group's next step: what stands under its key, times the share of its schedule."""
-    schedule = group.get(SCHEDULES[key])
+    schedule = group.get(f"{key}_schedule")
     if schedule is None:
         return group[key]
     if schedules.by_lr(schedule):

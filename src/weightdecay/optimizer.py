@@ -124,7 +124,7 @@ class Optimizer(Checkpointed):
         if isinstance(params, torch.nn.Module):
             raise TypeError("params is a module: pass model.parameters(), or weightdecay.param_groups(model, weight_decay=…)")
         self.reader = readers.resolve(reader)
-        given = {key: flag for key, flag in flags.items() if flag is not None or key in _FLAGS}
+        given = {key: flag for key, flag in flags.items() if flag is not None or key in _FLAGS}  # no schedule, no key
         super().__init__(params, {**defaults, **_FLAGS, **given})
 
     @property

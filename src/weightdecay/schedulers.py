@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from numbers import Real
 from types import FunctionType
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from weightdecay import schedules
 from weightdecay.arguments import choice, number, whole
-from weightdecay.hyperparameters import SCHEDULES, peak_lr
+from weightdecay.hyperparameters import peak_lr
 from weightdecay.optimizer import Optimizer, Schedule
 
 _UNITS = ("torch", "independent")
@@ -79,13 +80,19 @@ class WeightDecayScheduler(LRScheduler):
         """Refuse an optimizer whose λ cannot be scheduled."""
         if not isinstance(optimizer, TorchOptimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__name__}, not an optimizer: pass what has the step() method")
+        if key == "lr":
+            raise ValueError(
+                "key='lr' is the learning rate, which torch's own schedulers set: name a λ, such as 'weight_decay'"
+            )
         self.key = key
         for index, group in enumerate(optimizer.param_groups):
             where = f"param_groups[{index}]"
             if key not in group:
                 raise ValueError(f"{where} of the {type(optimizer).__name__} has no {key!r} that could be scheduled")
-            if group.get(SCHEDULES.get(key, "")) is not None:
-                raise ValueError(f"{where} has a {SCHEDULES[key]} of its own: leave that or the scheduler out")
+            if isinstance(group[key], bool) or not isinstance(group[key], Real | Tensor):
+                raise TypeError(f"{key}={group[key]!r} in {where} is not a number that could be scheduled")
+            if group.get(f"{key}_schedule") is not None:
+                raise ValueError(f"{where} has a {key}_schedule of its own: leave that or the scheduler out")
             if last_epoch != -1 and f"initial_{key}" not in group:
                 raise KeyError(
                     f"'initial_{key}' is not in {where}, so last_epoch={last_epoch} cannot be resumed: load the optimizer's "
@@ -178,7 +185,7 @@ def _saved(schedule: Any) -> Any:
 
 def _loaded(own: Any, saved: Any) -> Any:
     """Return the schedule to go on with; an object keeps being the same one."""
-    if saved is None:
+    if not saved:
         return own
     if callable(own) and not isinstance(own, FunctionType):
         own.__dict__.update(saved)
@@ -292,11 +299,13 @@ class WarmRestarts(WeightDecayScheduler):
     def _share(self, index: int, group: Mapping[str, Any]) -> float:
         return math.sqrt(self.first_cycle / self.cycle[2])
 
-    def _write(self) -> None:
-        super()._write()
+    @torch.no_grad()
+    def _update_lr(self, epoch: int | None = None) -> None:
+        super()._update_lr(epoch)
         _, done, length = self.cycle
         for group in self.optimizer.param_groups:
             _put(group, "lr", group.setdefault("initial_lr", _copied(group["lr"])) * schedules.cosine(done, length))
+        self._last_lr = self.get_lr()
 
     def __repr__(self) -> str:
         index, done, length = self.cycle
