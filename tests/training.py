@@ -28,16 +28,24 @@ LAYOUTS = {
 
 
 def _combinations():
-    """Every direction, and every decay and penalty: together all the state there is and all the keys of a group."""
+    """Every direction, and every decay and penalty that keeps something or asks for more than w and u.
+
+    Together they are all the state there is and all the keys of a group.
+    """
     rules = wd.rules()
     for direction, rule in rules.of("direction").items():
         momentum = {"momentum": 0.9} if "mu" in rule.defaults else {}
         yield direction, {"direction": direction, "decay": "independent", "penalty": "l2", "penalty_weight": 0.01, **momentum}
     for decay, rule in rules.of("decay").items():
-        if "lam" in rule.numbers:
+        if "lam" in rule.numbers and (_asks_for_more(rule) or decay == "decoupled"):
             yield decay, {"direction": "adam", "decay": decay}
-    for penalty in rules.of("penalty"):
-        yield penalty, {"direction": "adam", "decay": "decoupled", "penalty": penalty, "penalty_weight": 0.1}
+    for penalty, rule in rules.of("penalty").items():
+        if _asks_for_more(rule) or penalty == "l2":
+            yield penalty, {"direction": "adam", "decay": "decoupled", "penalty": penalty, "penalty_weight": 0.1}
+
+
+def _asks_for_more(rule):
+    return bool(rule.keeps or rule.reductions or "eta_max" in rule.numbers)
 
 
 COMBINATIONS = dict(_combinations())

@@ -163,6 +163,10 @@ def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) ->
         return torch.where(holds, 0.0, x), torch.where(holds, part, 0.0)
 
     eta = numbers["decay"]["eta"]
+    if eta == 0 and any(kept.per_element for kept in equation.decay.keeps):
+        # A pull to a reference is in h, and its limit is what a learning rate makes of it that no other term can feel.
+        nearly = {**numbers, "decay": {**numbers["decay"], "eta": 2.0**-60}}
+        return torch.ones_like(w), split(equation, nearly, values)[1]
     factor, rest = lifting.split(
         equation, numbers, values, read=read, reduce=reduce, quotient=quotient, by_eta=lambda x, u: u if eta == 0 else x / eta
     )
@@ -240,7 +244,7 @@ def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dt
         return param.detach().to(dtype, copy=True)
     if each.start in REDUCTIONS:
         w = _real(param.detach()).to(compute_dtype(param.dtype))
-        value: Any = reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers)
+        value: Any = _plain(reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers))
     else:
         value = numbers[each.start] if isinstance(each.start, str) else each.start
     if each.per_element:
@@ -265,9 +269,14 @@ def _keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any]
             continue
         old, value = state[each.key], new[each.name]
         if not each.per_element:
-            old.copy_(torch.as_tensor(value, dtype=old.dtype))
+            old.copy_(torch.as_tensor(_plain(value), dtype=old.dtype))
         else:
             _real(old).copy_(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of a whole DTensor as every rank's own: a checkpoint then holds it as it holds a step count."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def _real(tensor: Tensor) -> Tensor:
