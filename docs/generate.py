@@ -247,6 +247,40 @@ def draw(rule: Rule) -> str:
     return picture(rule.name, drawn, caption(rule)).svg
 
 
+def draw_schedules() -> str:
+    """Return the picture of docs/schedules.md: what a step takes under the schedules, while the learning rate falls."""
+    from weightdecay import schedules
+    from weightdecay.report.canvas import Canvas, Margins, picture
+
+    steps = 1000
+    rates = schedules.shares_of_peak(steps, "cosine")
+    shown: dict[str, dict[str, int]] = {
+        "constant_timescale": {},
+        "constant": {},
+        "follow_lr": {},
+        "linear": {"steps": steps},
+        "inverse_time": {"steps": 100},
+    }
+    colours = ["#b3372f", "#9aa1ac", "#2563a8", "#3a7d44", "#8a5fb0"]
+
+    def drawn() -> Canvas:
+        canvas = Canvas(1, 5.0, 2.8, Margins(0.55, 0.2, 0.2, 0.5, 0.0), 0)
+        (panel,) = canvas.panels
+        for (name, numbers), colour in zip(shown.items(), colours, strict=True):
+            schedule = {"name": name, "warmup": 0, "final": 0.0, **numbers}
+            shares = [rate * schedules.share(schedule, step=t, lr=rate, peak=1.0) for t, rate in enumerate(rates)]
+            panel.plot(shares, color=colour, label=name, linewidth=1.5)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xlabel("step")
+        panel.set_ylabel("shrink")
+        panel.set_xlim(0, steps)
+        panel.set_ylim(0, 1.05)
+        panel.legend(loc="upper right", bbox_to_anchor=(1, 0.95), fontsize=7)
+        return canvas
+
+    return picture("schedules", drawn, "What a step takes of a weight under the schedules, while the lr falls in a cosine.").svg
+
+
 # The marked places ----------------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +385,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--pictures"]:
         for rule in ours():
             (PAGES / f"{rule.kind}_{rule.name}.svg").write_text(draw(rule), encoding="utf-8")
+        (DOCS / "schedules.svg").write_text(draw_schedules(), encoding="utf-8")
         return 0
     expected = contents()
     stale = [path for path, text in expected.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

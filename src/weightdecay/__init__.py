@@ -57,6 +57,7 @@ from weightdecay.presets import (
     Signum,
 )
 from weightdecay.rule import decay, direction, penalty, rules
+from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
 from weightdecay.units import convert, half_life, normalized, timescale, transfer
 
@@ -109,6 +110,8 @@ __all__ = [
     "Signum",
     "Split",
     "Task",
+    "WarmRestarts",
+    "WeightDecayScheduler",
     "convert",
     "decay",
     "decompose",

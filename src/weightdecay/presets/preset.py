@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from weightdecay.hyperparameters import refuse_unknown
-from weightdecay.optimizer import Optimizer
+from weightdecay.optimizer import Optimizer, Schedule
 from weightdecay.step import Equation
 
 Number = float | Tensor
@@ -18,6 +18,7 @@ Betas = tuple[Number, Number]
 class Options(TypedDict, total=False):
     """The keywords that every preset takes: what help(weightdecay.Optimizer) says of them holds."""
 
+    weight_decay_schedule: Schedule | None
     maximize: bool
     capturable: bool
     differentiable: bool
