@@ -5,19 +5,20 @@ experiment that the optimizer refuses finds that.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightdecay.audit.hypotheses import FITS, Powers
-from weightdecay.audit.trial import LAMBDA, LR, Run, Subject, described
+from weightdecay.audit.trial import LAMBDA, LR, Run, Subject, Weights, described
 from weightdecay.optimizer import Optimizer
 
 _STEPS = 6
-_LOW_STEPS, _LOW_LR, _LOW_LAMBDA, _LOW_SHRINK = 100, 1e-3, 0.1, 1e-4
+_LOW_STEPS, _LOW_LR, _LOW_LAMBDA, _LOW_SHRINK = 25, 1e-3, 0.4, 4e-4
 _LOW_SHAPE = (64, 64)
 """Enough weights for the mean of a stochastic rounding to be told to two digits."""
 
@@ -82,39 +83,32 @@ def lr_zero(subject: Subject) -> Finding:
     return _moved("lr=0", run.weights[0], start)
 
 
-def maximize(subject: Subject) -> Finding | None:
-    """Climb, and compare with descending along the opposite gradient: the decay has to be the same."""
+def maximize(reference: "Reference") -> Finding | None:
+    """Climb along the opposite gradients: the weights have to be those of the descent, decay and all."""
+    subject = reference.subject
     if not subject.takes("maximize"):
         return None
-    gradients = subject.gradients(_STEPS)
-    up, opposite = [[g] for g in gradients], [[-g] for g in gradients]
+    opposite = [[-g for g in each] for each in reference.gradients]
 
-    def ran(along: list[list[Tensor]], lam: float, **more: Any) -> Tensor:
-        return Run(subject, [subject.weights()], lr=LR, lam=lam, **more).all(along)[-1][0]
+    def climbed(lam: float) -> Weights:
+        return Run(subject, reference.start, lr=LR, lam=lam, maximize=True).all(opposite)[-1]
 
-    climbed, wanted, without = (
-        ran(up, LAMBDA, maximize=True), ran(opposite, LAMBDA), ran(opposite, 0.0),
-    )  # fmt: skip
-    unclimbed = ran(up, 0.0, maximize=True)
-    effect = (wanted - without).abs().max().item()
-    if not effect:
-        return Finding("maximize", "not told", f"not told: {_STEPS} steps do not decay")
-    apart = (climbed - wanted).abs().max().item() / effect
-    numbers = {"difference": apart, "difference_without_decay": (unclimbed - without).abs().max().item() / effect}
-    if apart <= FITS:
-        return Finding("maximize", "same", "the decay still shrinks", numbers)
-    if numbers["difference_without_decay"] > FITS:
-        return Finding("maximize", "ignored", "does not climb: `maximize` does nothing", numbers)
-    own, theirs = climbed - unclimbed, wanted - without
-    if (own * theirs).sum() < 0:
-        return Finding("maximize", "flipped", "the decay GROWS the weights", numbers)
-    return Finding("maximize", "differs", f"another decay, by {apart:.2g} of its effect", numbers)
+    found = reference.compared("maximize", lambda: climbed(LAMBDA), same="the decay still shrinks")
+    if found.verdict != "differs":
+        return found
+    without = climbed(0.0)
+    if reference.apart(without, reference.without) > FITS:
+        return Finding("maximize", "ignored", "does not climb: `maximize` does nothing", found.numbers)
+    pairs = zip(climbed(LAMBDA), without, reference.plain, reference.without, strict=True)
+    if sum(((a - b) * (c - d)).sum().item() for a, b, c, d in pairs) < 0:
+        return Finding("maximize", "flipped", "the decay GROWS the weights", found.numbers)
+    return found
 
 
 def bfloat16(subject: Subject, strength: Powers | None) -> Finding:
     """Train bfloat16 weights without a gradient and say which share of the decay they took that exact ones would have taken.
 
-    The step takes 1e-4 of a weight where λ can be chosen so: less than half of bfloat16's last place.
+    A step takes 4e-4 of a weight where λ can be chosen so, a fifth of what would round to another bfloat16 or less.
     """
     lam = strength.for_strength(_LOW_SHRINK, _LOW_LR) if strength is not None else _LOW_LAMBDA
     shape = _LOW_SHAPE if len(subject.shape) == 2 else (_LOW_SHAPE[0] * _LOW_SHAPE[1],)
@@ -135,85 +129,86 @@ def bfloat16(subject: Subject, strength: Powers | None) -> Finding:
         return Finding("bfloat16", "not finite", "the weights become NaN or infinite")
     numbers = {"share": share, "steps": _LOW_STEPS, "lr": _LOW_LR, "weight_decay": lam}
     verdict = "kept" if share > 0.9 else "lost" if share < 0.1 else "partly"
-    return Finding("bfloat16", verdict, f"{_percent(share)} of the decay reaches the weights", numbers)
+    return Finding("bfloat16", verdict, f"{100 * share:.0f} % of the decay reaches the weights", numbers)
 
 
-def schedule(subject: Subject) -> Finding:
+def schedule(reference: "Reference") -> Finding:
     """Write another λ into the groups of a running optimizer, as a schedule of λ does."""
-    gradients = [[g] for g in subject.gradients(_STEPS)]
-    made_so = [Run(subject, [subject.weights()], lr=LR, lam=lam) for lam in (LAMBDA, LAMBDA / 2)]
-    changed = Run(subject, [subject.weights()], lr=LR, lam=LAMBDA)
+    subject = reference.subject
+    changed = Run(subject, reference.start, lr=LR, lam=LAMBDA / 2)
     if subject.knob not in changed.group:
         return Finding("λ in the groups", "absent", f"the groups have no {subject.knob!r}: no schedule can write it")
-    changed.set(subject.knob, LAMBDA / 2)
-    first, wanted, found = (run.all(gradients)[-1][0] for run in (*made_so, changed))
-    effect = (first - wanted).abs().max().item()
-    if not effect:
-        return Finding("λ in the groups", "not told", f"not told: {_STEPS} steps do not decay")
-    if (found - wanted).abs().max().item() <= FITS * effect:
-        return Finding("λ in the groups", "read", "read at every step: a schedule can write it")
-    return Finding("λ in the groups", "not read", "WRITTEN INTO THE GROUPS, IT IS NOT READ")
+    changed.set(subject.knob, LAMBDA)
+    found = reference.compared("λ in the groups", lambda: changed.all(reference.gradients)[-1])
+    if found.verdict == "same":
+        return Finding(found.name, "read", "read at every step: a schedule can write it", found.numbers)
+    if found.verdict == "differs":
+        return Finding(found.name, "not read", "WRITTEN INTO THE GROUPS, IT IS NOT READ", found.numbers)
+    return found
 
 
-def tensor_lr(subject: Subject) -> Finding:
+def tensor_lr(reference: "Reference") -> Finding:
     """Pass the learning rate as a tensor."""
-    gradients = [[g] for g in subject.gradients(_STEPS)]
-    lr = torch.tensor(LR, dtype=torch.float64, device=subject.device)
-
-    def make(start: Sequence[Tensor]) -> Run:
-        return Run(subject, start, lr=lr, lam=LAMBDA)
-
-    return _compared("tensor lr", subject, gradients, [(subject.shape, 0)], make)
+    lr = torch.tensor(LR, dtype=torch.float64, device=reference.subject.device)
+    return reference.compared("tensor lr", lambda: reference.run(lr=lr))
 
 
-def paths(subject: Subject, *, compiled: bool) -> list[Finding]:
-    """Run the same steps on every implementation that the factory offers, on two tensors at once."""
-    shapes = [(subject.shape, 0), ((*subject.shape[:-1], subject.shape[-1] // 2), 2)]
-    steps = zip(*(subject.gradients(_STEPS, shape, seed + 1) for shape, seed in shapes), strict=True)
-    gradients = [list(step) for step in steps]
-
-    def run(**more: Any) -> Callable[[Sequence[Tensor]], Run]:
-        return lambda start: Run(subject, start, lr=LR, lam=LAMBDA, **more)
-
-    offered: dict[str, Callable[[Sequence[Tensor]], Run]] = {}
+def paths(reference: "Reference", *, compiled: bool) -> Iterator[Finding]:
+    """Run the same steps on every implementation that the factory offers."""
     for flag in ("foreach", "fused"):
-        if subject.takes(flag):
-            offered[flag] = run(**{flag: True})
-    if _chooses_reader(subject):
-        offered["reader='eager'"] = run(reader="eager")
+        if reference.subject.takes(flag):
+            yield reference.compared(flag, lambda flag=flag: reference.run(**{flag: True}))  # type: ignore[misc]
+    made = Run(reference.subject, reference.start, lr=LR, lam=LAMBDA).optimizer
+    if isinstance(made, Optimizer) and made.reader != "eager":
+        yield reference.compared("reader='eager'", lambda: reference.run(reader="eager"))
     if compiled:
-        offered["compiled"] = lambda start: run()(start).compiled()
-    return [_compared(name, subject, gradients, shapes, make) for name, make in offered.items()]
+        yield reference.compared("compiled", lambda: reference.run(compiled=True))
 
 
-def _chooses_reader(subject: Subject) -> bool:
-    made = Run(subject, [subject.weights()], lr=LR, lam=LAMBDA).optimizer
-    return isinstance(made, Optimizer) and made.reader != "eager"
+class Reference:
+    """What the factory does by itself with two tensors at once: every other way to run is compared with it."""
 
+    def __init__(self, subject: Subject) -> None:
+        shapes = [(subject.shape, 0), ((*subject.shape[:-1], subject.shape[-1] // 2), 2)]
+        self.subject = subject
+        self.start = [subject.weights(shape, seed) for shape, seed in shapes]
+        steps = zip(*(subject.gradients(_STEPS, shape, seed + 1) for shape, seed in shapes), strict=True)
+        self.gradients = [list(step) for step in steps]
 
-def _compared(
-    name: str,
-    subject: Subject,
-    gradients: list[list[Tensor]],
-    shapes: Sequence[tuple[tuple[int, ...], int]],
-    make: Callable[[Sequence[Tensor]], Run],
-) -> Finding:
-    """Compare a way to run with the one that the factory chooses by itself, in shares of the decay's effect."""
-    start = [subject.weights(shape, seed) for shape, seed in shapes]
-    plain, without = (Run(subject, start, lr=LR, lam=lam).all(gradients)[-1] for lam in (LAMBDA, 0.0))
-    try:
-        other = make(start).all(gradients)[-1]
-    except Exception as error:  # whatever an unknown optimizer raises is its refusal
-        return Finding(name, "refused", f"refused ({described(error)})")
-    effect = max((w - v).abs().max().item() for w, v in zip(plain, without, strict=True))
-    if not effect:
-        return Finding(name, "not told", f"not told: {_STEPS} steps do not decay")
-    apart = max((w - v).abs().max().item() for w, v in zip(plain, other, strict=True)) / effect
-    if not math.isfinite(apart):
-        return Finding(name, "not finite", "THE WEIGHTS BECOME NaN OR INFINITE")
-    if apart <= FITS:
-        return Finding(name, "same", "the same weights", {"difference": apart})
-    return Finding(name, "differs", f"OTHER WEIGHTS, by {apart:.2g} of the decay's effect", {"difference": apart})
+    def run(self, *, lr: Any = LR, lam: float = LAMBDA, compiled: bool = False, **more: Any) -> Weights:
+        """Train with other keywords and return the weights."""
+        run = Run(self.subject, self.start, lr=lr, lam=lam, **more)
+        return (run.compiled() if compiled else run).all(self.gradients)[-1]
+
+    @cached_property
+    def plain(self) -> Weights:
+        """Return the weights with λ."""
+        return self.run()
+
+    @cached_property
+    def without(self) -> Weights:
+        """Return the weights without."""
+        return self.run(lam=0.0)
+
+    def apart(self, found: Weights, wanted: Weights) -> float:
+        """Return how far weights lie apart, in shares of the decay's effect; NaN where one is not finite."""
+        effect = max((w - v).abs().max().item() for w, v in zip(self.plain, self.without, strict=True))
+        distances = [(w - v).abs().max().item() for w, v in zip(found, wanted, strict=True)]
+        return max(distances) / effect if all(map(math.isfinite, distances)) and effect else math.nan
+
+    def compared(self, name: str, other: Callable[[], Weights], same: str = "the same weights") -> Finding:
+        """Compare another way to run."""
+        if all(map(torch.equal, self.plain, self.without)):
+            return Finding(name, "not told", f"not told: {_STEPS} steps do not decay")
+        try:
+            apart = self.apart(other(), self.plain)
+        except Exception as error:  # whatever an unknown optimizer raises is its refusal
+            return Finding(name, "refused", f"refused ({described(error)})")
+        if math.isnan(apart):
+            return Finding(name, "not finite", "THE WEIGHTS BECOME NaN OR INFINITE")
+        if apart <= FITS:
+            return Finding(name, "same", same, {"difference": apart})
+        return Finding(name, "differs", f"OTHER WEIGHTS, by {apart:.2g} of the decay's effect", {"difference": apart})
 
 
 def _moved(name: str, found: Tensor, start: Tensor) -> Finding:
@@ -223,28 +218,25 @@ def _moved(name: str, found: Tensor, start: Tensor) -> Finding:
     return Finding(name, "moves", f"MOVES, by {moved:.2g} of a weight", {"moved": moved})
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def all_of(subject: Subject, strength: Powers | None, *, compiled: bool) -> list[Finding]:
     """Do every experiment; what an optimizer raises is a finding, too."""
+    reference = Reference(subject)
     trials: dict[str, Callable[[], Finding | None]] = {
         "grad=None": lambda: no_gradient(subject),
         "frozen": lambda: frozen(subject),
         "zero gradient": lambda: zero_gradient(subject),
         "lr=0": lambda: lr_zero(subject),
-        "maximize": lambda: maximize(subject),
-        "λ in the groups": lambda: schedule(subject),
+        "maximize": lambda: maximize(reference),
+        "λ in the groups": lambda: schedule(reference),
         "bfloat16": lambda: bfloat16(subject, strength),
-        "tensor lr": lambda: tensor_lr(subject),
+        "tensor lr": lambda: tensor_lr(reference),
     }
     found = []
     for name, trial in trials.items():
         try:
             finding = trial()
-        except Exception as error:  # see _compared
+        except Exception as error:  # see Reference.compared
             finding = Finding(name, "refused", f"refused ({described(error)})")
         if finding is not None:
             found.append(finding)
-    return [*found, *paths(subject, compiled=compiled)]
+    return [*found, *paths(reference, compiled=compiled)]

@@ -22,6 +22,8 @@ from weightdecay.rule import REGISTRY, Rule
 FITS = 1e-4
 """The share of the decay's effect that a hypothesis may leave unexplained: rounding leaves 1e-5 in float32, the hypotheses here
 lie more than 100 times as much apart."""
+_HOPELESS = 0.1
+"""The share at which a hypothesis is given up, and its later steps are not tried."""
 _CONVERGED = 1e-9
 _ITERATIONS = 12
 
@@ -218,6 +220,8 @@ def every() -> Iterator[Hypothesis]:
 def residual(hypothesis: Hypothesis, subject: Subject, observed: Observed, lams: Sequence[float] | None = None) -> float:
     """Return how much of the decay's effect a hypothesis leaves unexplained, from 0; infinite where it cannot be tried.
 
+    From a tenth on it is a bound from below: the hypothesis is then given up.
+
     Every step is predicted from the weight that the optimizer really had before it. `lams` are other λ than the observed one,
     step by step.
     """
@@ -228,6 +232,8 @@ def residual(hypothesis: Hypothesis, subject: Subject, observed: Observed, lams:
         for t, (w, following) in enumerate(pairwise(observed.weights)):
             found = predict(w, observed.gradients[t], observed.lrs[t], lams[t])
             worst = max(worst, (found - following).abs().max().item())
+            if worst > _HOPELESS * observed.effect:
+                break
     except (ValueError, TypeError, ArithmeticError):  # a λ or a number that the rule does not take
         return math.inf
     return worst / observed.effect if math.isfinite(worst) else math.inf

@@ -124,10 +124,10 @@ def identify(
     >>> law.findings["bfloat16"].verdict
     'lost'
     """
-    if not callable(factory):
-        raise TypeError(f"factory={factory!r} cannot be called: pass a class or a function of (params, lr=…, weight_decay=…)")
     if isinstance(factory, torch.optim.Optimizer):
         raise TypeError(f"factory is a {type(factory).__name__} that was made already: pass its class")
+    if not callable(factory):
+        raise TypeError(f"factory={factory!r} cannot be called: pass a class or a function of (params, lr=…, weight_decay=…)")
     with alone():
         subject = Subject(factory, knob, name or name_of(factory), torch.device(device))
         if not subject.takes(knob):
@@ -262,12 +262,10 @@ def _unexplained(subject: Subject, law: DecayLaw, observed: Observed, nearest: t
                 return replace(law, kind="decoupled", reason=reason, weight=weight)
         reason = f"the step and λ·w are scaled together, as by a ratio of norms; a step takes {span} of the old weight"
         return replace(law, kind="rescaled", reason=reason, weight="old")
-    through = (
-        "λ changes the optimizer's state" if _changes_state(subject, observed) else "λ does not enter the optimizer's state"
-    )
+    state = "λ changes the optimizer's state" if _changes_state(subject, observed) else "λ is not in the optimizer's state"
     share = found[0].share / (observed.lrs[0] * observed.lam)
     first = f"; the first step takes {share:.3g} times lr·λ of the weight" if found[0].rest <= FITS and share else ""
-    leaves = f"{nearest[0]} comes nearest and leaves {nearest[1]:.2g} of the effect"
+    leaves = f"{nearest[0]} comes nearest and leaves {nearest[1]:.2g} of the effect or more"
     return replace(law, reason=f"no rule explains it ({leaves}); {state}{first}")
 
 

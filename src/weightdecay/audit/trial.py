@@ -53,7 +53,7 @@ class Subject:
                 for shape in _SHAPES:
                     found = replace(self, shape=shape, dtype=dtype, closure=closure)
                     try:
-                        run = Run(found, [found.weights()], lr=LR, lam=0.0 if self.has_knob() else None)
+                        run = Run(found, [found.weights()], lr=LR, lam=0.0 if self.takes(self.knob) else None)
                         for gradient in found.gradients(2):
                             run.step([gradient])
                     except Exception as error:  # whatever an unknown optimizer raises says that it does not run
@@ -81,10 +81,6 @@ class Subject:
         if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
             return False
         return self.refusal(**_NONSENSE) is not None or keyword in self._made().param_groups[0]
-
-    def has_knob(self) -> bool:
-        """Return whether the factory takes λ, by its signature and by trying."""
-        return self.takes(self.knob) and self.refusal(**{self.knob: LAMBDA}) is None
 
     def refusal(self, **keywords: Any) -> str | None:
         """Return why the optimizer cannot be made with these keywords, or None where it can."""
