@@ -131,6 +131,9 @@ def identify(
     with alone():
         subject = Subject(factory, knob, name or name_of(factory), torch.device(device))
         if not subject.takes(knob):
+            refusal = subject.refusal()
+            if refusal is not None:
+                raise RuntimeError(f"{subject.name} takes no {knob}, and does not run: {refusal}")
             return DecayLaw(subject.name, "none", f"it takes no {knob}")
         subject = subject.that_runs()
         found = _law(subject)
