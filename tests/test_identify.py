@@ -480,3 +480,20 @@ def test_conformance_can_ask_for_a_share_in_bfloat16():
     with pytest.raises(AssertionError, match=r"bfloat16: expected 90 % .* 0 %"):
         check_decay(torch.optim.AdamW, bfloat16=0.9)
     assert isinstance(check_decay(partial(OURS, decay="decoupled"), bfloat16=0.9), DecayLaw)
+
+
+def test_what_is_not_finite_is_said_and_is_json():
+    class Explodes(Planted):
+        def shrink(self, w, lr, decay, group):
+            if decay:
+                w.mul_(float("inf"))
+
+    law = identify(Explodes)
+    assert (law.kind, law.findings["lr=0"].verdict) == ("unknown", "moves")
+    assert "NaN or infinite" in law.text
+    assert "NaN" not in json.dumps(law.to_dict()["evidence"])
+    assert next(complaints(law, "decoupled"))[0] == "law"
+
+
+def test_two_runs_find_the_same():
+    assert identify(torch.optim.Adam).to_dict() == identify(torch.optim.Adam).to_dict()

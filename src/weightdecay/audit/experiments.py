@@ -16,6 +16,7 @@ from torch import Tensor
 from weightdecay.audit.hypotheses import FITS, Powers
 from weightdecay.audit.trial import LAMBDA, LR, Run, Subject, Weights, described
 from weightdecay.optimizer import Optimizer
+from weightdecay.units import Record
 
 _STEPS = 6
 _LOW_STEPS, _LOW_LR, _LOW_LAMBDA, _LOW_SHRINK = 25, 1e-3, 0.4, 4e-4
@@ -24,7 +25,7 @@ _LOW_SHAPE = (64, 64)
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Record):
     """What one experiment found."""
 
     name: str
@@ -33,10 +34,6 @@ class Finding:
     text: str
     """What people read."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {"verdict": self.verdict, "text": self.text, "numbers": dict(self.numbers)}
 
 
 def no_gradient(subject: Subject) -> Finding:

@@ -1,5 +1,6 @@
 """Find out by experiment what an optimizer's `weight_decay` really does."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from weightdecay.audit.experiments import Finding
 from weightdecay.audit.hypotheses import FITS, Beside, Constant, Coupled, Hypothesis, Observed, Powers
 from weightdecay.audit.trial import LAMBDA, LR, Factory, Run, Subject, alone, name_of
 from weightdecay.rule import REGISTRY
+from weightdecay.units import Record
 
 KINDS = {
     "coupled": "the penalty enters the gradient, and all that is made of it",
@@ -31,7 +33,7 @@ _MEMORY = {"momentum": 0.9}
 
 
 @dataclass(frozen=True)
-class DecayLaw:
+class DecayLaw(Record):
     """What an optimizer's decay does; prints as a sentence and a table."""
 
     optimizer: str
@@ -56,9 +58,8 @@ class DecayLaw:
     @property
     def text(self) -> str:
         """Return the law in a sentence."""
-        verb = "is" if self.kind != "none" else "has no decay"
-        named = f"{verb} {self.kind}" if self.kind != "none" else verb
-        return f"{self.optimizer} {named}: {self.reason}."
+        is_called = "has no decay" if self.kind == "none" else f"is {self.kind}"
+        return f"{self.optimizer} {is_called}: {self.reason}."
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Yield what the table shows."""
@@ -78,19 +79,11 @@ class DecayLaw:
         return "\n".join([self.text, *([""] if rows else []), *(f"{name:<{width}}  {text}" for name, text in rows)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the law as plain data, every number that was measured included."""
-        strength = self.strength
-        return {
-            "optimizer": self.optimizer,
-            "kind": self.kind,
-            "text": self.text,
-            "rule": self.rule,
-            "strength": None if strength is None else {"formula": str(strength), **vars(strength)},
-            "weight": self.weight,
-            "default": self.default,
-            "findings": {name: each.to_dict() for name, each in self.findings.items()},
-            "evidence": dict(self.evidence),
-        }
+        """Return the law as plain data, every number that was measured included; one that is not finite is None."""
+        found = {**super().to_dict(), "text": self.text}
+        if self.strength is not None:
+            found["strength"]["formula"] = str(self.strength)
+        return found
 
 
 def identify(
@@ -152,6 +145,8 @@ def _law(subject: Subject) -> DecayLaw:
     observed = hypotheses.observe(subject)
     evidence = {"dtype": str(subject.dtype), "shape": list(subject.shape), **observed.to_dict()}
     law = replace(law, default=subject.default(), evidence=evidence)
+    if not math.isfinite(observed.effect):
+        return replace(law, kind="unknown", reason=f"with {subject.knob}={LAMBDA:g} the weights become NaN or infinite")
     if observed.effect == 0:
         return replace(law, reason=f"it takes {subject.knob} and does nothing with it: no bit of a weight changes")
     if not observed.is_measurable:
@@ -170,7 +165,8 @@ def _law(subject: Subject) -> DecayLaw:
 def _with_memory(subject: Subject, law: DecayLaw, fits: tuple[Hypothesis, ...]) -> DecayLaw:
     """Tell coupled and decoupled apart with a momentum, where the optimizer takes one."""
     more = subject.with_settings(**_MEMORY)
-    same = "as it comes it remembers nothing, and so λ·w in the gradient and a share lr·λ of the old weight are one"
+    coupled, beside = (next(each for each in fits if isinstance(each, kind)) for kind in (Coupled, Beside))
+    same = f"it remembers nothing from step to step, and so {coupled} and {beside} are one"
     alike = replace(law, kind="coupled or decoupled", reason=same, strength=hypotheses.PER_LR, weight="old")
     if not all(subject.takes(key) for key in _MEMORY) or more.refusal() is not None:
         return alike
@@ -242,8 +238,8 @@ def _shrinking(law: DecayLaw, best: Beside, powers: Powers | None) -> DecayLaw:
     where = {"old": "the old weight", "before": "the old weight, before the step is made", "new": "the NEW weight"}[best.order]
     takes = f"beside the gradient, a step takes {powers} of {where}"
     if powers.of_lr + powers.of_first_lr != 0:
-        follows = {1.0: ""}.get(powers.of_lr + powers.of_first_lr, ", which is not what a λ per unit of lr would take")
-        return replace(law, kind="decoupled", reason=takes + follows)
+        unusual = "" if powers.of_lr + powers.of_first_lr == 1 else ", which is not what a λ per unit of lr would take"
+        return replace(law, kind="decoupled", reason=takes + unusual)
     scheduled = "whatever the lr, schedules included" if powers.of_lr == 0 else "where lr₀ is the lr at construction"
     rule = "independent" if powers == hypotheses.PER_PEAK else None
     return replace(law, kind="independent", rule=rule, reason=f"{takes}, {scheduled}")
