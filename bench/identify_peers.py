@@ -43,8 +43,14 @@ PACKAGES = {
     "pytorch-optimizer": "pytorch_optimizer",
 }
 """The distribution's name, and the module that has its optimizers."""
-_FLAGS = {"torch": [(name, "decoupled_weight_decay") for name in ("Adam", "NAdam", "RAdam")]}
-"""Flags that make another optimizer of one."""
+_MORE: dict[str, dict[str, dict[str, Any]]] = {
+    "torch": {name: {"decoupled_weight_decay": True} for name in ("Adam", "NAdam", "RAdam")},
+    "bitsandbytes": {f"{name}{bits}": {"momentum": 0.9} for name in ("SGD", "LARS") for bits in ("", "8bit", "32bit")},
+    "timm": {"Adopt": {"decoupled": True}, "AdamWLegacy": {"corrected_weight_decay": True}},
+    "torch-optimi": {"AdamW": {"decouple_lr": True}, "SGD": {"decouple_wd": True}},
+    "pytorch-optimizer": {"AdamW": {"fixed_decay": True}},
+}
+"""Settings with which an optimizer becomes another one, or runs at all."""
 _OF_HEAVYBALL = ("AdamW", "SGD", "NAdam", "ADOPT", "LaProp", "Muon", "SOAP")
 """Not all that it has: most others differ in the preconditioner alone and take minutes."""
 
@@ -129,9 +135,10 @@ def _optimizers(package: str) -> Iterator[tuple[str, Any]]:
     """Yield the names and classes of a package's optimizers."""
     for name, factory in sorted(_classes(package).items(), key=lambda item: item[0].lower()):
         yield name, factory
-        for flagged, flag in _FLAGS.get(package, []):
-            if flagged == name:
-                yield f"{name}({flag}=True)", functools.partial(factory, **{flag: True})
+        if name in _MORE.get(package, {}):
+            settings = _MORE[package][name]
+            given = ", ".join(f"{key}={value}" for key, value in settings.items())
+            yield f"{name}({given})", functools.partial(factory, **settings)
 
 
 def _classes(package: str) -> dict[str, type]:

@@ -497,3 +497,14 @@ def test_what_is_not_finite_is_said_and_is_json():
 
 def test_two_runs_find_the_same():
     assert identify(torch.optim.Adam).to_dict() == identify(torch.optim.Adam).to_dict()
+
+
+def test_an_optimizer_that_draws_random_numbers_draws_the_same_in_every_run():
+    class Random(Planted):
+        def move(self, w, lr, gradient):
+            super().move(w, lr, gradient * torch.rand_like(w))
+
+    law = identify(Random)
+    assert (law.kind, law.strength) == ("decoupled", PER_LR)
+    assert {law.findings[name].verdict for name in ("tensor lr", "foreach")} == {"same"}
+    assert law.findings["λ in the groups"].verdict == "read"

@@ -52,7 +52,8 @@ class Observed:
     @property
     def rounding(self) -> float:
         """Return how much of the effect rounding may be: residuals below it are all the same."""
-        return 10 * torch.finfo(self.weights[0].dtype).eps * self.weights[0].abs().max().item() / self.effect
+        smallest = torch.finfo(self.weights[0].dtype).eps * self.weights[0].abs().max().item()
+        return 10 * smallest / self.effect if self.effect else math.inf
 
     @property
     def is_measurable(self) -> bool:

@@ -187,6 +187,8 @@ def _powers(hypothesis: Hypothesis, subject: Subject, observed: Observed) -> Pow
     """Return the strength of what explains a run at the very λ that was passed, from other runs, at other numbers."""
     if isinstance(hypothesis, Coupled):
         other = hypotheses.observe(subject, LAMBDA / 2, 2 * LR)
+        if not other.is_measurable:  # where only signs count, a small λ may turn none
+            return None
         left = hypotheses.residual(hypothesis, subject, other)
         return hypotheses.IN_GRADIENT if left <= FITS else None
     if isinstance(hypothesis, Beside) and hypothesis.rule in ("independent", "corrected"):

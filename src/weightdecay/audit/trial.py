@@ -137,6 +137,7 @@ class Run:
         if callable(train):
             train()
         self._call = self.optimizer.step
+        self._random = torch.get_rng_state()
 
     @property
     def weights(self) -> Weights:
@@ -179,11 +180,13 @@ class Run:
             given = [(p, g) for p, g in zip(self.params, gradients, strict=True) if g is not None]
             return torch.stack([(p * g).sum() for p, g in given]).sum()
 
+        torch.set_rng_state(self._random)  # runs take turns, and each draws as if it were alone
         if self._subject.closure:
             self._call(closure)
         else:
             closure()
             self._call()
+        self._random = torch.get_rng_state()
         return self.weights
 
     def all(self, gradients: Sequence[Gradients], lrs: Sequence[float] | None = None) -> list[Weights]:
