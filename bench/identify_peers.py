@@ -48,7 +48,7 @@ _MORE: dict[str, dict[str, dict[str, Any]]] = {
     "bitsandbytes": {f"{name}{bits}": {"momentum": 0.9} for name in ("SGD", "LARS") for bits in ("", "8bit", "32bit")},
     "timm": {"Adopt": {"decoupled": True}, "AdamWLegacy": {"corrected_weight_decay": True}},
     "torch-optimi": {"AdamW": {"decouple_lr": True}, "SGD": {"decouple_wd": True}},
-    "pytorch-optimizer": {"AdamW": {"fixed_decay": True}},
+    "pytorch-optimizer": {"AdaBelief": {"fixed_decay": True}},
 }
 """Settings with which an optimizer becomes another one, or runs at all."""
 _OF_HEAVYBALL = ("AdamW", "SGD", "NAdam", "ADOPT", "LaProp", "Muon", "SOAP")

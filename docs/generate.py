@@ -309,21 +309,26 @@ def laws_block(package: str) -> str:
     found = json.loads((DOCS / "data/identify.json").read_text(encoding="utf-8"))["packages"][package]
     groups: dict[tuple[str, str], list[str]] = {}
     shares: dict[tuple[str, str], list[float]] = {}
-    odd = []
+    odd, errors = [], dict[str, list[str]]()
     for name, law in found["laws"].items():
         if "error" in law:
-            odd.append(f"* `{name}` was not identified: {plain(law['error'])}")
+            reason = re.split(r"float32: |does not run: ", law["error"])[-1].replace(f"{name}.", "")
+            errors.setdefault(plain(reason), []).append(f"`{name}`")
             continue
         key = law_in_words(law), "" if law["kind"] == "none" else law["strength"] or "not told"
         groups.setdefault(key, []).append(f"`{name}`")
         shares.setdefault(key, []).extend([] if law["bfloat16_share"] is None else [law["bfloat16_share"]])
         odd += [f"* `{name}`, {trial}: {plain(text)}" for trial, text in law["remarks"].items()]
-        odd += [f"* {plain(law['text'])}" for _ in "." if law["kind"] in ("unknown", "rescaled") or not key[1]]
+        if key[1] == "not told" or (law["kind"] == "none" and law["dtype"]):
+            odd.append(f"* {plain(law['text'])}")
     rows = ["| the decay is | of size | in bfloat16 it keeps | optimizers |", "| --- | --- | --- | --- |"]
     for key, names in sorted(groups.items(), key=lambda item: -len(item[1])):
         low, high = min(shares[key], default=None), max(shares[key], default=None)
         kept = "" if low is None else f"{low:.0%}" if round(low, 2) == round(high, 2) else f"{low:.0%} to {high:.0%}"
         rows.append(f"| {key[0]} | {key[1]} | {kept} | {', '.join(names)} |")
+    if errors:
+        reasons = [f"{', '.join(names)} ({reason})" for reason, names in errors.items()]
+        odd.append(f"* Not run: {'; '.join(reasons)}.")
     return "\n".join([f"`{found['module']}`, version {found['version']}:", "", *rows, *([""] if odd else []), *odd])
 
 

@@ -1,6 +1,7 @@
 """What `wd.identify` finds: torch's optimizers, this package's, and optimizers with a bug that was planted."""
 
 import json
+import shutil
 from functools import cache, partial
 
 import pytest
@@ -508,3 +509,40 @@ def test_an_optimizer_that_draws_random_numbers_draws_the_same_in_every_run():
     assert (law.kind, law.strength) == ("decoupled", PER_LR)
     assert {law.findings[name].verdict for name in ("tensor lr", "foreach")} == {"same"}
     assert law.findings["λ in the groups"].verdict == "read"
+
+
+class DoesNotClimb(Planted):
+    def move(self, w, lr, gradient):
+        super().move(w, lr, w.grad)
+
+
+class ClimbsSlowly(Planted):
+    def one(self, w, lr, decay, group):
+        if w.grad is not None:
+            self.shrink(w, lr, decay, group)
+            self.move(w, lr, -0.5 * w.grad if group["maximize"] else w.grad)
+
+
+class DecaysTwiceUnderMaximize(Planted):
+    def shrink(self, w, lr, decay, group):
+        w.mul_(1 - lr * decay * (2 if group["maximize"] else 1))
+
+
+@pytest.mark.parametrize(
+    ("planted", "verdict"),
+    [
+        (Planted, "same"),
+        (FlippedUnderMaximize, "flipped"),
+        (DoesNotClimb, "ignored"),
+        (ClimbsSlowly, "other steps"),
+        (DecaysTwiceUnderMaximize, "differs"),
+    ],
+)
+def test_what_maximize_does(planted, verdict):
+    assert found(planted).findings["maximize"].verdict == verdict
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_step_is_compared():
+    assert identify(torch.optim.AdamW, compiled=True).findings["compiled"].verdict == "same"

@@ -87,18 +87,23 @@ def maximize(reference: "Reference") -> Finding | None:
         return None
     opposite = [[-g for g in each] for each in reference.gradients]
 
-    def climbed(lam: float) -> Weights:
-        return Run(subject, reference.start, lr=LR, lam=lam, maximize=True).all(opposite)[-1]
+    def climbed(lam: float, *, maximize: bool = True) -> Weights:
+        return Run(subject, reference.start, lr=LR, lam=lam, maximize=maximize).all(opposite)[-1]
 
     found = reference.compared("maximize", lambda: climbed(LAMBDA), same="the decay still shrinks")
     if found.verdict != "differs":
         return found
     without = climbed(0.0)
-    if reference.apart(without, reference.without) > FITS:
+    steps_alike = reference.apart(without, reference.without) <= FITS
+    if not steps_alike and reference.apart(without, climbed(0.0, maximize=False)) <= FITS:
         return Finding("maximize", "ignored", "does not climb: `maximize` does nothing", found.numbers)
     pairs = zip(climbed(LAMBDA), without, reference.plain, reference.without, strict=True)
     if sum(((a - b) * (c - d)).sum().item() for a, b, c, d in pairs) < 0:
         return Finding("maximize", "flipped", "the decay GROWS the weights", found.numbers)
+    if not steps_alike:
+        return Finding(
+            "maximize", "other steps", "climbs by other steps than it descends; the decay still shrinks", found.numbers
+        )
     return found
 
 

@@ -190,7 +190,7 @@ def _powers(hypothesis: Hypothesis, subject: Subject, observed: Observed) -> Pow
         if not other.is_measurable:  # where only signs count, a small λ may turn none
             return None
         left = hypotheses.residual(hypothesis, subject, other)
-        return hypotheses.IN_GRADIENT if left <= FITS else None
+        return hypotheses.IN_GRADIENT if left <= 10 * FITS else None
     if isinstance(hypothesis, Beside) and hypothesis.rule in ("independent", "corrected"):
         hypothesis = Beside("decoupled", hypothesis.order)  # whose λ then takes the powers of lr that these rules have
     return Powers.measured(hypothesis, subject)
