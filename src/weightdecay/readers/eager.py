@@ -98,7 +98,8 @@ def _of_whole(function: Callable[..., Any], g: Tensor, *state: Tensor, **numbers
     if u.shape != g.shape:
         name = function.__name__
         raise ValueError(f"the direction {name} made a u of shape {tuple(u.shape)} for a tensor of shape {tuple(g.shape)}")
-    return (u.to(g.dtype), *new)
+    u = u.to(g.dtype)
+    return (u, *new) if new else u
 
 
 def prepare(equation: Equation, dtype: torch.dtype) -> None:
