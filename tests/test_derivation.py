@@ -128,8 +128,8 @@ def on_columns(function):
 class Case:
     """One combination with numbers: what the rules make of five weights on floats, and how to evaluate an expression."""
 
-    def __init__(self, direction, penalty, decay, settings, *, t=7, count=5, without_lambda=False):
-        draw = random.Random(f"{direction}{penalty}{decay}{t}")
+    def __init__(self, direction, penalty, decay, settings, *, t=7, count=5, without_lambda=False, seed=0):
+        draw = random.Random(f"{direction}{penalty}{decay}{t}{seed}")
         self.equation = rules_of(direction, penalty, decay)
         self.derivation = derived(direction, penalty, decay, **settings)
         given = {"momentum": 0.8, **settings} if self.equation.direction.name == "sgd" else settings
@@ -206,13 +206,28 @@ def as_steps(t):
 @pytest.mark.parametrize("t", [1, 7], ids=as_steps)
 @every_combination
 def test_the_step_is_what_the_rules_compute(direction, penalty, decay, settings, t):
-    case = Case(direction, penalty, decay, settings, t=t)
-    without = Case(direction, penalty, decay, settings, t=t, without_lambda=True)
-    effect = max(abs(x - y) for x, y in zip(case.after[0], without.after[0], strict=True)) if has_lambda(case) else None
+    case, effect = seen(direction, penalty, decay, settings, t)
     assert_close(case.everywhere(case.derivation.step), case.after[0], tolerance=TOLERANCE, effect=effect)
     assert set(case.derivation.state) == set(case.after[1])
     for key, x in case.derivation.state.items():
         assert_close(case.everywhere(x), case.after[1][key], tolerance=TOLERANCE)
+
+
+RARELY_SEEN = ({"lion", "l2"}, {"signum", "l2"}, {"sgd", "selective_projection"})
+"""What needs a sign that λ turns round, or a gradient that points back and a step that leads away."""
+
+
+def seen(direction, penalty, decay, settings, t):
+    """Return a case, and how much λ does in it: among some draws there is one in which a sign or a condition feels it."""
+    for seed in range(20):
+        case, without = (Case(direction, penalty, decay, settings, t=t, seed=seed, without_lambda=off) for off in (False, True))
+        if not has_lambda(case):
+            return case, None
+        effect = max(abs(x - y) for x, y in zip(case.after[0], without.after[0], strict=True))
+        if effect > 0:
+            return case, effect
+    assert {direction, penalty or decay} in RARELY_SEEN, "λ does nothing in twenty cases"
+    return case, None
 
 
 def has_lambda(case):
@@ -252,16 +267,21 @@ def test_g_and_h_hold_nothing_that_is_not_defined(direction, penalty, decay, set
 
 @every_combination
 def test_lambda_zero_leaves_g_at_one(direction, penalty, decay, settings):
-    derivation = derived(direction, penalty, decay, **settings)
-    lambdas = [x for name, x in derivation.symbols.items() if name.startswith("lambda")]
-    assert sp.simplify(derivation.g.subs(dict.fromkeys(lambdas, 0))) == 1
+    case = Case(direction, penalty, decay, settings, without_lambda=True)
+    if not has_lambda(case) and (penalty or decay):
+        pytest.skip("it has no λ")
+    with mpmath.workdps(50):
+        for place in range(len(case.w)):
+            assert abs(case.evaluated(case.derivation.g, case.with_lines(place)) - 1) <= TOLERANCE
 
 
 @every_combination
 def test_g_is_one_number_where_it_says_so(direction, penalty, decay, settings):
     case = Case(direction, penalty, decay, settings)
     if case.derivation.is_number:
-        assert len({float(x) for x in case.everywhere(case.derivation.g)}) == 1
+        with mpmath.workdps(50):
+            g = [float(case.evaluated(case.derivation.g, case.with_lines(place))) for place in range(len(case.w))]
+        assert max(g) - min(g) <= TOLERANCE
         assert not any("vector" in note for note in case.derivation.notes)
     else:
         assert any("vector" in note for note in case.derivation.notes)
@@ -302,7 +322,8 @@ def inserted(x, derivation, **values):
     """Return an expression with numbers, and with those of this file for what is not given."""
     equation = derivation.equation
     defaults = {name: value for rule in equation.rules for name, value in rule.defaults.items()}
-    known = {**defaults, "eta": LR, "eta_max": LR_MAX, "epsilon": 1e-8, "mu": 0.8}
+    known = {**defaults, "eta": LR, "eta_max": LR_MAX, "epsilon": 1e-8}
+    known |= {"mu": 0.8} if equation.direction.name == "sgd" else {}
     known["lambda"] = LAMBDA["penalty" if equation.penalty else "decay"]
     known |= {f"lambda_{kind}": value for kind, value in LAMBDA.items()} | values
     with mpmath.workdps(50):
@@ -314,8 +335,8 @@ def with_momentum(equation, settings):
     return {**settings, "momentum": settings.get("momentum", 0.8)} if equation.direction.name == "sgd" else settings
 
 
-CLOSED = {
-    (direction, None, decay) for direction in ("adam", "amsgrad", "sgd") for decay in ("cautious", "decoupled", "independent")
+CLOSED = {(direction, None, "decoupled") for direction in ("amsgrad", "lion", "radam", "rmsprop")} | {
+    (direction, None, decay) for direction in ("adam", "sgd") for decay in ("cautious", "decoupled", "implicit", "independent")
 } | {("sgd", penalty, None) for penalty in ("elastic_net", "l1", "l2")}
 
 
@@ -422,7 +443,12 @@ def test_a_weight_at_the_fixed_point_stays(direction, penalty, decay, settings):
     derivation = derived(direction, penalty, decay, **settings)
     if derivation.fixed_point is None:
         pytest.skip("it has no formula for the fixed point")
-    full = with_momentum(derivation.equation, settings)
+    if any(rule.keeps for rule in derivation.equation.rules if rule.kind != "direction"):
+        pytest.skip("it leads back to where training began, which this test puts at the fixed point itself")
+    if direction == "adadelta":
+        pytest.skip("its means take a hundred million steps to settle")
+    short = {"radam": {"betas": (0.9, 0.9)}, "rmsprop": {"alpha": 0.9}}.get(direction, {})  # memories of these 300 steps
+    full = {**with_momentum(derivation.equation, settings), **short}
     gradient = torch.tensor([0.7, -1.3, 2.0], dtype=torch.float64)
     w = [float(inserted(derivation.fixed_point, derivation, **{"∇L": g}, **user_numbers(full))) for g in gradient.tolist()]
     w = torch.tensor(w, dtype=torch.float64)

@@ -190,7 +190,8 @@ class Derivation:
 
     @property
     def _made(self) -> set[sp.Symbol]:
-        return {line.left for line in self.system} - set(self._system.reductions)
+        of_the_tensor = {*self._system.reductions, *map(self.notation.moved, self._system.memory)}
+        return {line.left for line in self.system} - of_the_tensor
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

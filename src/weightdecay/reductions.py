@@ -75,6 +75,11 @@ class Reduction:
     written: tuple[str, str] = ("", "")
     """How it is written, as TeX and as plain text."""
 
+    @property
+    def is_size(self) -> bool:
+        """Tell whether it is never negative: a product may be."""
+        return self.finish is not itself or self.term is one
+
     @staticmethod
     def given(half: Callable[..., Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the asking rule's numbers that a half takes."""

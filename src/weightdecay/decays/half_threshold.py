@@ -18,9 +18,9 @@ def half_threshold(w, u, *, eta, lam):
     tau = eta * lam
     size = absolute(y)
     c = tau / 2 / size / sqrt(size)
-    q = 1 - c / 2
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    return where(size > 1.5 * power(tau, 2 / 3), y * q * q, 0 * y)
+    q1 = 1 - c / 2
+    q2 = q1 - (q1 * q1 * q1 - q1 + c) / (3 * q1 * q1 - 1)
+    q3 = q2 - (q2 * q2 * q2 - q2 + c) / (3 * q2 * q2 - 1)
+    q4 = q3 - (q3 * q3 * q3 - q3 + c) / (3 * q3 * q3 - 1)
+    q5 = q4 - (q4 * q4 * q4 - q4 + c) / (3 * q4 * q4 - 1)
+    return where(size > 1.5 * power(tau, 2 / 3), y * q5 * q5, 0 * y)

@@ -76,6 +76,10 @@ def _over(x: Any, w: Any) -> Any:
     return 1 / sp.Abs(w) if x == sp.sign(w) else x / w
 
 
+_LONG = 12
+"""A factor names what a rule names where it takes more operations than this."""
+
+
 class Walk:
     """Evaluates a rule's statements in order over a backend's operators and words."""
 
@@ -238,7 +242,8 @@ class System:
 
     def generic(self, truth: Any) -> Any:
         """Settle a condition as it is from the second step on, for a weight that is not zero."""
-        return settled(truth, self.w, self.t, [*self.reductions, self.numbers["decay"]["eta"]])
+        sizes = [symbol for symbol, reduction in self.reductions.items() if reduction.is_size]
+        return settled(truth, self.w, self.t, [*sizes, self.numbers["decay"]["eta"]])
 
     def lines(self) -> tuple[Line, ...]:
         """Return the lines of a step as the rules have them, the new weight last."""
@@ -326,12 +331,14 @@ class System:
         ends: list[sp.Symbol] = []
 
         def local(name: str, value: Any) -> Any:
-            """Name what a tensor remembers, and where the step ends before a decay that acts on that."""
+            """Name what a tensor remembers, where the step ends before a decay that acts on that, and what is long from there."""
             if name in self.memory:
                 return self.notation.moved(name)
             if isinstance(value, Linear) and not is_factor(self.equation.decay) and not ends:
                 ends.append(self.notation.local(name))
                 return Linear(ends[0], value.rest, value.part)
+            if ends and not isinstance(value, Linear) and sp.count_ops(value) > _LONG:
+                return self.notation.local(name)
             return value
 
         def read(rule: Rule) -> Callable[..., Any]:
@@ -452,7 +459,8 @@ def formula(rule: Rule, notation: Notation, *, in_one_line: bool = False) -> tup
     def decide(truth: Any) -> Any:
         if not in_one_line:
             return truth
-        return settled(truth, starts["w"], notation.number("t"), [numbers[name] for name in rule.reductions])
+        sizes = [numbers[name] for name in rule.reductions if REDUCTIONS[name].is_size]
+        return settled(truth, starts["w"], notation.number("t"), sizes)
 
     for name in rule.reductions:
         reduction = REDUCTIONS[name]
