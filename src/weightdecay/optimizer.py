@@ -570,11 +570,12 @@ def _refuse_dtypes(params: list[Any], where: str) -> None:
 
 
 def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
-    """Refuse tensors that a direction of whole tensors could not take."""
+    """Refuse tensors that a direction of whole tensors could not take, if it looks at their dimensions."""
+    looks = direction.ndim is not None or any(kept.shape is not None for kept in direction.keeps)
     for place, entry in enumerate(params):
         name, param = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
         elsewhere = "put it into a group of its own with another direction, such as adam"
-        if isinstance(param, Tensor) and param.is_complex():
+        if isinstance(param, Tensor) and param.is_complex() and looks:  # a pair of reals is one dimension more
             raise ValueError(f"{name} is complex, and the direction {direction.name} takes real tensors only: {elsewhere}")
         if isinstance(param, Tensor) and direction.ndim not in (None, param.ndim):
             raise ValueError(
