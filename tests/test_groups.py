@@ -536,7 +536,9 @@ def test_pairs_have_no_module_types_and_no_two_equal_names():
         param_groups(pairs + pairs, LAMBDA)
 
 
-@pytest.mark.parametrize("model", [list(nn.Linear(2, 2).parameters()), 3, torch.ones(2, 2), "model"], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize(
+    "model", [list(nn.Linear(2, 2).parameters()), 3, torch.ones(2, 2), "model"], ids=lambda model: type(model).__name__
+)
 def test_what_is_neither_module_nor_pairs_is_refused(model):
     with pytest.raises(TypeError, match=r"model must be a module or \(name, parameter\) pairs, got \w+. Pass the model"):
         param_groups(model, LAMBDA)
