@@ -194,8 +194,8 @@ def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) ->
         return torch.where(holds, 0.0, x), torch.where(holds, part, 0.0)
 
     eta = numbers["decay"]["eta"]
-    if eta == 0 and any(kept.per_element for kept in equation.decay.keeps):
-        # A pull to a reference is in h, and its limit is what a learning rate makes of it that no other term can feel.
+    if eta == 0 and (equation.decay.reductions or any(kept.per_element for kept in equation.decay.keeps)):
+        # A pull to a reference is in h, or u times a ratio: its limit is that of a learning rate that no other term can feel.
         nearly = {**numbers, "decay": {**numbers["decay"], "eta": 2.0**-60}}
         return torch.ones_like(w), split(equation, nearly, values)[1]
     factor, rest = lifting.split(
