@@ -145,7 +145,8 @@ class Case:
         self.g = Column(draw.choice([-1, 1]) * draw.uniform(0.5, 2) for _ in range(count))
         kept = [kept.name for rule in self.equation.rules for kept in rule.keeps if kept.per_element]
         self.kept = {name: Column(draw.uniform(0.3, 2) for _ in range(count)) for name in kept}
-        self.asked = {}
+        self.asked = {name: 0.7 for rule in self.equation.rules for name in rule.shared}
+        self.numbers = self.equation.with_shared(self.numbers, self.asked)
         values = {"w": self.w, "g": self.g, **self.kept}
         self.after = step(self.equation, self.numbers, values, bind=on_columns, reduce=self._reduce)
 

@@ -408,7 +408,7 @@ class Optimizer(Checkpointed):
             equation, every, how = ways[index]
             names = [name for name in asked if equation.supplies(name)]
             places = None if left is None else left.get(index, ())
-            for param, _, t, numbers in self._moving(group, places) if names else ():
+            for param, _, t, numbers in self._moving(group, places) if names and places != () else ():
                 grad, kept = cast(Tensor, param.grad), kept_for(param.shape, every)
                 numbers = eager.remembered(equation, numbers, self.state[param], kept)
                 values = eager.operands(

@@ -127,10 +127,7 @@ def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[
         largest = over(torch.amax, x.abs())
         unit = torch.where(largest > 0, largest, 1.0)
         elements = [x / unit]
-    terms = bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers))
-    total = over(torch.sum, terms)
-    if reduction.of_all:
-        total = total / max(elements[0].numel() // (len(elements[0]) if stacked else 1), 1)
+    total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers)))
     finished: Tensor = bound(reduction.finish, torch.float64)(total, **reduction.given(reduction.finish, numbers)) * unit
     return finished.to(values[reduction.elements[0]].dtype)
 
