@@ -134,8 +134,7 @@ def reduced(reduction, columns, numbers):
     """Compute a reduction on floats; a norm in units of the largest element, of which no power leaves the range of floats."""
     unit = max(map(abs, columns[reduction.elements[0]])) or 1.0 if reduction.norm else 1.0
     rows = zip(*(columns[element] for element in reduction.elements), strict=True)
-    terms = [reduction.term(*(x / unit for x in row), **reduction.given(reduction.term, numbers)) for row in rows]
-    total = sum(terms) / (len(terms) if reduction.of_all else 1)
+    total = sum(reduction.term(*(x / unit for x in row), **reduction.given(reduction.term, numbers)) for row in rows)
     return reduction.finish(total, **reduction.given(reduction.finish, numbers)) * unit
 
 

@@ -8,7 +8,7 @@ from runs import RULES, assert_close, name, optimizer_with
 
 SHAPE = (5, 3)  # which two processes cannot share evenly
 STEPS = 4
-STEPPED = [rule for rule in RULES if not (rule.kind == "direction" and rule.whole)]
+STEPPED = RULES
 
 
 def data():

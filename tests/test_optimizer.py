@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from training import (
     COMBINATIONS,
+    DIRECTIONS,
     KINDS,
     all_params,
     apart,
@@ -193,7 +194,7 @@ def test_derivatives_of_the_step_are_those_of_its_differences(rules, steps):
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize("direction", wd.rules().of("direction"))
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_state_is_never_the_gradient_itself(direction, differentiable):
     """SGD's buffer starts as the first gradient: a copy, which zero_grad does not reach."""
     param = noise((4,), torch.float64, 1) if differentiable else Parameter(noise((4,), torch.float64, 1))
@@ -341,7 +342,7 @@ def test_what_a_scheduler_writes_into_the_groups_can_be_saved_and_loaded(preset,
     assert everything(resumed) == everything(optimizer)
 
 
-@pytest.mark.parametrize("direction", wd.rules().of("direction"))
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_one_cycle_finds_the_momentum_of_every_direction(direction):
     rule = wd.rules()["direction", direction]
     if not {"mu", "beta1"} & set(rule.defaults):

@@ -241,3 +241,12 @@ def test_muon_takes_matrices(param, words):
 def test_a_setting_that_cannot_be_meant_is_refused(direction, options, words):
     with refused((TypeError, ValueError), *words, "param_groups[0]"):
         ours(direction, **options)
+
+
+def test_a_derivation_shows_a_direction_of_whole_tensors_as_a_function():
+    """Of its settings nothing is shown, and of the decay beside it all."""
+    for direction, settings in (("muon", MUON["coefficients"]), ("muon", MUON["like-adamw"]), ("adafactor", ADAFACTOR["eps"])):
+        shown = wd.derive(direction, decay="decoupled", **settings)
+        assert str(shown.g) == "-eta*lambda + 1"
+        assert direction in str(shown.step)
+    assert wd.derive("adafactor").symbols["norm_w"] in wd.derive("adafactor").step.free_symbols

@@ -30,14 +30,18 @@ LAYOUTS = {
 }
 
 
+DIRECTIONS = [name for name, rule in wd.rules().of("direction").items() if not rule.whole]
+"""Those that take tensors of every shape; tests/test_whole_directions.py has the others."""
+
+
 def _combinations():
-    """Every direction, and every decay and penalty that keeps something or asks for more than w and u.
+    """Every such direction, and every decay and penalty that keeps something or asks for more than w and u.
 
     Together they are all the state there is and all the keys of a group.
     """
     rules = wd.rules()
-    for direction, rule in rules.of("direction").items():
-        momentum = {"momentum": 0.9} if "mu" in rule.defaults else {}
+    for direction in DIRECTIONS:
+        momentum = {"momentum": 0.9} if "mu" in rules["direction", direction].defaults else {}
         yield direction, {"direction": direction, "decay": "independent", "penalty": "l2", "penalty_weight": 0.01, **momentum}
     for decay, rule in rules.of("decay").items():
         if "lam" in rule.numbers and (_asks_for_more(rule) or decay == "decoupled"):

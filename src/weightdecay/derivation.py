@@ -69,6 +69,8 @@ def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
             value = hyperparameters.given(name, given)
             if isinstance(value, sp.Expr) and (value.is_Rational or not value.is_number):
                 found[name] = value
+            elif isinstance(default, str | tuple):
+                continue  # which is of a direction of whole tensors, and of that nothing is shown
             elif value is not None:
                 found[name] = symbolic.number(hyperparameters.given(name, group))
             elif not default and name not in open_:

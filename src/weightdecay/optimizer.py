@@ -430,7 +430,7 @@ class Optimizer(Checkpointed):
             equation, every, how = ways[index]
             names = [name for name in asked if equation.supplies(name)]
             places = None if left is None else left.get(index, ())
-            for param, _, t, numbers in self._moving(group, places) if names else ():
+            for param, _, t, numbers in self._moving(group, places) if names and places != () else ():
                 grad, kept = cast(Tensor, param.grad), kept_for(param.shape, every)
                 numbers = eager.remembered(equation, numbers, self.state[param], kept)
                 values = eager.operands(
@@ -592,11 +592,12 @@ def _refuse_dtypes(params: list[Any], where: str) -> None:
 
 
 def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
-    """Refuse tensors that a direction of whole tensors could not take."""
+    """Refuse tensors that a direction of whole tensors could not take, if it looks at their dimensions."""
+    looks = direction.ndim is not None or any(kept.shape is not None for kept in direction.keeps)
     for place, entry in enumerate(params):
         name, param = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
         elsewhere = "give it to another optimizer, such as AdamW, or in weightdecay.Optimizer to a group with direction='adam'"
-        if isinstance(param, Tensor) and param.is_complex():
+        if isinstance(param, Tensor) and param.is_complex() and looks:  # a pair of reals is one dimension more
             raise ValueError(f"{name} is complex, and the direction {direction.name} takes real tensors only: {elsewhere}")
         if isinstance(param, Tensor) and direction.ndim not in (None, param.ndim):
             raise ValueError(

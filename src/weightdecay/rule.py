@@ -433,7 +433,9 @@ def _describe(
         if key not in defaults:
             raise RuleError(f"{kind} {name}: {key} is not one of its hyper-parameters ({', '.join(defaults)})")
     try:
-        allowed = {key: Choice(words) if isinstance(words, tuple) else Interval(words) for key, words in domain.items()}
+        allowed = {
+            key: Choice(among) if whole and isinstance(among, tuple) else Interval(among) for key, among in domain.items()
+        }
     except ValueError as error:
         raise RuleError(f"{kind} {name}: the domain {error}") from None
     for key, value in defaults.items():

@@ -101,9 +101,9 @@ def step(
 
     `values` holds w, g and what is kept for every element by the names in the rules, `numbers` what stands right of each
     rule's `*`, by kind of rule. A reader says how to `bind` a rule to its backend and how to `reduce` a whole tensor to a
-    number. A number of all tensors is taken from `numbers`; where it is not there, this tensor counts as all.
+    number. A number of all tensors (`Reduction.of_all`) cannot be had from one, and has to be among the numbers.
     """
-    before, values = values, dict(values)
+    values = dict(values)
     kept: dict[str, Any] = {}
 
     def apply(rule: Rule) -> Any:
@@ -118,13 +118,11 @@ def step(
 
     def ask(rule: Rule, name: str, given: Mapping[str, Any]) -> Any:
         reduction = REDUCTIONS[name]
-        if reduction.of_all and name in numbers[rule.kind]:
-            return numbers[rule.kind][name]
-        lines = {each: line(each) for each in reduction.elements if each in equation.direction.made and each not in values}
-        return reduce(reduction, {**values, **lines}, given)
-
-    def line(name: str) -> Any:
-        return step(equation.up_to(name), numbers, before, bind=bind, reduce=reduce)[0]
+        if not reduction.of_all:
+            return reduce(reduction, values, given)
+        if name not in numbers[rule.kind]:
+            raise ValueError(f"the {rule.kind} {rule.name} asks for {name}, which is of all tensors and has to be given")
+        return numbers[rule.kind][name]
 
     if equation.penalty is not None:
         values["g"] = values["g"] + apply(equation.penalty)

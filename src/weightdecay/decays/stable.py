@@ -9,9 +9,11 @@ def stable(w, u, *, eta, lam, mean_v_hat):
     """Multiply w by 1 − ηλ/√v̄, then step by −η·u; v̄ is the mean of v̂ over every weight of the optimizer, this step's.
 
     λ is per unit of learning rate and of gradient: λ/√v̄ is the λ of decoupled decay. Without any gradient, v̄ = 0, nothing
-    decays. Every tensor that has a gradient and a v̂ counts, of any group and dtype and whatever its own decay is. On
-    CIFAR-10 the authors report test errors of 4.91 against AdamW's 5.08. Their SGDS, ηλ(1 − dampening)/(1 − μ), is
-    decoupled decay beside momentum SGD in another unit of λ, and no rule of its own.
+    decays. Every tensor that has a gradient and a v̂ counts, of any group and dtype and whatever its own decay is.
+
+    The authors report test errors of 4.91 % (AdamW 5.08, SGD with momentum 5.01) to 21.05 % (21.29, 21.21) on four image tasks;
+    nobody else's numbers are known here. Their SGDS, with the shrink ηλ(1 − dampening)/(1 − μ), is decoupled decay beside SGD
+    with momentum in another unit of λ, and no rule of its own.
 
     >>> stable(1.0, 0.5, eta=0.5, lam=1.0, mean_v_hat=4.0)
     0.5

@@ -6,7 +6,7 @@ from weightdecay.words import where
 
 @decay(source="You et al. 2020, arXiv:1904.00962 (LAMB), with φ the identity as in optax.lamb")
 def trust_ratio(w, u, *, eta, lam, norm_w, norm_r):
-    """Step by −η‖w‖ along r = u + λw, by −η·r where w or r is zero. λ counts against u alone, and has no unit of η.
+    """Step by −η‖w‖ along r = u + λw, or by −η·r where the tensor w is zero. λ is per unit of u: it weighs w against the step.
 
     The step has the length η‖w‖ whatever λ is: without a gradient any λ > 0 takes the share η of every weight, and at λ = 0
     the step is still scaled. With direction="adam" this is LAMB.

@@ -30,6 +30,16 @@ def orthogonalized(x: Tensor, coefficients: tuple[float, ...], steps: int, eps: 
     return x.mT if is_tall else x
 
 
+def gathered(x: Tensor) -> Tensor:
+    """Return a distributed matrix whole on every rank: products of its parts, summed in bfloat16, would depend on the cut."""
+    if not hasattr(x, "placements"):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    whole: Tensor = x.redistribute(placements=[Replicate()] * len(x.placements))  # type: ignore[attr-defined]
+    return whole
+
+
 @direction(
     source="Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982 (scale), "
     "as in torch.optim.Muon",
@@ -71,7 +81,7 @@ def muon(
     """
     m = torch.lerp(m, g, 1 - mu)
     ahead = torch.lerp(g, m, mu) if nesterov else m
-    u = orthogonalized(ahead.bfloat16(), ns_coefficients, int(ns_steps), eps)
+    u = orthogonalized(gathered(ahead.bfloat16()), ns_coefficients, int(ns_steps), eps)
     rows, columns = g.shape
     like_adamw = adjust_lr_fn == "match_rms_adamw"
     scale = 0.2 * math.sqrt(max(rows, columns)) if like_adamw else math.sqrt(max(1, rows / max(columns, 1)))

@@ -98,7 +98,8 @@ def _of_whole(function: Callable[..., Any], g: Tensor, *state: Tensor, **numbers
     if u.shape != g.shape:
         name = function.__name__
         raise ValueError(f"the direction {name} made a u of shape {tuple(u.shape)} for a tensor of shape {tuple(g.shape)}")
-    return (u.to(g.dtype), *new)
+    u = u.to(g.dtype)
+    return (u, *new) if new else u
 
 
 def prepare(equation: Equation, dtype: torch.dtype) -> None:
@@ -126,10 +127,7 @@ def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[
         largest = over(torch.amax, x.abs())
         unit = torch.where(largest > 0, largest, 1.0)
         elements = [x / unit]
-    terms = bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers))
-    total = over(torch.sum, terms)
-    if reduction.of_all:
-        total = total / max(elements[0].numel() // (len(elements[0]) if stacked else 1), 1)
+    total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers)))
     finished: Tensor = bound(reduction.finish, torch.float64)(total, **reduction.given(reduction.finish, numbers)) * unit
     return finished.to(values[reduction.elements[0]].dtype)
 
@@ -193,8 +191,8 @@ def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) ->
         return torch.where(holds, 0.0, x), torch.where(holds, part, 0.0)
 
     eta = numbers["decay"]["eta"]
-    if eta == 0 and any(kept.per_element for kept in equation.decay.keeps):
-        # A pull to a reference is in h, and its limit is what a learning rate makes of it that no other term can feel.
+    if eta == 0 and (equation.decay.reductions or any(kept.per_element for kept in equation.decay.keeps)):
+        # A pull to a reference is in h, or u times a ratio: its limit is that of a learning rate that no other term can feel.
         nearly = {**numbers, "decay": {**numbers["decay"], "eta": 2.0**-60}}
         return torch.ones_like(w), split(equation, nearly, values)[1]
     factor, rest = lifting.split(

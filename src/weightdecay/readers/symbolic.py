@@ -192,10 +192,10 @@ class Line:
         return self.typed.xreplace(here) if here else self.typed
 
 
-def _unknown(rule: Rule, elements: Iterable[Any]) -> Any:
+def _unknown(rule: Rule, elements: Iterable[Any], numbers: Mapping[str, Any]) -> Any:
     """Return what a direction of whole tensors makes, as functions of which nothing is known."""
     names = (rule.name, *(f"{rule.name}_{name}" for name in rule.returned))
-    found = tuple(sp.Function(name)(*elements) for name in names)
+    found = tuple(sp.Function(name)(*elements, *(numbers[each] for each in rule.reductions)) for name in names)
     return found if rule.returned else found[0]
 
 
@@ -273,7 +273,8 @@ class System:
                 right = sp.Add(self.gradient, *pulls, evaluate=False) if pulls else self.gradient
                 g = named(notation.new("g"), right)
                 if rule.whole:
-                    u = named(notation.new("u"), sp.Function(rule.name)(g, *state))
+                    asked = (numbers[name] for name in rule.reductions)
+                    u = named(notation.new("u"), sp.Function(rule.name)(g, *state, *asked))
                     return (u, *(notation.new(name) for name in rule.returned)) if rule.returned else u
                 result = self.walked(rule, (g, *state), numbers, as_typed(), lambda n, v: named(notation.new(n), v))
                 u, *new = result if isinstance(result, tuple) else (result,)
@@ -315,7 +316,7 @@ class System:
         def read(function: Callable[..., Any]) -> Callable[..., Any]:
             rule: Rule = function.rule  # type: ignore[attr-defined]
             if rule.whole:
-                return lambda *elements, **_: _unknown(rule, elements)
+                return lambda *elements, **numbers: _unknown(rule, elements, numbers)
             return lambda *elements, **numbers: self.walked(rule, elements, numbers, evaluated(vocabulary(decide)))
 
         return step(self.equation, self.numbers, self.values, bind=read, reduce=self.symbol_of)

@@ -84,6 +84,7 @@ class Table:
         for name, column in zip(FIXED_COLUMNS, (starts, self.ends, self.sizes, rows, indices), strict=False):
             self._write(name, column)
         self.grads: list[Tensor | None] = []
+        self.copies: list[tuple[Tensor | None, Tensor]] = []
         self.addresses = self._where()
         self.layouts = [entry.layouts() for entry in entries[self.plain :]]
         held = signature.columns[len(FIXED_COLUMNS) : len(signature.columns) - len(signature.next)]
