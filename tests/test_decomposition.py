@@ -1,6 +1,7 @@
 """A decomposition is the next step, taken apart and not done: g·w − lr·h is what `step()` then makes of every weight."""
 
 import copy
+import inspect
 import json
 import math
 import random
@@ -8,6 +9,7 @@ import random
 import pytest
 import torch
 from runs import RULES, assert_close, decays_of_ones_own, fits, name, same_bits
+from training import default_dtype
 
 import weightdecay as wd
 from weightdecay.words import absolute, where
@@ -320,6 +322,10 @@ PAIRS = [
     ("AdamW", {"weight_decay": LAMBDA, "maximize": True, "amsgrad": True}),
     ("AdamW", {"weight_decay": LAMBDA, "lr": torch.tensor(LR, dtype=torch.float64)}),
 ]
+PAIRS += [(name, {"weight_decay": LAMBDA}) for name in ("NAdam", "RAdam", "Adamax", "Adagrad")]
+PAIRS += [("Adadelta", {"weight_decay": LAMBDA, "lr": 1.0, "eps": 1e-2})]
+PAIRS += [("NAdam", {"weight_decay": LAMBDA, "decoupled_weight_decay": True, "maximize": True})]
+PAIRS += [("RMSprop", {"weight_decay": LAMBDA, "centered": True, "momentum": 0.9})]
 TORCHS = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
 
 
@@ -327,7 +333,8 @@ def cases():
     found = []
     for optimizer, options in PAIRS:
         shown = f"{optimizer}-" + "-".join(f"{key}={value}" for key, value in options.items() if key != "weight_decay")
-        for flags in [None, *TORCHS]:
+        known = inspect.signature(getattr(torch.optim, optimizer)).parameters
+        for flags in [None, *(flags for flags in TORCHS if set(flags) <= set(known))]:
             tensor = any(isinstance(value, torch.Tensor) for value in options.values())
             if flags and tensor and flags != {"foreach": False}:
                 continue  # torch's own implementations refuse these
@@ -345,11 +352,12 @@ def test_an_optimizer_of_torchs_is_split_as_it_steps(optimizer, options, flags, 
     for t in range(4):
         found = decomposed(running)
         assert found.title == optimizer
-        if t == 0:
+        if t == 0 and optimizer != "Adagrad":  # which has its state from the start
             assert not running.state
         foreseen = predicted(found, params)
         before = [param.detach().clone() for param in params]
-        running.step()
+        with default_dtype(dtype):  # in which torch's NAdam keeps the product of its momenta
+            running.step()
         for w, param, each in zip(before, params, foreseen, strict=True):
             scale = torch.maximum(w.abs(), param.detach().abs()).max()
             bound = (1e-12 if dtype == torch.float64 else 2e-6) * scale
@@ -691,7 +699,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one(tmp_pat
 # What is refused ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.LBFGS, torch.optim.NAdam, torch.optim.Adagrad])
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.Rprop, torch.optim.ASGD])
 def test_another_optimizer_is_refused(make):
     running = make(tensors((3,)))
     with pytest.raises(TypeError, match=rf"{make.__name__}.*only this package's optimizers, torch\.optim\.SGD.*AdamW"):

@@ -87,10 +87,12 @@ def test_a_learning_rate_of_zero_changes_no_bit(rule, dtype, how, number):
     """Distributed checkpointing does such a step to create the state, before the first real step or after some."""
     largest = 1e150 if any(key != "numel" and not REDUCTIONS[key].norm for key in rule.reductions) else math.inf
     sizes = edges(dtype)
+    bound = {"kappa": 180.0} if rule.name == "constrained" else {}  # else it takes every weight to zero, and they stay there
+    sizes = sizes[sizes.abs() < 1] if bound else sizes
     param = torch.nn.Parameter(laid_for(rule, torch.cat([sizes[sizes.abs() < largest], torch.randn(200).to(dtype)])))
     nothing, something = torch.zeros(param.numel()), torch.randn(param.numel())
-    something[: edges().numel()] = 0
-    optimizer = optimizer_with(rule, [param], lam=0.5, lr=number(0.0), rounding=how)
+    something[: param.numel() - 200] = 0
+    optimizer = optimizer_with(rule, [param], lam=0.5, lr=number(0.0), rounding=how, **bound)
     for _ in range(3):
         before = param.detach().clone()
         walk(optimizer, [nothing, nothing], lrs=[number(0.0)] * 2)

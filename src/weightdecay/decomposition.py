@@ -14,7 +14,7 @@ from torch.optim import Optimizer as TorchOptimizer
 from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.files import write
 from weightdecay.optimizer import Optimizer
-from weightdecay.presets import SGD, Adam
+from weightdecay.presets import PRESETS, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
 from weightdecay.rule import kept_for
@@ -26,7 +26,10 @@ _FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)
-_OURS: Mapping[type, Callable[..., Optimizer]] = {torch.optim.SGD: SGD, torch.optim.Adam: Adam, torch.optim.AdamW: Adam}
+_OURS: Mapping[type, Callable[..., Optimizer]] = {
+    **{getattr(torch.optim, name): preset for name, preset in PRESETS.items() if hasattr(torch.optim, name)},
+    torch.optim.AdamW: Adam,  # whose flag a group of torch's may turn round
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +175,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     """Split the next step of an optimizer into the factor of each weight and the rest, without doing it.
 
     Args:
-        optimizer: any of this package's, or torch.optim's SGD, Adam or AdamW, with gradients present. It is not changed.
+        optimizer: any of this package's, or torch.optim's of the same name, with gradients present. It is not changed.
             Its tensors have names if its groups do: from model.named_parameters(), or weightdecay.param_groups(…, names=True).
 
     Returns:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay import schedules
 from weightdecay.interval import Choice, Interval
 from weightdecay.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.step import Equation
@@ -22,8 +23,13 @@ _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
 _DOMAINS = {name: Interval("[0, inf)") for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "seed")}
 _FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "centered", "amsgrad", "decoupled_weight_decay")
 _OTHERS = ("params", "param_names", "betas", "rounding", "foreach", "fused", "direction", "penalty", "decay")
+SCHEDULES = {key: f"{key}_schedule" for key in ("weight_decay", "penalty_weight")}
+"""By the key of a λ, that of its schedule; a group without one has no such key."""
 ROUNDINGS = ("auto", "nearest", "stochastic", "compensated")
-_WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_lr", "base_momentum", "max_momentum", "swa_lr")
+_WRITTEN_BY_SCHEDULERS = (
+    *("initial_lr", "max_lr", "min_lr", "base_lr", "base_momentum", "max_momentum", "swa_lr"),
+    *("initial_weight_decay", "initial_penalty_weight"),
+)
 
 
 def defaults(rules: Iterable[Rule]) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def numbers(rule: Rule, group: Mapping[str, Any], *, lam: str, t: Any) -> dict[s
         if name == "t":
             found[name] = t
         elif name == "lam":
-            found[name] = group[lam]
+            found[name] = scheduled(group, lam)
         elif name == "eta_max":
             found[name] = peak_lr(group)
         else:
@@ -76,6 +82,33 @@ def peak_lr(group: Mapping[str, Any]) -> Any:
         if peak:
             return peak
     return 1.0
+
+
+def scheduled(group: Mapping[str, Any], key: str) -> Any:
+    """Return λ at the group's next step: what stands under its key, times the share of its schedule."""
+    schedule = group.get(f"{key}_schedule")
+    if schedule is None:
+        return group[key]
+    if schedules.by_lr(schedule):
+        return group[key] * schedules.share(schedule, lr=group["lr"], peak=peak_lr(group))
+    return group[key] * schedules.share(schedule, step=schedule["step"])
+
+
+def counts(group: Mapping[str, Any]) -> bool:
+    """Return whether a λ of the group changes from step to step by itself."""
+    return any("step" in (group.get(key) or ()) for key in SCHEDULES.values())
+
+
+def count(group: dict[str, Any]) -> None:
+    """Count a step in the group's schedules."""
+    for key in SCHEDULES.values():
+        if "step" in (group.get(key) or ()):
+            group[key] = schedules.advanced(group[key])
+
+
+def looks_at_lr(group: Mapping[str, Any]) -> bool:
+    """Return whether a λ of the group follows the learning rate."""
+    return any(schedules.by_lr(group.get(key)) for key in SCHEDULES.values())
 
 
 def _value(name: str, group: Mapping[str, Any]) -> Any:
@@ -113,7 +146,8 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
     if int(group["seed"]) != group["seed"]:
         raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
     group["seed"] = int(group["seed"])
-    _refuse_misspelt(group, {*domains, *_FLAGS, *_OTHERS}, where)
+    _check_schedules(group, equation, where)
+    _refuse_misspelt(group, {*domains, *_FLAGS, *_OTHERS, *SCHEDULES.values()}, where)
     _refuse_shared(equation, where)
     for rule in equation.rules:
         if rule.check is not None:
@@ -121,6 +155,21 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
                 rule.check(**{name: _value(name, group) for name in rule.defaults})
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+
+
+def _check_schedules(group: dict[str, Any], equation: Equation, where: str) -> None:
+    """Refuse a schedule that cannot be meant; the others get all their numbers."""
+    for key in SCHEDULES.values():
+        if group.get(key) is None:
+            continue
+        first = next(iter(group["params"]))
+        param = first[1] if isinstance(first, tuple) else first
+        group[key] = schedules.counting(f"{key} in {where}", group[key], param.device if group["capturable"] else None)
+        if schedules.by_lr(group[key]) and "eta_max" in equation.decay.numbers and "lam" in equation.decay.numbers:
+            raise ValueError(
+                f"{key}={group[key]['name']!r} in {where}: the decay {equation.decay.name} follows the lr by itself; "
+                "with decay='decoupled' the schedule does"
+            )
 
 
 def _refuse_shared(equation: Equation, where: str) -> None:
@@ -208,7 +257,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: object) ->
 
 def refuse_unused(given: Iterable[str], takes: set[str], equation: Equation, where: str) -> None:
     """Refuse a group's key that is some rule's number, or chooses rules, and would do nothing here."""
-    every = {*defaults(REGISTRY.values()), "lr_max", "penalty_weight", "direction", "penalty", "decay"}
+    every = {*defaults(REGISTRY.values()), "lr_max", "penalty_weight", "direction", "penalty", "decay", *SCHEDULES.values()}
     for key in given:
         if key in every and key not in takes:
             raise ValueError(f"{key!r} in {where} would be ignored: {equation} takes {', '.join(sorted(takes & every))}")

@@ -16,6 +16,7 @@ from weightdecay.step import Equation, RuleLike
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 _SCHEDULED = {"lr", "weight_decay", "penalty_weight"}
+Schedule = str | Mapping[str, Any]
 _FLAGS = {
     "maximize": False,
     "foreach": None,
@@ -40,6 +41,9 @@ class Optimizer(Checkpointed):
         direction, penalty, decay: rules, by name or as functions; `weightdecay.rules()` lists them.
         weight_decay: λ of the decay, in the unit that the decay's page states: per unit of lr for most.
         penalty_weight: λ of the penalty.
+        weight_decay_schedule, penalty_weight_schedule: by what λ is multiplied at each step, as plain data, so that a
+            checkpoint holds it: {"name": "cosine", "steps": 1000}, or a name alone. By the step: "constant" (with a warm-up),
+            "linear", "cosine", "step", "inverse_time"; by the learning rate: "constant_timescale", "follow_lr".
         rounding: how bfloat16 and float16 weights are rounded: "nearest", "stochastic", "compensated" (16 more bits per
             weight), or "auto", which is "stochastic", because "nearest" loses the decay. float32 and float64 are always
             rounded to nearest.
@@ -81,6 +85,8 @@ class Optimizer(Checkpointed):
         decay: RuleLike | None = None,
         weight_decay: float | Tensor = 0.0,
         penalty_weight: float | Tensor = 0.0,
+        weight_decay_schedule: Schedule | None = None,
+        penalty_weight_schedule: Schedule | None = None,
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
@@ -95,7 +101,8 @@ class Optimizer(Checkpointed):
         rules = {kind: rule and REGISTRY.find(kind, rule).name for kind, rule in names.items()}  # type: ignore[arg-type]
         equation = self.equation(rules)
         takes = hyperparameters.defaults(equation.rules)
-        hyperparameters.refuse_unknown(numbers, self._takes(equation), equation)
+        of_lambdas = {"weight_decay_schedule": weight_decay_schedule, "penalty_weight_schedule": penalty_weight_schedule}
+        hyperparameters.refuse_unknown(numbers, self._takes(equation, of_lambdas), equation)
         lambdas = {"weight_decay": weight_decay, "penalty_weight": penalty_weight}
         defaults = {"lr": lr, **rules, **lambdas, **takes, **numbers}
         self._start(
@@ -109,6 +116,7 @@ class Optimizer(Checkpointed):
             reader=reader,
             rounding=rounding,
             seed=seed,
+            **of_lambdas,
         )
 
     def _start(self, params: ParamsT, defaults: dict[str, Any], *, reader: str = "auto", **flags: Any) -> None:
@@ -116,7 +124,8 @@ class Optimizer(Checkpointed):
         if isinstance(params, torch.nn.Module):
             raise TypeError("params is a module: pass model.parameters(), or weightdecay.param_groups(model, weight_decay=…)")
         self.reader = readers.resolve(reader)
-        super().__init__(params, {**defaults, **_FLAGS, **flags})
+        given = {key: flag for key, flag in flags.items() if flag is not None or key in _FLAGS}  # no schedule, no key
+        super().__init__(params, {**defaults, **_FLAGS, **given})
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -127,10 +136,15 @@ class Optimizer(Checkpointed):
         """Return the rules that a parameter group is trained with."""
         return Equation.of(group["direction"], group["penalty"], group["decay"])
 
-    @staticmethod
-    def _takes(equation: Equation) -> set[str]:
-        """Return the keys of a group that these rules read, besides those that every optimizer has."""
-        return {*hyperparameters.defaults(equation.rules), *(["lr_max", "lr_at_start"] if _needs_peak(equation) else [])}
+    def _takes(self, equation: Equation, group: Mapping[str, Any]) -> set[str]:
+        """Return the keys of a group that its rules and schedules read, besides those that every optimizer has."""
+        peak = ["lr_max", "lr_at_start"] if _needs_peak(equation, group) else []
+        scheduled = (hyperparameters.SCHEDULES[key] for key in self._weighed(equation))
+        return {*hyperparameters.defaults(equation.rules), *peak, *scheduled}
+
+    def _weighed(self, equation: Equation) -> set[str]:
+        """Return the keys of the λ that these rules take."""
+        return {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
 
     def numbers(self, group: Mapping[str, Any], t: Any) -> dict[str, dict[str, Any]]:
         """Return what the rules of a group take at step t, under the rules' own names, by kind of rule."""
@@ -160,7 +174,7 @@ class Optimizer(Checkpointed):
             group.setdefault(key, value)
         self._complete(group, where)
         equation = self.equation(group)
-        hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation)}, equation, where)
+        hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation, group)}, equation, where)
         super().add_param_group(group)
 
     def _complete(self, group: dict[str, Any], where: str) -> None:
@@ -171,7 +185,7 @@ class Optimizer(Checkpointed):
                 group[rule.kind] = rule.name
         for key, value in hyperparameters.defaults(equation.rules).items():
             group.setdefault(key, value)
-        if _needs_peak(equation):
+        if _needs_peak(equation, group):
             lr = group["lr"]
             group.setdefault("lr_max", None)
             group.setdefault("lr_at_start", lr.item() if isinstance(lr, Tensor) else lr)
@@ -186,9 +200,15 @@ class Optimizer(Checkpointed):
         hyperparameters.check(group, equation, where)
         if equation.direction.whole:
             _refuse_shapes(equation.direction, group["params"], where)
-        used = {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
+        used = self._weighed(equation)
+        for key, schedule in hyperparameters.SCHEDULES.items():
+            if group.get(schedule) is not None and key not in used:
+                raise ValueError(f"{schedule} in {where} does nothing: {equation} takes no {key}; leave it out, or None there")
         for kind, key in self._lambdas.items():
             if key not in used and group[key] != 0:
+                for rule in equation.rules:
+                    if self._lambdas.get(rule.kind) == key and rule.name != "none":
+                        raise ValueError(f"{key}={group[key]} in {where} does nothing: the {rule.kind} {rule.name} has no λ")
                 other = next((name for name in used if group[name] == 0), None)
                 hint = f"; the λ of the {equation} is {other}" if other else ""
                 raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…{hint}")
@@ -227,6 +247,8 @@ class Optimizer(Checkpointed):
                 self._step_with_eager(factor, differentiable)
             else:
                 self._step_with_kernels(factor)
+            for group in self.param_groups:
+                hyperparameters.count(group)
         return loss
 
     def _step_with_eager(self, factor: float, differentiable: bool) -> None:
@@ -545,7 +567,7 @@ class Optimizer(Checkpointed):
                     self._complete(group, where)
                 seen[index] = now
                 untold.add(index)
-            elif any(_holds_tensor(value) for value in group.values()):
+            elif hyperparameters.counts(group) or any(_holds_tensor(value) for value in group.values()):
                 untold.add(index)
         return untold
 
@@ -555,8 +577,8 @@ def _asked_of_all(ways: Iterable[tuple[Equation, Any, Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for equation, *_ in ways for name in equation.decay.shared))
 
 
-def _needs_peak(equation: Equation) -> bool:
-    return any("eta_max" in rule.numbers for rule in equation.rules)
+def _needs_peak(equation: Equation, group: Mapping[str, Any]) -> bool:
+    return any("eta_max" in rule.numbers for rule in equation.rules) or hyperparameters.looks_at_lr(group)
 
 
 def _refuse_dtypes(params: list[Any], where: str) -> None:
@@ -574,7 +596,7 @@ def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
     looks = direction.ndim is not None or any(kept.shape is not None for kept in direction.keeps)
     for place, entry in enumerate(params):
         name, param = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
-        elsewhere = "put it into a group of its own with another direction, such as adam"
+        elsewhere = "give it to another optimizer, such as AdamW, or in weightdecay.Optimizer to a group with direction='adam'"
         if isinstance(param, Tensor) and param.is_complex() and looks:  # a pair of reals is one dimension more
             raise ValueError(f"{name} is complex, and the direction {direction.name} takes real tensors only: {elsewhere}")
         if isinstance(param, Tensor) and direction.ndim not in (None, param.ndim):
@@ -588,6 +610,8 @@ def _as_seen(value: Any) -> Any:
     """Return what of a group's value is compared between steps: of a tensor, which one it is."""
     if isinstance(value, tuple):
         return tuple(_as_seen(each) for each in value)
+    if isinstance(value, dict):  # a schedule, whose step is another one every time
+        return {key: each for key, each in value.items() if key != "step"}
     return id(value) if isinstance(value, Tensor) else value
 
 

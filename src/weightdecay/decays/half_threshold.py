@@ -17,7 +17,8 @@ def half_threshold(w, u, *, eta, lam):
     y = w - eta * u
     tau = eta * lam
     size = absolute(y)
-    c = tau / 2 / size / sqrt(size)
+    held = where(size > 1.5 * power(tau, 2 / 3), size, 1)
+    c = where(size > 1.5 * power(tau, 2 / 3), tau / 2 / held / sqrt(held), 0)
     q1 = 1 - c / 2
     q2 = q1 - (q1 * q1 * q1 - q1 + c) / (3 * q1 * q1 - 1)
     q3 = q2 - (q2 * q2 * q2 - q2 + c) / (3 * q2 * q2 - 1)

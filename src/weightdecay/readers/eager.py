@@ -281,7 +281,8 @@ def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dt
     if each.shape is not None and shape is not None:
         return param.detach().new_full(shape, float(value), dtype=dtype)
     if each.per_element:
-        return torch.full_like(param, float(value), dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+        fill = complex(float(value), float(value)) if param.is_complex() else float(value)  # a complex number is two
+        return torch.full_like(param, fill, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     return torch.as_tensor(value, dtype=torch.float64, device=param.device).clone()
 
 

@@ -332,7 +332,7 @@ class System:
         ends: list[sp.Symbol] = []
 
         def local(name: str, value: Any) -> Any:
-            """Name what a tensor remembers, where the step ends before a decay that acts on that, and what is long from there."""
+            """Name what a tensor remembers, where the step ends before a decay that acts on it, and what is long from there."""
             if name in self.memory:
                 return self.notation.moved(name)
             if isinstance(value, Linear) and not is_factor(self.equation.decay) and not ends:
