@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.attachment import Attachment, attach
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups
@@ -29,6 +30,7 @@ __all__ = [
     "SGDW",
     "Adam",
     "AdamW",
+    "Attachment",
     "Data",
     "Decomposition",
     "Derivation",
@@ -37,6 +39,7 @@ __all__ = [
     "RuleError",
     "Split",
     "Task",
+    "attach",
     "convert",
     "decay",
     "decompose",
