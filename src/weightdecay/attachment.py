@@ -33,6 +33,7 @@ DECAY = "attached_decay"
 TAKEN_OVER = "host_weight_decay"
 _IN_STATE = "attached_"
 """How the keys begin under which a checkpoint holds what the decay keeps of a parameter."""
+_COUNTS = ("step", "pending")
 ROUNDINGS = ("auto", "nearest", "stochastic", "deferred")
 _HOOKS = ("step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")
 _READ_NO_WEIGHT = frozenset(
@@ -84,7 +85,7 @@ def attach(
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
     >>> optimizer = torch.optim.SGD([w], lr=0.5)
     >>> attach(optimizer, "cautious", weight_decay=0.5)
-    cautious decay attached to SGD, whose weight_decay was taken over from 1 group: 0
+    cautious decay attached to SGD; took over the weight_decay of 1 group: 0
     group  tensors  weight_decay  was
     0      1        0.5           0
     >>> w.grad = torch.tensor([1.0, 1.0])
@@ -176,20 +177,17 @@ class Attachment:
         hyperparameters.check(given, self._equation, "attach(…)")
         self.seed: int = given["seed"]
         self.numbers = {name: given[name] for name in (*own, *(["lr_max"] if "lr_max" in numbers else []))}
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
-        """What the decay keeps of each parameter: references, multipliers, what is pending."""
         groups = optimizer.param_groups
         self.everywhere = not any(_decays(group) or LAMBDA in group for group in groups)
         """Whether groups whose own weight_decay is 0 decay, too."""
         if self.everywhere and weight_decay is None and "lam" in decay.numbers:
             raise ValueError("weight_decay=None takes over the groups' own, and that of every group is 0: pass weight_decay=…")
         taken = [self._taken_over(group, index) for index, group in enumerate(groups)]
+        loaded = {param: self._restored(entry, param) for param, entry in optimizer.state.items()}
+        self.state = {param: kept for param, kept in loaded.items() if kept}
+        """What the decay keeps of each parameter: references, multipliers, what is pending."""
         for group, values in zip(groups, taken, strict=True):
             group.update(values)
-        for param in self._params(optimizer):  # a checkpoint that was loaded before
-            if any(map(_is_ours, optimizer.state.get(param, {}))):
-                kept, optimizer.state[param] = _parted(optimizer.state[param])
-                self.state[param] = self._restored(kept, param)
         self._hook_into(optimizer)
 
     @staticmethod
@@ -212,10 +210,11 @@ class Attachment:
             return
         with torch.no_grad():
             for place, param in enumerate(self._params(optimizer)):
-                if "pending" in self.state.get(param, {}):
+                if self.state.get(param, {}).get("pending", 0) != 0:
                     self._apply_pending(param, place)
         for hook in self._hooks:
             hook.remove()
+        self._clear(optimizer)
         self._flight = []
         optimizer.defaults = dict(optimizer.defaults)
         for group in optimizer.param_groups:
@@ -229,7 +228,7 @@ class Attachment:
         if not found["groups"]:
             return f"{self.decay.name} decay, detached"
         was = [group["was"] for group in found["groups"] if group["was"] is not None]
-        taken = f", whose weight_decay was taken over from {len(was)} group{'s' * (len(was) != 1)}: " if was else ""
+        taken = f"; took over the weight_decay of {len(was)} group{'s' * (len(was) != 1)}: " if was else ""
         rows = [("group", "tensors", "weight_decay", "was")]
         rows += [tuple("none" if x is None else f"{x:g}" for x in group.values()) for group in found["groups"]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -280,7 +279,7 @@ class Attachment:
 
     def _taken_over(self, group: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Return what changes in a group that has no λ of ours yet, or has one from a checkpoint."""
-        where, has_lam = f"param_groups[{index}]", "lam" in self.decay.numbers
+        where = f"param_groups[{index}]"
         lr = number(f"{where}['lr']", group.get("lr"), "[0, inf)")
         found: dict[str, Any] = {DECAY: self.decay.name}
         if self._asks_for_peak:
@@ -290,9 +289,10 @@ class Attachment:
             decays = number(f"{where}['{LAMBDA}']", group[LAMBDA], "[0, inf)") != 0
             return {**found, **({LAMBDA: self.weight_decay} if decays and self.weight_decay is not None else {})}
         own = group.get("weight_decay")
-        decays = self.everywhere if own is None else self.everywhere or number(f"{where}['weight_decay']", own, "[0, inf)") != 0
-        lam = 1.0 if not has_lam else own if self.weight_decay is None else self.weight_decay
-        found[LAMBDA] = lam if decays and lam is not None else 0.0
+        lam = 0.0 if own is None else number(f"{where}['weight_decay']", own, "[0, inf)")
+        if lam != 0 or self.everywhere:
+            lam = 1.0 if "lam" not in self.decay.numbers else lam if self.weight_decay is None else self.weight_decay
+        found[LAMBDA] = lam
         return found if own is None else {**found, TAKEN_OVER: own, "weight_decay": 0.0}
 
     def _refuse_other_decay(self, group: Mapping[str, Any], where: str) -> None:
@@ -317,17 +317,16 @@ class Attachment:
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Look at the weights before the optimizer moves them, and at the gradients once they are there."""
         self._flight = []  # of a step that did not come to its end
+        self._clear(optimizer)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"the attached {self.decay.name} decay computes with Python's numbers, which no CUDA graph repeats"
-            )
+            raise RuntimeError(f"the {self.decay.name} decay that is attached counts in Python, which no CUDA graph repeats")
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
         if found_inf is not None and found_inf.item():
             return None
         factor = 1.0 if scale is None else 1.0 / scale.item()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         with torch.no_grad():
-            flight = self._boarded(optimizer, closure is not None, factor)
+            flight = self._collect(optimizer, closure is not None, factor)
             self._see_gradients(flight)
             if closure is None:
                 self._multiply(flight)
@@ -346,7 +345,7 @@ class Attachment:
             return args, {**kwargs, "closure": seen}
         return (args[0], seen, *args[2:]), kwargs
 
-    def _boarded(self, optimizer: torch.optim.Optimizer, gradients_come: bool, factor: float) -> list[_Moving]:
+    def _collect(self, optimizer: torch.optim.Optimizer, gradients_come: bool, factor: float) -> list[_Moving]:
         """Return the parameters that may decay in this step, with copies where a decay needs the old weight afterwards."""
         groups = optimizer.param_groups
         for index, group in enumerate(groups):
@@ -487,52 +486,52 @@ class Attachment:
                     state[key] = {**state.get(key, {}), **kept}
         return {**state_dict, "state": state}
 
-    def _loading(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Take what is ours out of a state that is about to be loaded, after looking whether it fits."""
+    def _loading(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        """Copy what is ours out of a state that is about to be loaded, after looking whether it fits."""
         groups = state_dict["param_groups"]
         for index, group in enumerate(groups):
             if LAMBDA in group:
                 self._refuse_other_decay(group, f"param_groups[{index}] of the loaded state")
-        places = [key for group in groups for key in group["params"]]
-        params = dict(zip(places, self._params(optimizer), strict=False))  # of another number torch complains
-        state, self._loaded = {}, {}
-        for key, entry in state_dict["state"].items():
-            kept, state[key] = _parted(entry)
-            if kept:
-                if key in params:
-                    self._loaded[places.index(key)] = self._restored(kept, params[key])
-                if not state[key]:
-                    del state[key]  # the optimizer itself had none
-        return {**state_dict, "state": state}
+        keys, params = [key for group in groups for key in group["params"]], self._params(optimizer)
+        entries = [(place, param, state_dict["state"].get(key, {})) for place, (key, param) in enumerate(zip(keys, params))]  # noqa: B905
+        self._loaded = {place: kept for place, param, entry in entries if (kept := self._restored(entry, param))}
 
-    def _restored(self, kept: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
-        """Return a copy of what a checkpoint holds of a parameter, in the dtypes in which it is kept, or refuse it."""
+    def _restored(self, entry: Mapping[Any, Any], param: Tensor) -> dict[str, Tensor]:
+        """Return a copy of what is ours in a parameter's entry of a checkpoint, as it is kept, or refuse it."""
         elements = {each.key for each in self.decay.keeps if each.per_element}
         found = {}
-        for name, value in kept.items():
-            tensor = torch.as_tensor(value).detach()
+        for key, value in entry.items():
+            if not _is_ours(key):
+                continue
+            name, tensor = key.removeprefix(_IN_STATE), torch.as_tensor(value).detach()
             shape = param.shape if name in elements else torch.Size()
             if tensor.shape != shape:
-                raise ValueError(f"the loaded {name} of a parameter has shape {tuple(tensor.shape)}, not {tuple(shape)}")
-            if name in elements:
-                found[name] = tensor.to(param.device, moment_dtype(param), copy=True)
-            else:
-                device = param.device if name not in ("step", "pending") else "cpu"
-                found[name] = tensor.to(device, torch.float64, copy=True)
+                raise ValueError(f"the loaded {key} of a parameter has shape {tuple(tensor.shape)}, not {tuple(shape)}")
+            device = "cpu" if name in _COUNTS else param.device
+            found[name] = tensor.to(device, moment_dtype(param) if name in elements else torch.float64, copy=True)
         return found
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on from what was loaded; groups that were not ours are taken over."""
         params = self._params(optimizer)
-        self.state = {params[place]: kept for place, kept in self._loaded.items()}
-        self._loaded = {}
+        self.state, self._loaded, self._cleared = {params[place]: kept for place, kept in self._loaded.items()}, {}, False
         for index, group in enumerate(optimizer.param_groups):
             if LAMBDA not in group:
                 group.update(self._taken_over(group, index))
 
+    def _clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take what torch has loaded of ours out of the optimizer's state; not earlier, as some look there after loading."""
+        if not self._cleared:
+            for param, entry in list(optimizer.state.items()):
+                optimizer.state[param] = {key: value for key, value in entry.items() if not _is_ours(key)}
+                if not optimizer.state[param]:
+                    del optimizer.state[param]
+            self._cleared = True
+
     def _hook_into(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._flight: list[_Moving] = []
+        self._cleared = False
         self._loaded: dict[int, dict[str, Tensor]] = {}
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
@@ -548,7 +547,7 @@ class Attachment:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_hooks", "_flight", "_loaded", "_optimizer")
+        dropped = ("_hooks", "_flight", "_loaded", "_cleared", "_optimizer")
         kept = {name: value for name, value in self.__dict__.items() if name not in dropped}
         return {**kept, "decay": self.decay.name, "optimizer": self._optimizer()}
 
@@ -560,14 +559,9 @@ class Attachment:
 
 def _decays(group: Mapping[str, Any]) -> bool:
     """Tell whether the group's own weight_decay is at work."""
-    return bool(group.get("weight_decay", 0) != 0 if group.get("weight_decay") is not None else False)
+    own = group.get("weight_decay")
+    return own is not None and bool(own != 0)
 
 
 def _is_ours(key: Any) -> bool:
     return isinstance(key, str) and key.startswith(_IN_STATE)
-
-
-def _parted(entry: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[Any, Any]]:
-    """Return what is ours in a parameter's entry of a checkpoint, under our names, and the rest."""
-    ours = {key.removeprefix(_IN_STATE): value for key, value in entry.items() if _is_ours(key)}
-    return ours, {key: value for key, value in entry.items() if not _is_ours(key)}
