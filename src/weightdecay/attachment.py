@@ -33,7 +33,6 @@ DECAY = "attached_decay"
 TAKEN_OVER = "host_weight_decay"
 _IN_STATE = "attached_"
 """How the keys begin under which a checkpoint holds what the decay keeps of a parameter."""
-_COUNTS = ("step", "pending")
 ROUNDINGS = ("auto", "nearest", "stochastic", "deferred")
 _HOOKS = ("step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")
 _READ_NO_WEIGHT = frozenset(
@@ -127,17 +126,22 @@ class _Defaults(dict[str, Any]):
     attachment: "Attachment"
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Moving:
     """A parameter while its optimizer's step is in flight."""
 
     param: Tensor
+    group: Mapping[str, Any]
+    index: int
+    """Where its group stands."""
+    inside: int
+    """Where it stands in its group."""
     place: int
     """Where it stands among all parameters."""
-    name: str
-    numbers: dict[str, Any]
+    numbers: Mapping[str, Any]
     """The decay's, by its own names."""
-    lr: float
+    how: str
+    """How the weight is rounded."""
     shrink: float | None
     """What a uniform decay takes of every weight."""
     old: Tensor | None
@@ -161,7 +165,7 @@ class Attachment:
         seed: int,
         numbers: Mapping[str, float],
     ) -> None:
-        self.decay = decay
+        self.decay, asks_for_peak = decay, "eta_max" in decay.numbers
         self.weight_decay = None if weight_decay is None else number("weight_decay", weight_decay, "[0, inf)")
         self.rounding = choice("rounding", rounding, ROUNDINGS)
         if rounding == "deferred" and not is_uniform(decay):
@@ -172,9 +176,9 @@ class Attachment:
         if weight_decay is not None and "lam" not in decay.numbers:
             raise ValueError(f"weight_decay={weight_decay} does nothing: the {decay.name} decay has no λ; leave it out")
         own = hyperparameters.defaults([decay])
-        hyperparameters.refuse_unknown(numbers, {*own, *(["lr_max"] if self._asks_for_peak else [])}, f"the {decay.name} decay")
+        hyperparameters.refuse_unknown(numbers, {*own, *(["lr_max"] if asks_for_peak else [])}, f"the {decay.name} decay")
         given = {**own, **numbers, "rounding": "auto", "seed": seed}
-        hyperparameters.check(given, self._equation, "attach(…)")
+        hyperparameters.check(given, Equation.given_u(decay.function), "attach(…)")
         self.seed: int = given["seed"]
         self.numbers = {name: given[name] for name in (*own, *(["lr_max"] if "lr_max" in numbers else []))}
         groups = optimizer.param_groups
@@ -218,7 +222,7 @@ class Attachment:
         self._flight = []
         optimizer.defaults = dict(optimizer.defaults)
         for group in optimizer.param_groups:
-            for key in (LAMBDA, DECAY, *(["lr_at_start"] if self._asks_for_peak else [])):
+            for key in (LAMBDA, DECAY, *(["lr_at_start"] if "eta_max" in self.decay.numbers else [])):
                 group.pop(key, None)
             if TAKEN_OVER in group:
                 group["weight_decay"] = group.pop(TAKEN_OVER)
@@ -261,18 +265,6 @@ class Attachment:
 
     # The parameter groups -----------------------------------------------------------------------------------------------
 
-    @property
-    def _equation(self) -> Equation:
-        return Equation.given_u(self.decay.function)
-
-    @property
-    def _asks_for_peak(self) -> bool:
-        return "eta_max" in self.decay.numbers
-
-    @property
-    def _asks_for_gradient(self) -> bool:
-        return any("g" in REDUCTIONS[name].elements for name in self.decay.reductions)
-
     @staticmethod
     def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
         return [param for group in optimizer.param_groups for param in group["params"]]
@@ -282,7 +274,7 @@ class Attachment:
         where = f"param_groups[{index}]"
         lr = number(f"{where}['lr']", group.get("lr"), "[0, inf)")
         found: dict[str, Any] = {DECAY: self.decay.name}
-        if self._asks_for_peak:
+        if "eta_max" in self.decay.numbers:
             found["lr_at_start"] = group.get("lr_at_start", lr)
         if LAMBDA in group:
             self._refuse_other_decay(group, where)
@@ -362,41 +354,42 @@ class Attachment:
                 may_move = param.grad is not None or (gradients_come and param.requires_grad)
                 if not may_move or group[LAMBDA] == 0 or shrink == 0:
                     continue
-                needs_old = shrink is None or not (early or self._how(param.dtype) == "deferred")
-                old = param.detach().clone() if needs_old else None
-                name = name_of(group, index, inside)
-                flight.append(_Moving(param, place, name, dict(numbers[index]), float(group["lr"]), shrink, old, sign * factor))
+                how = self._how(param.dtype)
+                old = None if shrink is not None and (early or how == "deferred") else param.detach().clone()
+                flight.append(_Moving(param, group, index, inside, place, numbers[index], how, shrink, old, sign * factor))
         return flight
 
     def _see_gradients(self, flight: list[_Moving]) -> None:
         """Note which parameters have a gradient, and keep it for a decay that asks for it: an optimizer may change its own."""
+        asked_for = any("g" in REDUCTIONS[name].elements for name in self.decay.reductions)
         for moving in flight:
             grad = moving.param.grad
             if grad is not None and grad.layout != torch.strided:
+                name = name_of(moving.group, moving.index, moving.inside)
                 raise RuntimeError(
-                    f"the gradient of {moving.name} is sparse ({grad.layout}): decay touches every weight; build the embedding "
+                    f"the gradient of {name} is sparse ({grad.layout}): decay touches every weight; build the embedding "
                     "with sparse=False, or give this tensor to an optimizer of its own"
                 )
             moving.moves = grad is not None
-            if grad is not None and self._asks_for_gradient:
+            if grad is not None and asked_for:
                 moving.grad = grad.detach().clone()
 
     def _multiply(self, flight: list[_Moving]) -> None:
         """Shrink the weights of which nothing needs to be kept: the optimizer's step comes on top, as in torch's AdamW."""
-        for moving in [*flight]:
-            param, how = moving.param, self._how(moving.param.dtype)
-            if moving.old is not None or moving.shrink is None or how == "deferred":
-                continue
-            flight.remove(moving)
-            if moving.moves and how == "nearest":
-                param.mul_(1 - moving.shrink)
+        now = [moving for moving in flight if moving.old is None and moving.how != "deferred"]
+        flight[:] = [moving for moving in flight if moving.old is not None or moving.how == "deferred"]
+        for moving in now:
+            assert moving.shrink is not None
+            param, kept = moving.param, 1 - moving.shrink
+            if moving.moves and moving.how == "nearest":
+                param.mul_(kept)
             elif moving.moves:
-                eager.write(param, (1 - moving.shrink) * eager.real(param).float(), {}, how=how, key=self._key(moving, how))
+                eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=self._key(moving))
 
     @torch.compiler.disable
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Decay what has moved, and let go of each copy as soon as that is done."""
-        flight, self._flight = self._flight, []
+        flight, self._flight = self._flight[::-1], []
         with torch.no_grad():
             while flight:
                 moving = flight.pop()
@@ -411,51 +404,51 @@ class Attachment:
 
     def _subtract(self, moving: _Moving, shrink: float, old: Tensor) -> None:
         """Take a share of the old weight from the new one: w′ − s·w is (1 − s)·w − η·u, whatever η and u are."""
-        param, how = moving.param, self._how(moving.param.dtype)
-        if how == "nearest":
+        param = moving.param
+        if moving.how == "nearest":
             param.sub_(old, alpha=shrink)
         else:
             w = eager.real(param).float() - shrink * eager.real(old).float()
-            eager.write(param, w, {}, how=how, key=self._key(moving, how))
+            eager.write(param, w, {}, how=moving.how, key=self._key(moving))
 
     def _decay(self, moving: _Moving) -> None:
         """Apply the rule to the old weight and to what the step was."""
         assert moving.old is not None
-        param, numbers, how = moving.param, {"direction": {}, "decay": moving.numbers}, self._how(moving.param.dtype)
-        state, wide = self.state.setdefault(param, {}), moment_dtype(param)
+        param, given = moving.param, moving.numbers
+        state, wide, lr = self.state.setdefault(param, {}), moment_dtype(param), given["eta"]
         for each in self.decay.keeps:
             if each.key not in state:
-                state[each.key] = eager.start(each, moving.old, moving.numbers, wide)
-        if moving.lr == 0:
+                state[each.key] = eager.start(each, moving.old, given, wide)
+        if lr == 0:
             return
-        key = self._key(moving, how)
-        u = (moving.old.to(wide) - param.to(wide)) / moving.lr
-        equation, grad = self._equation, u if moving.grad is None else moving.grad
-        kept = equation.kept(numbers)
-        values = eager.operands(equation, moving.old, grad, {**state, "u": u}, kept, "nearest", moving.factor)
-        after, new = eager.step(equation, eager.remembered(equation, numbers, state, kept), values)
-        plain, _ = eager.step(Equation.given_u("none"), {"direction": {}, "decay": {"eta": moving.lr}}, values)
+        key = self._key(moving)
+        if "t" in given:
+            given = {**given, "t": float(state["step"])}
+        u = (moving.old.to(wide) - param.to(wide)) / lr
+        numbers, grad = {"direction": {}, "decay": given}, u if moving.grad is None else moving.grad
+        kept = self._equation.kept(numbers)
+        values = eager.operands(self._equation, moving.old, grad, {**state, "u": u}, kept, "nearest", moving.factor)
+        after, new = eager.step(self._equation, eager.remembered(self._equation, numbers, state, kept), values)
+        plain, _ = eager.step(self._plain, {"direction": {}, "decay": {"eta": lr}}, values)
         # u was divided by η, and η·u is not the step to the last bit: what does not decay is left as it is.
         after = torch.where(after == plain, eager.real(param).to(after.dtype), after)
-        eager.write(param, after, {}, how=how, key=key)
+        eager.write(param, after, {}, how=moving.how, key=key)
         eager.keep(self.decay.keeps, new, state)
 
     def _defer(self, moving: _Moving, shrink: float) -> None:
         """Gather what the decay takes, and apply it once enough has come together for a rounding to show it."""
         state = self.state.setdefault(moving.param, {})
-        pending = state.setdefault("pending", torch.zeros((), dtype=torch.float64))
-        pending += shrink * (1 - pending)
-        if abs(pending.item()) >= rounded_away(moving.param.dtype) / 4:
+        pending = state.get("pending", 0.0)
+        state["pending"] = pending + shrink * (1 - pending)
+        if abs(state["pending"]) >= rounded_away(moving.param.dtype) / 4:
             self._apply_pending(moving.param, moving.place)
 
     def _apply_pending(self, param: Tensor, place: int) -> None:
         state = self.state[param]
-        count = state.setdefault("step", torch.zeros((), dtype=torch.float64))
-        w = eager.real(param).float()
-        bits = rounding.spread_bits(w, rounding.keys(self.seed, 0, place), int(count.item()))
-        eager.real(param).copy_(rounding.stochastic((1 - state["pending"].item()) * w, param.dtype, bits))
-        state["pending"].zero_()
-        count += 1
+        count, w = state.get("step", 0), eager.real(param).float()
+        bits = rounding.spread_bits(w, rounding.keys(self.seed, 0, place), count)
+        eager.real(param).copy_(rounding.stochastic((1 - state["pending"]) * w, param.dtype, bits))
+        state["pending"], state["step"] = 0.0, count + 1
 
     def _how(self, dtype: torch.dtype) -> str:
         if dtype not in rounding.LOW_PRECISION:
@@ -464,15 +457,13 @@ class Attachment:
             return "deferred" if is_uniform(self.decay) else "stochastic"
         return self.rounding
 
-    def _key(self, moving: _Moving, how: str) -> tuple[Any, Any]:
+    def _key(self, moving: _Moving) -> tuple[Any, Any]:
         """Count the step where that matters, and return the key of its random bits."""
-        if how != "stochastic" and "t" not in self.decay.numbers:
+        if moving.how != "stochastic" and "t" not in self.decay.numbers:
             return 0, 0
-        count = self.state.setdefault(moving.param, {}).setdefault("step", torch.zeros((), dtype=torch.float64))
-        count += 1
-        if "t" in moving.numbers:
-            moving.numbers["t"] = count.item()
-        return rounding.keys(self.seed, int(count.item()), moving.place)
+        state = self.state.setdefault(moving.param, {})
+        state["step"] = state.get("step", 0) + 1
+        return rounding.keys(self.seed, state["step"], moving.place)
 
     # Checkpoints, copies and pickles ------------------------------------------------------------------------------------
 
@@ -496,19 +487,17 @@ class Attachment:
         entries = [(place, param, state_dict["state"].get(key, {})) for place, (key, param) in enumerate(zip(keys, params))]  # noqa: B905
         self._loaded = {place: kept for place, param, entry in entries if (kept := self._restored(entry, param))}
 
-    def _restored(self, entry: Mapping[Any, Any], param: Tensor) -> dict[str, Tensor]:
+    def _restored(self, entry: Mapping[Any, Any], param: Tensor) -> dict[str, Any]:
         """Return a copy of what is ours in a parameter's entry of a checkpoint, as it is kept, or refuse it."""
-        elements = {each.key for each in self.decay.keeps if each.per_element}
-        found = {}
-        for key, value in entry.items():
-            if not _is_ours(key):
-                continue
-            name, tensor = key.removeprefix(_IN_STATE), torch.as_tensor(value).detach()
-            shape = param.shape if name in elements else torch.Size()
-            if tensor.shape != shape:
-                raise ValueError(f"the loaded {key} of a parameter has shape {tuple(tensor.shape)}, not {tuple(shape)}")
-            device = "cpu" if name in _COUNTS else param.device
-            found[name] = tensor.to(device, moment_dtype(param) if name in elements else torch.float64, copy=True)
+        ours = {key.removeprefix(_IN_STATE): value for key, value in entry.items() if _is_ours(key)}
+        found = {name: count(ours[name]) for name, count in (("step", int), ("pending", float)) if name in ours}
+        for each in self.decay.keeps:
+            if each.key in ours:
+                tensor, dtype = torch.as_tensor(ours[each.key]), moment_dtype(param) if each.per_element else torch.float64
+                shape = param.shape if each.per_element else torch.Size()
+                if tensor.shape != shape:
+                    raise ValueError(f"the loaded {_IN_STATE}{each.key} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
+                found[each.key] = tensor.detach().to(param.device, dtype, copy=True)
         return found
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
@@ -529,10 +518,11 @@ class Attachment:
             self._cleared = True
 
     def _hook_into(self, optimizer: torch.optim.Optimizer) -> None:
+        self._equation, self._plain = Equation.given_u(self.decay.function), Equation.given_u("none")
         self._optimizer = weakref.ref(optimizer)
         self._flight: list[_Moving] = []
+        self._loaded: dict[int, dict[str, Any]] = {}
         self._cleared = False
-        self._loaded: dict[int, dict[str, Tensor]] = {}
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
             optimizer.defaults.attachment = self
@@ -547,14 +537,12 @@ class Attachment:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_hooks", "_flight", "_loaded", "_cleared", "_optimizer")
-        kept = {name: value for name, value in self.__dict__.items() if name not in dropped}
-        return {**kept, "decay": self.decay.name, "optimizer": self._optimizer()}
+        kept = {name: getattr(self, name) for name in ("weight_decay", "rounding", "seed", "numbers", "everywhere", "state")}
+        return {**kept, "decay": self.decay.name, "optimizer": self.optimizer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        optimizer = state.pop("optimizer")
-        self.__dict__.update(state, decay=REGISTRY.find("decay", state["decay"]))
-        self._hook_into(optimizer)
+        self.__dict__.update({**state, "decay": REGISTRY.find("decay", state["decay"])})
+        self._hook_into(self.__dict__.pop("optimizer"))
 
 
 def _decays(group: Mapping[str, Any]) -> bool:
