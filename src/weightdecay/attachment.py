@@ -31,10 +31,11 @@ LAMBDA = "attached_weight_decay"
 """The key of a parameter group under which λ is found, by schedules too."""
 DECAY = "attached_decay"
 TAKEN_OVER = "host_weight_decay"
-_IN_STATE = "attached_"
-"""How the keys begin under which a checkpoint holds what the decay keeps of a parameter."""
+_OURS = "attached_"
+"""How the keys begin under which an optimizer's state holds what the decay keeps of a parameter."""
+STEP, PENDING = f"{_OURS}step", f"{_OURS}pending"
 ROUNDINGS = ("auto", "nearest", "stochastic", "deferred")
-_HOOKS = ("step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")
+_HOOKS = ("step_pre", "step_post", "load_state_dict_pre", "load_state_dict_post")
 _READ_NO_WEIGHT = frozenset(
     getattr(torch.optim, name)
     for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "Muon")
@@ -149,6 +150,8 @@ class _Moving:
     factor: float
     """How often the gradient counts."""
     moves: bool = False
+    done: bool = False
+    """Whether it has decayed before the step."""
     grad: Tensor | None = None
 
 
@@ -187,11 +190,10 @@ class Attachment:
         if self.everywhere and weight_decay is None and "lam" in decay.numbers:
             raise ValueError("weight_decay=None takes over the groups' own, and that of every group is 0: pass weight_decay=…")
         taken = [self._taken_over(group, index) for index, group in enumerate(groups)]
-        loaded = {param: self._restored(entry, param) for param, entry in optimizer.state.items()}
-        self.state = {param: kept for param, kept in loaded.items() if kept}
-        """What the decay keeps of each parameter: references, multipliers, what is pending."""
+        loaded = {param: self._restored(optimizer.state.get(param, {}), param) for param in self._params(optimizer)}
         for group, values in zip(groups, taken, strict=True):
             group.update(values)
+        self._put(optimizer, loaded)
         self._hook_into(optimizer)
 
     @staticmethod
@@ -214,11 +216,10 @@ class Attachment:
             return
         with torch.no_grad():
             for place, param in enumerate(self._params(optimizer)):
-                if self.state.get(param, {}).get("pending", 0) != 0:
-                    self._apply_pending(param, place)
+                if optimizer.state.get(param, {}).get(PENDING, 0) != 0:
+                    self._apply_pending(param, place, optimizer.state[param])
         for hook in self._hooks:
             hook.remove()
-        self._clear(optimizer)
         self._flight = []
         optimizer.defaults = dict(optimizer.defaults)
         for group in optimizer.param_groups:
@@ -226,6 +227,13 @@ class Attachment:
                 group.pop(key, None)
             if TAKEN_OVER in group:
                 group["weight_decay"] = group.pop(TAKEN_OVER)
+        for param in self._params(optimizer):
+            entry = optimizer.state.get(param, {})
+            ours = [key for key in entry if _is_ours(key)]
+            for key in ours:
+                del entry[key]
+            if ours and not entry:
+                del optimizer.state[param]
 
     def __str__(self) -> str:
         found = self.to_dict()
@@ -309,7 +317,6 @@ class Attachment:
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Look at the weights before the optimizer moves them, and at the gradients once they are there."""
         self._flight = []  # of a step that did not come to its end
-        self._clear(optimizer)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"the {self.decay.name} decay that is attached counts in Python, which no CUDA graph repeats")
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
@@ -376,15 +383,15 @@ class Attachment:
 
     def _multiply(self, flight: list[_Moving]) -> None:
         """Shrink the weights of which nothing needs to be kept: the optimizer's step comes on top, as in torch's AdamW."""
-        now = [moving for moving in flight if moving.old is None and moving.how != "deferred"]
-        flight[:] = [moving for moving in flight if moving.old is not None or moving.how == "deferred"]
-        for moving in now:
-            assert moving.shrink is not None
-            param, kept = moving.param, 1 - moving.shrink
+        for moving in flight:
+            if moving.old is not None or moving.shrink is None or moving.how == "deferred":
+                continue
+            param, kept, moving.done = moving.param, 1 - moving.shrink, True
             if moving.moves and moving.how == "nearest":
                 param.mul_(kept)
             elif moving.moves:
-                eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=self._key(moving))
+                key = self._key(moving, self.optimizer.state.get(param, {}))
+                eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=key)
 
     @torch.compiler.disable
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -395,60 +402,64 @@ class Attachment:
                 moving = flight.pop()
                 if not moving.moves:
                     continue
+                # Written only now: many an optimizer sets up its own state where it finds none.
+                counts = moving.how == "stochastic" or "t" in moving.numbers
+                entry = optimizer.state.get(moving.param, {})
                 if moving.shrink is None:
-                    self._decay(moving)
-                elif moving.old is None:
-                    self._defer(moving, moving.shrink)
-                else:
-                    self._subtract(moving, moving.shrink, moving.old)
+                    self._decay(moving, entry)
+                elif moving.old is not None:
+                    self._subtract(moving, moving.shrink, moving.old, entry)
+                elif not moving.done:
+                    self._defer(moving, moving.shrink, entry)
+                if counts:
+                    entry[STEP] = entry.get(STEP, 0) + 1
+                if entry:
+                    optimizer.state[moving.param] = entry
 
-    def _subtract(self, moving: _Moving, shrink: float, old: Tensor) -> None:
+    def _subtract(self, moving: _Moving, shrink: float, old: Tensor, entry: Mapping[str, Any]) -> None:
         """Take a share of the old weight from the new one: w′ − s·w is (1 − s)·w − η·u, whatever η and u are."""
         param = moving.param
         if moving.how == "nearest":
             param.sub_(old, alpha=shrink)
         else:
             w = eager.real(param).float() - shrink * eager.real(old).float()
-            eager.write(param, w, {}, how=moving.how, key=self._key(moving))
+            eager.write(param, w, {}, how=moving.how, key=self._key(moving, entry))
 
-    def _decay(self, moving: _Moving) -> None:
+    def _decay(self, moving: _Moving, entry: dict[str, Any]) -> None:
         """Apply the rule to the old weight and to what the step was."""
         assert moving.old is not None
-        param, given = moving.param, moving.numbers
-        state, wide, lr = self.state.setdefault(param, {}), moment_dtype(param), given["eta"]
+        param, wide, given = moving.param, moment_dtype(moving.param), moving.numbers
         for each in self.decay.keeps:
-            if each.key not in state:
-                state[each.key] = eager.start(each, moving.old, given, wide)
-        if lr == 0:
+            if _OURS + each.key not in entry:
+                entry[_OURS + each.key] = eager.start(each, moving.old, given, wide)
+        if given["eta"] == 0:
             return
-        key = self._key(moving)
         if "t" in given:
-            given = {**given, "t": float(state["step"])}
-        u = (moving.old.to(wide) - param.to(wide)) / lr
+            given = {**given, "t": entry.get(STEP, 0) + 1.0}
+        u = (moving.old.to(wide) - param.to(wide)) / given["eta"]
+        state = {"u": u, **{each.key: entry[_OURS + each.key] for each in self.decay.keeps}}
         numbers, grad = {"direction": {}, "decay": given}, u if moving.grad is None else moving.grad
         kept = self._equation.kept(numbers)
-        values = eager.operands(self._equation, moving.old, grad, {**state, "u": u}, kept, "nearest", moving.factor)
+        values = eager.operands(self._equation, moving.old, grad, state, kept, "nearest", moving.factor)
         after, new = eager.step(self._equation, eager.remembered(self._equation, numbers, state, kept), values)
-        plain, _ = eager.step(self._plain, {"direction": {}, "decay": {"eta": lr}}, values)
+        plain, _ = eager.step(self._plain, {"direction": {}, "decay": {"eta": given["eta"]}}, values)
         # u was divided by η, and η·u is not the step to the last bit: what does not decay is left as it is.
         after = torch.where(after == plain, eager.real(param).to(after.dtype), after)
-        eager.write(param, after, {}, how=moving.how, key=key)
+        eager.write(param, after, {}, how=moving.how, key=self._key(moving, entry))
         eager.keep(self.decay.keeps, new, state)
 
-    def _defer(self, moving: _Moving, shrink: float) -> None:
+    def _defer(self, moving: _Moving, shrink: float, entry: dict[str, Any]) -> None:
         """Gather what the decay takes, and apply it once enough has come together for a rounding to show it."""
-        state = self.state.setdefault(moving.param, {})
-        pending = state.get("pending", 0.0)
-        state["pending"] = pending + shrink * (1 - pending)
-        if abs(state["pending"]) >= rounded_away(moving.param.dtype) / 4:
-            self._apply_pending(moving.param, moving.place)
+        pending = entry.get(PENDING, 0.0)
+        entry[PENDING] = pending + shrink * (1 - pending)
+        if abs(entry[PENDING]) >= rounded_away(moving.param.dtype) / 4:
+            self._apply_pending(moving.param, moving.place, entry)
 
-    def _apply_pending(self, param: Tensor, place: int) -> None:
-        state = self.state[param]
-        count, w = state.get("step", 0), eager.real(param).float()
+    def _apply_pending(self, param: Tensor, place: int, entry: dict[str, Any]) -> None:
+        count, w = entry.get(STEP, 0), eager.real(param).float()
         bits = rounding.spread_bits(w, rounding.keys(self.seed, 0, place), count)
-        eager.real(param).copy_(rounding.stochastic((1 - state["pending"]) * w, param.dtype, bits))
-        state["pending"], state["step"] = 0.0, count + 1
+        eager.real(param).copy_(rounding.stochastic((1 - entry[PENDING]) * w, param.dtype, bits))
+        entry[PENDING], entry[STEP] = 0.0, count + 1
 
     def _how(self, dtype: torch.dtype) -> str:
         if dtype not in rounding.LOW_PRECISION:
@@ -457,25 +468,11 @@ class Attachment:
             return "deferred" if is_uniform(self.decay) else "stochastic"
         return self.rounding
 
-    def _key(self, moving: _Moving) -> tuple[Any, Any]:
-        """Count the step where that matters, and return the key of its random bits."""
-        if moving.how != "stochastic" and "t" not in self.decay.numbers:
-            return 0, 0
-        state = self.state.setdefault(moving.param, {})
-        state["step"] = state.get("step", 0) + 1
-        return rounding.keys(self.seed, state["step"], moving.place)
+    def _key(self, moving: _Moving, entry: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the key of the random bits of this step."""
+        return rounding.keys(self.seed, entry.get(STEP, 0) + 1, moving.place)
 
     # Checkpoints, copies and pickles ------------------------------------------------------------------------------------
-
-    def _saved(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Add what the decay keeps to the entries of the parameters, under names of their own."""
-        state = dict(state_dict["state"])
-        for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
-            for key, param in zip(saved["params"], group["params"], strict=True):
-                if self.state.get(param):
-                    kept = {f"{_IN_STATE}{name}": value for name, value in self.state[param].items()}
-                    state[key] = {**state.get(key, {}), **kept}
-        return {**state_dict, "state": state}
 
     def _loading(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         """Copy what is ours out of a state that is about to be loaded, after looking whether it fits."""
@@ -484,45 +481,41 @@ class Attachment:
             if LAMBDA in group:
                 self._refuse_other_decay(group, f"param_groups[{index}] of the loaded state")
         keys, params = [key for group in groups for key in group["params"]], self._params(optimizer)
-        entries = [(place, param, state_dict["state"].get(key, {})) for place, (key, param) in enumerate(zip(keys, params))]  # noqa: B905
-        self._loaded = {place: kept for place, param, entry in entries if (kept := self._restored(entry, param))}
+        entries = [state_dict["state"].get(key, {}) for key in keys]
+        self._loaded = [self._restored(entry, param) for entry, param in zip(entries, params, strict=False)]
 
     def _restored(self, entry: Mapping[Any, Any], param: Tensor) -> dict[str, Any]:
         """Return a copy of what is ours in a parameter's entry of a checkpoint, as it is kept, or refuse it."""
-        ours = {key.removeprefix(_IN_STATE): value for key, value in entry.items() if _is_ours(key)}
-        found = {name: count(ours[name]) for name, count in (("step", int), ("pending", float)) if name in ours}
+        found = {key: count(entry[key]) for key, count in ((STEP, int), (PENDING, float)) if key in entry}
         for each in self.decay.keeps:
-            if each.key in ours:
-                tensor, dtype = torch.as_tensor(ours[each.key]), moment_dtype(param) if each.per_element else torch.float64
+            key = _OURS + each.key
+            if key in entry:
+                tensor, dtype = torch.as_tensor(entry[key]), moment_dtype(param) if each.per_element else torch.float64
                 shape = param.shape if each.per_element else torch.Size()
                 if tensor.shape != shape:
-                    raise ValueError(f"the loaded {_IN_STATE}{each.key} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
-                found[each.key] = tensor.detach().to(param.device, dtype, copy=True)
+                    raise ValueError(f"the loaded {key} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
+                found[key] = tensor.detach().to(param.device, dtype, copy=True)
         return found
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
-        """Go on from what was loaded; groups that were not ours are taken over."""
-        params = self._params(optimizer)
-        self.state, self._loaded, self._cleared = {params[place]: kept for place, kept in self._loaded.items()}, {}, False
+        """Put back what torch has cast, and take over groups that were not ours."""
+        self._put(optimizer, dict(zip(self._params(optimizer), self._loaded, strict=True)))
+        self._loaded = []
         for index, group in enumerate(optimizer.param_groups):
             if LAMBDA not in group:
                 group.update(self._taken_over(group, index))
 
-    def _clear(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take what torch has loaded of ours out of the optimizer's state; not earlier, as some look there after loading."""
-        if not self._cleared:
-            for param, entry in list(optimizer.state.items()):
-                optimizer.state[param] = {key: value for key, value in entry.items() if not _is_ours(key)}
-                if not optimizer.state[param]:
-                    del optimizer.state[param]
-            self._cleared = True
+    @staticmethod
+    def _put(optimizer: torch.optim.Optimizer, loaded: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        for param, ours in loaded.items():
+            if ours:
+                optimizer.state[param].update(ours)
 
     def _hook_into(self, optimizer: torch.optim.Optimizer) -> None:
         self._equation, self._plain = Equation.given_u(self.decay.function), Equation.given_u("none")
         self._optimizer = weakref.ref(optimizer)
         self._flight: list[_Moving] = []
-        self._loaded: dict[int, dict[str, Any]] = {}
-        self._cleared = False
+        self._loaded: list[dict[str, Any]] = []
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
             optimizer.defaults.attachment = self
@@ -531,13 +524,12 @@ class Attachment:
         self._hooks: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
-            optimizer.register_state_dict_post_hook(self._saved),
             optimizer.register_load_state_dict_pre_hook(self._loading),
             optimizer.register_load_state_dict_post_hook(self._load),
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("weight_decay", "rounding", "seed", "numbers", "everywhere", "state")}
+        kept = {name: getattr(self, name) for name in ("weight_decay", "rounding", "seed", "numbers", "everywhere")}
         return {**kept, "decay": self.decay.name, "optimizer": self.optimizer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -552,4 +544,4 @@ def _decays(group: Mapping[str, Any]) -> bool:
 
 
 def _is_ours(key: Any) -> bool:
-    return isinstance(key, str) and key.startswith(_IN_STATE)
+    return isinstance(key, str) and key.startswith(_OURS)
