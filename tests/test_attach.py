@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
-from training import all_params, apart, bits, copies, everything, noise, parameters, refused, set_gradients, train
+from training import all_params, apart, bits, copies, everything, noise, one_process, parameters, refused, set_gradients, train
 
 import weightdecay as wd
 from weightdecay.attachment import LAMBDA
@@ -419,6 +419,15 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(closed):
         optimizer.step(closure if closed else None)
 
 
+def test_a_cuda_graph_is_refused_before_anything_moves(monkeypatch):
+    optimizer = attached("decoupled")
+    set_gradients(optimizer, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with refused(RuntimeError, "CUDA graph", unchanged=optimizer):
+        optimizer.step()
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own, on the way into its compiler
 def test_inside_torch_compile():
     eager, compiled = attached("cautious", host=torch.optim.SGD), attached("cautious", host=torch.optim.SGD)
@@ -566,6 +575,28 @@ def test_a_copy_of_the_optimizer_has_the_decay_too(decay, again):
     goes_on_like(decay, torch.float64, lambda half, *_, **__: again((wd.Attachment.of(half), half))[1])
 
 
+def test_a_distributed_checkpoint_holds_what_the_decay_keeps():
+    from torch.distributed.checkpoint import state_dict
+
+    flat = state_dict.StateDictOptions(flatten_optimizer_state_dict=True)
+
+    def trained(model, first):
+        for t in range(first, first + 3):
+            model(noise((5, 4), torch.float32, t)).square().mean().backward()
+            optimizers[model].step()
+            optimizers[model].zero_grad()
+        return bits([*model.parameters()])
+
+    with one_process():
+        whole, rest = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+        optimizers = {model: attached("toward", model.parameters()) for model in (whole, rest)}
+        trained(whole, 1)
+        saved = copy.deepcopy(state_dict.get_optimizer_state_dict(whole, optimizers[whole], options=flat))
+        rest.load_state_dict(whole.state_dict())
+        state_dict.set_optimizer_state_dict(rest, optimizers[rest], saved, options=flat)
+        assert trained(whole, 4) == trained(rest, 4)
+
+
 def test_attaching_after_loading_is_attaching_before():
     half = attached("toward")
     train(half, 3)
@@ -619,6 +650,17 @@ def test_detached_it_is_as_if_it_had_never_been(decay):
     assert everything(optimizer) == everything(never)
     assert wd.Attachment.of(optimizer) is None
     wd.attach(optimizer, "cautious").detach()
+
+
+def test_detaching_takes_all_that_was_kept_along():
+    for dtype, decay in ((torch.float64, "toward"), (torch.bfloat16, "decoupled"), (torch.float64, "constrained")):
+        optimizer = attached(decay, parameters(dtype).values(), host=torch.optim.SGD)
+        train(optimizer, 2)
+        assert all(map(len, optimizer.state.values()))
+        assert len(optimizer.state) == 3
+        wd.Attachment.of(optimizer).detach()
+        assert len(optimizer.state) == 0
+        assert not [key for key in optimizer.param_groups[0] if "attached" in key or "host" in key]
 
 
 def test_nothing_keeps_the_optimizer_alive():
