@@ -212,17 +212,21 @@ def test_without_lambda_or_learning_rate_no_bit_changes(decay):
     assert bits(all_params(still)) == before != bits(all_params(moving))
 
 
-def test_what_cautious_decay_leaves_alone_stays_bit_for_bit():
+def test_what_a_decay_leaves_alone_stays_bit_for_bit():
     shape = {"weight": (40, 50)}
-    before, plain = parameters(shapes=shape)["weight"], torch.optim.Adam(parameters(shapes=shape).values(), lr=0.37)
-    theirs = attached("cautious", parameters(shapes=shape).values(), lr=0.37)
-    for optimizer in (plain, theirs):
+    plain, within, cautious = (torch.optim.Adam(parameters(shapes=shape).values(), lr=0.37) for _ in range(3))
+    wd.attach(within, "constrained", kappa=1e9)  # a bound that no norm reaches
+    wd.attach(cautious, "cautious", weight_decay=LAM)
+    for optimizer in (plain, within, cautious):
         train(optimizer, 1)
-    (p,), (q,) = all_params(plain), all_params(theirs)
+    before, (p,), (q,) = parameters(shapes=shape)["weight"], all_params(plain), all_params(cautious)
     alone = before * (before - p) < 0
     assert 100 < alone.sum() < 1900
     assert torch.equal(p[alone], q[alone])
     assert not torch.isclose(p[~alone], q[~alone], rtol=1e-6).any()
+    for optimizer in (plain, within):
+        train(optimizer, 5, first=2)
+    assert bits(all_params(plain)) == bits(all_params(within))
 
 
 def test_complex_weights_decay_as_pairs_of_reals():
@@ -424,6 +428,22 @@ def test_a_step_that_fails_leaves_nothing_pending():
     for optimizer in (failed, steady):
         train(optimizer, 2, first=3)
     assert everything(failed) == everything(steady)
+
+
+def test_a_step_that_is_skipped_after_one_that_failed_decays_nothing():
+    optimizer = attached("cautious", host=Breaks, fused=True)
+    for param in all_params(optimizer):
+        param.grad = torch.zeros_like(param)
+    before = bits(all_params(optimizer))
+    optimizer.broken = True
+    with pytest.raises(OSError, match="luck"):
+        optimizer.step()
+    optimizer.broken, optimizer.found_inf = False, torch.ones(())
+    optimizer.step()
+    assert bits(all_params(optimizer)) == before
+    del optimizer.found_inf
+    optimizer.step()
+    assert bits(all_params(optimizer)) != before
 
 
 def test_a_closure_that_fails_leaves_nothing_pending():
