@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.attachment import Attachment, attach
 from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
@@ -89,6 +90,7 @@ __all__ = [
     "AdamWN",
     "Adamax",
     "AdamaxW",
+    "Attachment",
     "Data",
     "DecayLaw",
     "Decomposition",
@@ -114,6 +116,7 @@ __all__ = [
     "Task",
     "WarmRestarts",
     "WeightDecayScheduler",
+    "attach",
     "convert",
     "decay",
     "decompose",

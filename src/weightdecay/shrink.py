@@ -1,8 +1,10 @@
 """The shrink of a step: the share of itself that a weight without a gradient loses."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import cache
 
 import torch
 
@@ -41,6 +43,27 @@ def at_rest(decay: Rule, numbers: Mapping[str, float]) -> float:
         return float(1 - kept)
     except OverflowError:
         return math.inf
+
+
+@cache
+def is_uniform(decay: Rule) -> bool:
+    """Tell whether all that a decay does is multiply every old weight by one number: w becomes (1 − s)·w − η·u.
+
+    Then s is `at_rest`, and neither u nor the old weight has to be known. Asked of the rule, on fractions.
+
+    >>> from weightdecay.rule import REGISTRY
+    >>> is_uniform(REGISTRY["decay", "decoupled"]), is_uniform(REGISTRY["decay", "cautious"])
+    (True, False)
+    """
+    if decay.reductions or decay.keeps or "eta" not in decay.numbers or "t" in decay.numbers:
+        return False
+    for size in (Fraction(1, 2), Fraction(1, 64)):
+        numbers = {**dict.fromkeys(decay.numbers, size), **{name: Fraction(x) for name, x in decay.defaults.items()}}
+        factor = decay.function(Fraction(1), Fraction(0), **numbers)
+        for w, u in itertools.product(map(Fraction, (-40, -1.5, 0, 0.25, 1e-3)), map(Fraction, (-3, 0, 0.5))):
+            if decay.function(w, u, **numbers) != factor * w - numbers["eta"] * u:
+                return False
+    return True
 
 
 def rounded_away(dtype: torch.dtype) -> float:
