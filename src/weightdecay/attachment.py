@@ -158,6 +158,10 @@ class _Moving:
 class Attachment:
     """A decay on somebody else's optimizer; prints what it took over. Made by `attach`."""
 
+    _flight: "list[_Moving]"
+    """What the step in progress is about to move."""
+    _loaded: list[dict[str, Any]]
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -241,7 +245,7 @@ class Attachment:
             return f"{self.decay.name} decay, detached"
         was = [group["was"] for group in found["groups"] if group["was"] is not None]
         taken = f"; took over the weight_decay of {len(was)} group{'s' * (len(was) != 1)}: " if was else ""
-        rows = [("group", "tensors", "weight_decay", "was")]
+        rows: list[tuple[str, ...]] = [("group", "tensors", "weight_decay", "was")]
         rows += [tuple("none" if x is None else f"{x:g}" for x in group.values()) for group in found["groups"]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -313,7 +317,7 @@ class Attachment:
 
     # The step -----------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Look at the weights before the optimizer moves them, and at the gradients once they are there."""
         self._flight = []  # of a step that did not come to its end
@@ -393,7 +397,7 @@ class Attachment:
                 key = self._key(moving, self.optimizer.state.get(param, {}))
                 eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=key)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Decay what has moved, and let go of each copy as soon as that is done."""
         flight, self._flight = self._flight[::-1], []
@@ -486,7 +490,7 @@ class Attachment:
 
     def _restored(self, entry: Mapping[Any, Any], param: Tensor) -> dict[str, Any]:
         """Return a copy of what is ours in a parameter's entry of a checkpoint, as it is kept, or refuse it."""
-        found = {key: count(entry[key]) for key, count in ((STEP, int), (PENDING, float)) if key in entry}
+        found: dict[str, Any] = {key: count(entry[key]) for key, count in ((STEP, int), (PENDING, float)) if key in entry}
         for each in self.decay.keeps:
             key = _OURS + each.key
             if key in entry:
@@ -514,8 +518,7 @@ class Attachment:
     def _hook_into(self, optimizer: torch.optim.Optimizer) -> None:
         self._equation, self._plain = Equation.given_u(self.decay.function), Equation.given_u("none")
         self._optimizer = weakref.ref(optimizer)
-        self._flight: list[_Moving] = []
-        self._loaded: list[dict[str, Any]] = []
+        self._flight, self._loaded = [], []
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
             optimizer.defaults.attachment = self
