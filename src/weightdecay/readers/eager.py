@@ -144,7 +144,8 @@ def step(
             `stacked`, the first dimension counts independent models.
     """
     bind, over = partial(bound, dtype=values["w"].dtype), partial(reduce, stacked=stacked)
-    return one_step(equation, numbers, values, bind=bind, reduce=over)
+    w, kept = one_step(equation, numbers, values, bind=bind, reduce=over)
+    return w.to(values["w"].dtype), kept  # which a number kept in float64 takes along where w is a number, too
 
 
 def share(equation: Equation, name: str, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, int]:
