@@ -19,7 +19,7 @@ from weightdecay.readers.rounding import LOW_PRECISION
 from weightdecay.shrink import is_uniform
 
 LR, LAM = 0.05, 0.3
-DECAYS = wd.rules().of("decay")
+DECAYS = {name: rule for name, rule in wd.rules().of("decay").items() if not rule.shared}
 UNIFORM = [name for name, rule in DECAYS.items() if is_uniform(rule) and "lam" in rule.numbers]
 NUMBERS = {"constrained": {"kappa": 4.0, "kappa_update": 0.02}, "huber": {"delta": 0.3}, "pnorm": {"p": 1.5}}
 every_decay = pytest.mark.parametrize("decay", DECAYS)
@@ -830,3 +830,8 @@ def test_a_number_that_is_written_later_is_checked_before_anything_moves(key):
     optimizer.param_groups[0][key] = -0.1
     with refused(ValueError, key, "-0.1", unchanged=optimizer):
         optimizer.step()
+
+
+def test_a_decay_that_asks_for_what_only_a_direction_knows_is_refused():
+    with pytest.raises(ValueError, match=r"stable decay asks for mean_v_hat.*Optimizer\(…, decay='stable'\)"):
+        wd.attach(torch.optim.Adam(parameters().values(), lr=LR), "stable", 0.1)

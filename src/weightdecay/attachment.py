@@ -114,6 +114,12 @@ def _refuse(optimizer: torch.optim.Optimizer, decay: Rule) -> None:
             f"{name} has train() and eval(): its weights are a mixture of others in its state, which a decay of what can be "
             "seen would not reach; use its own weight_decay"
         )
+    if decay.shared:
+        asked = " and ".join(decay.shared)
+        raise ValueError(
+            f"the {decay.name} decay asks for {asked}, a number of the direction's own that nobody sees from outside: use "
+            f"weightdecay.Optimizer(…, decay={decay.name!r})"
+        )
     other = Attachment.of(optimizer)
     if other is not None:
         raise ValueError(f"the {other.decay.name} decay is attached to this {name} already: detach() it first")
