@@ -4,10 +4,12 @@
     python docs/generate.py --check    write nothing, and fail where a file is not what it would be
     python docs/generate.py --pictures draw the pages' pictures, which are not kept in the repository
 
-A marked place is `<!-- derive: adam l2 -->` … `<!-- /derive -->` or `<!-- rules -->` … `<!-- /rules -->`.
+A marked place is `<!-- derive: adam l2 -->` … `<!-- /derive -->`, `<!-- rules -->` … `<!-- /rules -->` or
+`<!-- laws: torch -->` … `<!-- /laws -->`, which is made from docs/data/identify.json.
 """
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -302,7 +304,52 @@ def propositions_block(_: str) -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[str], str]] = {"derive": derive_block, "rules": rules_block, "propositions": propositions_block}
+def laws_block(package: str) -> str:
+    """Return what `bench/identify_peers.py` found of a package: a row per law, and what is odd."""
+    found = json.loads((DOCS / "data/identify.json").read_text(encoding="utf-8"))["packages"][package]
+    groups: dict[tuple[str, str], list[str]] = {}
+    shares: dict[tuple[str, str], list[float]] = {}
+    odd, errors = [], dict[str, list[str]]()
+    for name, law in found["laws"].items():
+        if "error" in law:
+            reason = re.split(r"float32: |does not run: ", law["error"])[-1].replace(f"{name}.", "")
+            errors.setdefault(plain(reason), []).append(f"`{name}`")
+            continue
+        key = law_in_words(law), "" if law["kind"] == "none" else law["strength"] or "not told"
+        groups.setdefault(key, []).append(f"`{name}`")
+        shares.setdefault(key, []).extend([] if law["bfloat16_share"] is None else [law["bfloat16_share"]])
+        odd += [f"* `{name}`, {trial}: {plain(text)}" for trial, text in law["remarks"].items()]
+        if key[1] == "not told" or (law["kind"] == "none" and law["dtype"]):
+            odd.append(f"* {plain(law['text'])}")
+    rows = ["| the decay is | of size | in bfloat16 it keeps | optimizers |", "| --- | --- | --- | --- |"]
+    for key, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+        low, high = min(shares[key], default=None), max(shares[key], default=None)
+        kept = "" if low is None else f"{low:.0%}" if round(low, 2) == round(high, 2) else f"{low:.0%} to {high:.0%}"
+        rows.append(f"| {key[0]} | {key[1]} | {kept} | {', '.join(names)} |")
+    if errors:
+        reasons = [f"{', '.join(names)} ({reason})" for reason, names in errors.items()]
+        odd.append(f"* Not run: {'; '.join(reasons)}.")
+    return "\n".join([f"`{found['module']}`, version {found['version']}:", "", *rows, *([""] if odd else []), *odd])
+
+
+def law_in_words(law: dict[str, Any]) -> str:
+    """Return the kind of a law, with its rule where that is another word."""
+    rule = law["rule"]
+    named = f"{law['kind']} (`{rule}`)" if rule not in (None, "l2", law["kind"]) else law["kind"]
+    return f"{named}, on the new weight" if law["weight"] == "new" and law["kind"] == "decoupled" else named
+
+
+def plain(text: str) -> str:
+    """Return text that Markdown and MyST take as it is."""
+    return re.sub(r"([|<>_*{}\[\]$])", r"\\\1", text)
+
+
+BLOCKS: dict[str, Callable[[str], str]] = {
+    "derive": derive_block,
+    "rules": rules_block,
+    "propositions": propositions_block,
+    "laws": laws_block,
+}
 
 
 def filled(text: str) -> str:

@@ -366,3 +366,37 @@ def test_groups_refuses_with_a_reason_and_no_traceback(models, arguments, code, 
 
 def test_groups_needs_a_model():
     assert "a model is missing" in run("groups").output
+
+
+def test_identify_prints_the_law_and_json():
+    result = run("identify", "torch.optim:SGD", "--set", "momentum=0.9")
+    assert result.exit_code == 0
+    assert result.output.startswith("torch.optim:SGD(momentum=0.9) is coupled: ")
+    found = json.loads(run("identify", "torch.optim:AdamW", "--json").output)
+    assert (found["kind"], found["strength"]["formula"]) == ("decoupled", "lr·λ")
+    assert found["evidence"]["unexplained"]["the decay decoupled on the old weight"] < 1e-9
+
+
+def test_identify_sets_words_flags_and_pairs():
+    rules = ["--set", "direction=adam", "--set", "decay=cautious", "--set", "reader=eager", "--set", "betas=(0.8, 0.9)"]
+    assert "cautious" in run("identify", "weightdecay:Optimizer", *rules).output
+    assert run("identify", "torch.optim:SGD", "--set", "momentum").exit_code == 2
+    assert run("identify", "torch.optim:SGD", "--set", "lr=1", "--set", "lr=2").exit_code == 2
+
+
+def test_identify_fails_where_the_decay_is_another():
+    assert run("identify", "torch.optim:AdamW", "--expect", "decoupled").exit_code == 0
+    result = run("identify", "torch.optim:Adam", "--expect", "decoupled")
+    assert result.exit_code == 1
+    assert "expected decoupled, found coupled (l2)" in " ".join(result.stderr.split())
+
+
+def test_identify_refuses_what_is_no_optimizer():
+    for name, reason in (
+        ("torch.optim:Nothing", "has no 'Nothing'"),
+        ("torch.nn:Linear", "does not run"),
+        ("math:pi", "cannot be called"),
+    ):
+        result = run("identify", name)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert reason in " ".join(result.stderr.split())

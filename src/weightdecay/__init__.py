@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups, scale_invariant
@@ -31,6 +32,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Data",
+    "DecayLaw",
     "Decomposition",
     "Derivation",
     "Grid",
@@ -44,6 +46,7 @@ __all__ = [
     "derive",
     "direction",
     "half_life",
+    "identify",
     "migrate",
     "normalized",
     "param_groups",
