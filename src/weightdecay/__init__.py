@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.audit.doctor import doctor
+from weightdecay.audit.findings import Report
 from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
@@ -37,6 +39,7 @@ __all__ = [
     "Derivation",
     "Grid",
     "Optimizer",
+    "Report",
     "RuleError",
     "Split",
     "Task",
@@ -45,6 +48,7 @@ __all__ = [
     "decompose",
     "derive",
     "direction",
+    "doctor",
     "half_life",
     "identify",
     "migrate",
