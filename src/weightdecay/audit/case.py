@@ -185,7 +185,7 @@ class Case:
         """Return the member with the most values, whose piece tells the most."""
         return max(members, key=lambda each: each.tensor.numel(), default=None)
 
-    # How to say it -------------------------------------------------------------------------------------------------------------
+    # How to say it -------------------------------------------------------------------------------------------------------
 
     @property
     def horizon(self) -> str:

@@ -31,8 +31,8 @@ def doctor(
     """Look for mistakes with weight decay in a model, its optimizer and its scheduler, and change nothing.
 
     Ten checks look at roles of tensors, groups, λ, state and dtypes; a copy of the scheduler is run ahead, and single steps are
-    made on copies of pieces of tensors. Where the class of the optimizer is unknown, `weightdecay.identify` tries it. Call it where
-    training would start, or, for what only gradients tell, between backward() and step().
+    made on copies of pieces of tensors. Where the class of the optimizer is unknown, `weightdecay.identify` tries it. Call it
+    where training would start, or, for what only gradients tell, between backward() and step().
 
     Args:
         model: the module, bare or wrapped.
@@ -45,7 +45,7 @@ def doctor(
         ignore: the ids of checks to leave out.
 
     Returns:
-        The findings, the gravest first, each with id, severity ("error", "warning" or "info"), tensors, evidence, effect and fix.
+        The findings, the gravest first: id, severity ("error", "warning" or "info"), problem, tensors, evidence, effect, fix.
 
     Raises:
         TypeError, ValueError: what is no module, optimizer, number of steps or id of a check.

@@ -70,8 +70,8 @@ def doctor(
     else:
         first, *rest = str(report).split("\n\n")
         OUT.print(f"[bold]{escaped(first)}[/]", soft_wrap=True)
-        for each in rest:
-            OUT.print(f"\n{_coloured(each)}", soft_wrap=True)
+        for paragraph in rest:
+            OUT.print(f"\n{_coloured(paragraph)}", soft_wrap=True)
     if report.failed(strict=strict):
         click.get_current_context().exit(1)
 

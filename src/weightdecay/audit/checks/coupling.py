@@ -51,24 +51,19 @@ def _coupled(case: Case, members: list[Member], sample: Member) -> Iterator[Find
     large = lam >= _OF_ADAMW or (_SIGNS.search(name) is not None and lam > 0)
     if not misnamed and not (large and is_scale_free(case, sample)):
         return
-    step = case.replay(sample, 0.0, lr=run.peak)
-    evidence = {
-        "weight_decay": lam,
-        "peak_lr": run.peak,
-        "a_decoupled_decay_would_take": run.peak * lam,
-        "law": case.laws[sample.group].text,
-    }
+    step = case.replay(sample, lr=run.peak)
+    evidence = {"weight_decay": lam, "peak_lr": run.peak, "a_decoupled_decay_would_take": run.peak * lam}
     if step is not None:
         evidence["a_first_step_without_gradient_takes"] = step.length
+    but = "though its name says otherwise" if misnamed else f"and λ = {lam:g} is of AdamW's size"
     yield Finding(
         ID,
         "error" if misnamed else "warning",
-        f"{name} adds λ·w to the gradient"
-        + (", though its name says otherwise" if misnamed else f", and λ = {lam:g} is of AdamW's size"),
+        f"{name} adds λ·w to the gradient, {but}",
         names(members),
         evidence,
-        "the step divides the pull by the size of the gradient: where gradients are small a weight loses about lr a step, however "
-        "large it and λ are, and where they are large next to nothing",
+        "L2 is divided by the size of the gradient: a weight with a small gradient moves towards zero by about lr a step, "
+        "whatever λ is, and one with a large gradient hardly decays",
         case.made(call=_decoupled(case)),
     )
 
@@ -81,7 +76,7 @@ def is_scale_free(case: Case, sample: Member) -> bool:
 
 
 def _decoupled(case: Case) -> str:
-    name = type(case.optimizer).__name__
-    return {"Adam": "torch.optim.AdamW", "SGD": "wd.SGDW", "SGDW": "wd.SGDW"}.get(
-        name, "wd.AdamW" if case.call.startswith("wd.") else "torch.optim.AdamW"
-    )
+    """Return the optimizer with the same direction whose decay stands beside the step."""
+    known = {"Adam": "torch.optim.AdamW", "SGD": "wd.SGDW", "SGDW": "wd.SGDW"}
+    default = "wd.AdamW" if case.call.startswith("wd.") else "torch.optim.AdamW"
+    return known.get(type(case.optimizer).__name__, default)

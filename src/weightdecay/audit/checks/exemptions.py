@@ -1,7 +1,7 @@
 """D2: what was to be exempt is not, or a weight is exempt by an accident of its name.
 
-Source: facebookresearch/deit #39, huggingface/pytorch-image-models #2712, huggingface/transformers #33; the substrings are those
-that Trainers and fine-tuning scripts look for.
+Source: facebookresearch/deit #39, huggingface/pytorch-image-models #2712, huggingface/transformers #33; the substrings are
+those that Trainers and fine-tuning scripts look for.
 """
 
 import re

@@ -21,7 +21,7 @@ def check(case: Case) -> Iterator[Finding]:
         yield Finding(
             ID,
             "error",
-            "no tensor of the optimizer is a parameter of this model: it was made for another, or before the model's were replaced",
+            "no tensor of the optimizer is this model's: it was made for another, or before the tensors were replaced",
             names(strange),
             {"in_the_optimizer": len(strange), "in_the_model": len(case.params)},
             "the model does not train",
@@ -39,7 +39,7 @@ def check(case: Case) -> Iterator[Finding]:
             case.made(),
         )
     if missing:
-        values = sum(each.tensor.numel() for each in missing)
+        values, of = (sum(each.tensor.numel() for each in some) for some in (missing, case.params))
         yield Finding(
             ID,
             "warning",
@@ -48,7 +48,7 @@ def check(case: Case) -> Iterator[Finding]:
             {
                 "tensors": len(missing),
                 "values": values,
-                "share_of_the_model": values / sum(e.tensor.numel() for e in case.params),
+                "share_of_the_model": values / of,
             },
             "they stay as they are, unless another optimizer trains them (then ignore D6)",
             case.made(),
@@ -103,6 +103,5 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             names(unreached),
             {"without_gradient": len(unreached), "with_gradient": len(reached)},
             case.left_in_words([each.group for each in unreached]),
-            "for param in model.parameters():\n    param.requires_grad_(param.grad is not None)\n"
-            + case.made("[p for p in model.parameters() if p.requires_grad]"),
+            case.made("[param for param in model.parameters() if param.grad is not None]"),
         )

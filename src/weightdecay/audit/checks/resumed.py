@@ -120,8 +120,8 @@ def _schedulers(case: Case) -> Iterator[Finding]:
                 (),
                 {"its_lr": _rates(getattr(each.optimizer, "param_groups", [])), "lr_of_this_one": _rates(case.groups)},
                 "lr never changes here, and nor does what lr·λ takes",
-                "scheduler = "
-                f'{type(each).__name__}(optimizer, ...)  # made anew, after the optimizer\nscheduler.load_state_dict(checkpoint["scheduler"])',
+                f"scheduler = {type(each).__name__}(optimizer, ...)  # made anew, after the optimizer\n"
+                'scheduler.load_state_dict(checkpoint["scheduler"])',
             )
     last = case.schedulers[-1] if case.schedulers else None
     if not isinstance(last, LRScheduler) or not case.is_mine(last):

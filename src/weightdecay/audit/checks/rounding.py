@@ -65,9 +65,8 @@ def _lost(case: Case, members: list[Member], run: Run, dtype: torch.dtype) -> It
 def _fix(case: Case, dtype: torch.dtype) -> str:
     cls = type(case.optimizer).__name__
     if dtype == torch.float32:
-        return "# λ is too small for float32 to matter: leave it out, or raise it\n" + case.made(
-            "model.parameters()", weight_decay=0.0
-        )
+        without = case.made("model.parameters()", weight_decay=0.0)
+        return f"# λ is too small for float32 to matter: leave it out, or raise it\n{without}"
     ours = "wd." + (cls if cls in ("SGDW", "AdamW") else "AdamW")
     if case.call.startswith("wd."):
         return case.made(rounding="stochastic")

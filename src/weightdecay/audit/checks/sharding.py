@@ -27,8 +27,7 @@ def check(case: Case) -> Iterator[Finding]:
             tuple(name for name, _, _ in flat),
             {"flat_parameters": len(flat), "groups": len(case.groups), "weight_decay": lams},
             "norms and biases decay with the weights" if many else f"no weight decays in {case.horizon}",
-            "for block in model.blocks:  # FSDP2 keeps the parameters and their shapes\n    fully_shard(block)\nfully_shard(model)\n"
-            + case.made(),
+            "fully_shard(model)  # FSDP2 keeps the parameters and their shapes\n" + case.made(),
         )
     sharded = [each for each in case.params if hasattr(each.tensor, "placements")]
     held = {id(tensor) for _, tensor, _ in params}

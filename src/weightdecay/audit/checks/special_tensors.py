@@ -12,7 +12,7 @@ ID, TITLE = "D9", "special tensors decay"
 _KINDS = {
     "state_space": (
         "warning",
-        "rates of a state space decay, for which zero is no neutral value: e⁰ = 1 is a rate of forgetting",
+        "rates of a state space decay, whose zero is not neutral: e⁰ = 1 is a rate of forgetting",
     ),
     "logit_scale": ("warning", "a logit scale decays, which softens every prediction"),
     "position": ("info", "position embeddings decay: they are added whatever the input is, as a bias is"),
