@@ -421,7 +421,7 @@ def test_d8_a_constructors_decay_in_the_shade_of_the_groups():
 
 def test_d8_two_decays_on_the_same_tensors():
     model = nn.Linear(8, 8, bias=False)
-    make = partial(wd.Optimizer, model.parameters(), 1e-3, direction="adam", penalty="l2", decay="decoupled", reader="eager")
+    make = partial(wd.Optimizer, [model.weight], 1e-3, direction="adam", penalty="l2", decay="decoupled", reader="eager")
     (found,) = only("D8", model, make(weight_decay=0.1, penalty_weight=1e-3))
     assert "both" in found.problem or "beside" in found.problem
     assert only("D8", model, make(weight_decay=0.1)) == ()
@@ -683,3 +683,19 @@ def test_wrappers_of_accelerate_are_looked_into():
     scheduler = linear(optimizer, 1000)
     wrapped = Accelerated(optimizer), Accelerated(None, scheduler)
     assert wd.doctor(model, *wrapped, steps=1000).findings == wd.doctor(model, optimizer, scheduler, steps=1000).findings == ()
+
+
+class Rounded(Sgdw):
+    """A decay of bfloat16 weights that is rounded at random, as torchao's."""
+
+    def shrink(self, w, lr, lam):
+        bits = ((1 - lr * lam) * w.float()).view(torch.int32)
+        bits += torch.randint_like(bits, 1 << 16)
+        w.copy_((bits & -65536).view(torch.float32))
+
+
+def test_d3_believes_an_optimizer_of_others_that_rounds_at_random():
+    model = nn.Linear(4, 4, bias=False, dtype=torch.bfloat16)
+    numbers = {"lr": 0.01, "weight_decay": 0.001}
+    assert only("D3", model, Rounded(model.parameters(), **numbers)) == ()
+    assert only("D3", model, Sgdw(model.parameters(), **numbers), steps=10_000)[0].severity == "error"

@@ -71,9 +71,8 @@ def doctor(
             try:
                 findings += list(each.run(case))
             except Exception as error:
-                raise RuntimeError(
-                    f"check {each.id} ({each.title}) failed: {error}; ignore=[{each.id!r}] leaves it out"
-                ) from error
+                what = f"check {each.id} ({each.title}) failed: {type(error).__name__}: {error}"
+                raise RuntimeError(f"{what}; ignore=[{each.id!r}] leaves it out") from error
         laws = dict.fromkeys(f"{law.kind} ({law.text})" for law in case.laws)
         subject = {
             "optimizer": type(case.optimizer).__name__,

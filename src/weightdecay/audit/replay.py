@@ -13,6 +13,8 @@ from torch.optim import Optimizer as TorchOptimizer
 
 _SIDE = 64
 """How long the axes of a piece are at most."""
+_VALUES = 256
+"""How many values a piece has at least: rounding at random moves some of so many."""
 _PLAIN = (int, float, str, bool, type(None))
 
 
@@ -39,12 +41,13 @@ class Step:
 
 
 def piece_of(tensor: Tensor) -> Tensor:
-    """Return a copy of a corner of a tensor, on the CPU."""
+    """Return a copy of a corner of a tensor, on the CPU, and of a small one several on top of each other."""
     local = tensor.detach()
     local = local.to_local() if hasattr(local, "to_local") else local
     for axis, length in enumerate(local.shape):
         local = local.narrow(axis, 0, min(length, _SIDE))
-    return local.to("cpu", copy=True)
+    times = math.ceil(_VALUES / local.numel()) if local.ndim and local.numel() else 1
+    return torch.cat([local] * times).to("cpu", copy=True) if times > 1 else local.to("cpu", copy=True)
 
 
 def replay(optimizer: TorchOptimizer, group: Mapping[str, Any], tensor: Tensor, gradient: float, **changes: Any) -> Step | None:

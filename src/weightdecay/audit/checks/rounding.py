@@ -40,7 +40,9 @@ def _lost(case: Case, members: list[Member], run: Run, dtype: torch.dtype) -> It
     shares = run.shares
     below = max((place for place, share in enumerate(shares) if 0 < share <= edge), key=shares.__getitem__)
     by_size = sorted(members, key=lambda each: each.tensor.numel(), reverse=True)
-    steps = (case.replay(each, lr=run.lrs[below]) for each in by_size)
+    # At half of the edge nearest rounding loses all of it still, and stochastic rounding moves an eighth of the values.
+    lam = run.lams[below] * edge / (2 * shares[below])
+    steps = (case.replay(each, lr=run.lrs[below], weight_decay=lam) for each in by_size)
     step = next((each for each in steps if each is None or each.before.any()), None)
     if step is None or step.moved > 0 or step.remembers:  # it rounds otherwise, or keeps what it could not write
         return
@@ -55,7 +57,7 @@ def _lost(case: Case, members: list[Member], run: Run, dtype: torch.dtype) -> It
             "share_per_step_at_most": run.largest,
             "lost_up_to": edge,
             "steps_that_lose_it": sum(0 < share <= edge for share in run.shares) / len(run.shares),
-            "values_moved_by_a_step_on_a_copy": step.moved,
+            "moved_by_a_step_of_half_of_that_on_a_copy": step.moved,
         },
         f"of the {meant:.3g} of a weight that {case.horizon} are to take, {reaching:.0%} is taken",
         _fix(case, dtype),
