@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from weightdecay import presets
 from weightdecay.arguments import number, whole
 from weightdecay.audit.law import Law, decay_of, laws_of, plain
 from weightdecay.audit.replay import Step, replay
 from weightdecay.forecast import ahead
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
+from weightdecay.optimizer import Optimizer
 
 ASSUMED_STEPS = 10_000
 """How far a run is looked ahead whose length nobody says."""
@@ -142,32 +144,24 @@ class Case:
     @cached_property
     def runs(self) -> list[Run]:
         """Return the steps to come, by group: a copy of the schedulers is run ahead."""
-        lrs: list[list[float]] = [[] for _ in self.groups]
-        lams: list[list[float]] = [[] for _ in self.groups]
-        shares: list[list[float | None]] = [[] for _ in self.groups]
-        last: list[tuple[float, float]] = [(math.nan, math.nan)] * len(self.groups)
-        for groups in self._ahead():
-            for index, group in enumerate(groups):
-                lr, lam = plain(group["lr"]), decay_of(group)
-                if (lr, lam) != last[index]:
-                    last[index] = lr, lam
-                    share = self.laws[index].share(group) if lam else 0.0
-                else:
-                    share = shares[index][-1]
-                lrs[index].append(lr)
-                lams[index].append(lam)
-                shares[index].append(share)
-        return [Run(tuple(a), tuple(b), _whole(c)) for a, b, c in zip(lrs, lams, shares, strict=True)]
-
-    def _ahead(self) -> Iterator[list[dict[str, Any]]]:
-        steps, epoch = self.told_steps or 0, self.epoch or 0.0
-        every = max(1, round(epoch)) if any(_is_per_epoch(s, steps, epoch) for s in self.schedulers if epoch) else 1
         foreseen = [each for each in self.schedulers if self.is_mine(each) and not isinstance(each, ReduceLROnPlateau)]
         try:
-            yield from ahead(self.optimizer, foreseen, self.steps, every=every)
+            return self._ahead(foreseen)
         except Exception:  # a scheduler of some other kind, whose step() wants more than torch's does
             self.unforeseen = True
-            yield from ahead(self.optimizer, None, self.steps)
+            return self._ahead([])
+
+    def _ahead(self, schedulers: Sequence[Any]) -> list[Run]:
+        steps, epoch = self.told_steps or 0, self.epoch or 0.0
+        every = max(1, round(epoch)) if any(_is_per_epoch(each, steps, epoch) for each in schedulers if epoch) else 1
+        found: list[list[tuple[float, float, float | None]]] = [[] for _ in self.groups]
+        for groups in ahead(self.optimizer, schedulers, self.steps, every=every):
+            for so_far, group, law in zip(found, groups, self.laws, strict=True):
+                now = plain(group["lr"]), decay_of(group)
+                is_as_before = bool(so_far) and so_far[-1][:2] == now
+                share = so_far[-1][2] if is_as_before else law.share(group) if now[1] else 0.0
+                so_far.append((*now, share))
+        return [Run(lrs, lams, _whole(shares)) for lrs, lams, shares in (zip(*each, strict=True) for each in found)]
 
     unforeseen = False
     """Whether the schedulers could not be run ahead, so that lr is taken to stay."""
@@ -209,26 +203,52 @@ class Case:
             return f"torch.optim.{cls.__name__}"
         return f"wd.{cls.__name__}" if cls.__module__.startswith("weightdecay") else cls.__name__
 
-    def made(self, params: str = "wd.param_groups(model, weight_decay={lam:g})", *, call: str = "", **changes: Any) -> str:
-        """Return code that makes the optimizer anew, with the numbers it has now."""
+    def made(self, params: str = "", *, call: str = "", **changes: Any) -> str:
+        """Return code that makes the optimizer anew, with the numbers that it has now and the class takes.
+
+        Args:
+            params: code for what it is to train; by default, groups with the largest λ there is.
+            call: another class, of torch.optim or of this package's presets.
+            changes: other keywords.
+        """
         lam = max((each.lam for each in self.members), default=0.0)
-        settings = {**self._settings(), **changes}
-        rest = "".join(f", {key}={value!r}" for key, value in settings.items() if value is not ...)
-        code = f"optimizer = {call or self.call}({params.format(lam=lam)}{rest})"
+        params = params or f"wd.param_groups(model, weight_decay={lam:g})"
+        settings = self._settings()
+        if call:
+            module, _, name = call.rpartition(".")
+            takes = _keywords(getattr(presets if module == "wd" else torch.optim, name))
+            not_theirs = {"foreach", "fused"} if module == "wd" else set()
+            settings = {key: value for key, value in settings.items() if key in takes and key not in not_theirs}
+        given = "".join(f", {key}={value!r}" for key, value in {**settings, **changes}.items())
+        code = f"optimizer = {call or self.call}({params}{given})"
         return f"import weightdecay as wd\n{code}" if "wd." in code else code
+
+    @property
+    def decoupled(self) -> str:
+        """Return, as code, the optimizer with such a direction whose decay stands beside the step."""
+        if "momentum" in self.groups[0] and "betas" not in self.groups[0]:
+            return "wd.SGDW"
+        return "wd.AdamW" if self.call.startswith("wd.") else "torch.optim.AdamW"
 
     def _settings(self) -> dict[str, Any]:
         """Return lr and what else the first group has otherwise than the class's defaults, λ aside."""
         group = self.groups[0]
         found: dict[str, Any] = {"lr": plain(group.get("initial_lr", group["lr"]))}
-        try:
-            takes = inspect.signature(type(self.optimizer)).parameters
-        except (TypeError, ValueError):
-            return found
-        for key, parameter in takes.items():
-            if key in group and key not in ("lr", "params", "weight_decay") and group[key] != parameter.default:
-                found[key] = group[key]
+        for key, parameter in _keywords(type(self.optimizer)).items():
+            value = group.get(key)
+            differs = key in group and not isinstance(value, Tensor) and value != parameter.default
+            if differs and key not in ("lr", "params", "weight_decay"):
+                found[key] = value
         return found
+
+
+def _keywords(cls: type) -> dict[str, inspect.Parameter]:
+    """Return what a class takes by name; this package's presets take the options of all, too."""
+    found = dict(inspect.signature(cls).parameters)
+    if issubclass(cls, presets.Preset):
+        general = inspect.signature(Optimizer).parameters
+        found |= {name: general[name] for name in presets.Options.__annotations__}
+    return found
 
 
 def _inside(optimizer: Any) -> TorchOptimizer:
@@ -269,6 +289,3 @@ def by_group(members: Sequence[Member]) -> Mapping[int, list[Member]]:
 def names(members: Sequence[Member]) -> tuple[str, ...]:
     """Return the names of members."""
     return tuple(each.name for each in members)
-
-
-LOW = (torch.bfloat16, torch.float16)

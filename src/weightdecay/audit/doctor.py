@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from weightdecay.arguments import choice
 from weightdecay.audit.case import Case
@@ -32,7 +33,8 @@ def doctor(
 
     Ten checks look at roles of tensors, groups, λ, state and dtypes; a copy of the scheduler is run ahead, and single steps are
     made on copies of pieces of tensors. Where the class of the optimizer is unknown, `weightdecay.identify` tries it. Call it
-    where training would start, or, for what only gradients tell, between backward() and step().
+    where training would start, or, for what only gradients tell, between backward() and step(). Where tensors
+    are sharded, call it on every rank.
 
     Args:
         model: the module, bare or wrapped.
@@ -93,13 +95,18 @@ def _ids(given: Iterable[str]) -> list[str]:
 
 @contextmanager
 def _untouched() -> Iterator[None]:
-    """Put the random states back that schedulers and optimizers of others may draw from."""
+    """Put the random states back that schedulers and optimizers of others may draw from, and let no hook hear of the copies."""
     numpy = sys.modules.get("numpy")
     states = random.getstate(), None if numpy is None else numpy.random.get_state()
+    hooks = [(each, dict(each)) for each in (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)]
+    for live, _ in hooks:
+        live.clear()
     try:
         with alone():
             yield
     finally:
+        for live, kept in hooks:
+            live.update(kept)
         random.setstate(states[0])
         if numpy is not None:
             numpy.random.set_state(states[1])

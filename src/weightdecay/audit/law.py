@@ -23,7 +23,8 @@ _O = torch.optim
 _COUPLED = (_O.SGD, _O.Adam, _O.NAdam, _O.RAdam, _O.Adamax, _O.Adagrad, _O.Adadelta, _O.RMSprop, _O.ASGD)
 _DECOUPLED = (_O.AdamW, _O.Muon, _O.Adafactor)
 _NO_KNOB = (_O.LBFGS, _O.Rprop, _O.SparseAdam)
-_NOT_FLAGS = {"params", "param_names", "lr", "weight_decay", "initial_lr", "max_lr", "min_lr"}
+_NOT_FLAGS = {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable"}
+"""Keywords that decide nothing about λ: an unknown class is tried on its plain path, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def _coupled(direction: str, penalty: str) -> Share:
     """Return the share that L2 takes in the long run, for SGD; an adaptive direction takes no one share."""
 
     @lru_cache
-    def first_to_swing(lam: float, momentum: float, dampening: float, power: int) -> bool:
+    def swinging(lam: float, momentum: float, dampening: float, power: int) -> bool:
+        """Tell it for the lr of a power of two: a schedule has too many to ask of each."""
         return momentum > 0 and swings(2.0**power, lam, momentum, dampening)
 
     def share(group: Mapping[str, Any]) -> float | None:
@@ -115,7 +117,7 @@ def _coupled(direction: str, penalty: str) -> Share:
             lam = plain(group["penalty_weight"])
         if lr == 0 or lam == 0:
             return 0.0
-        if direction != "sgd" or penalty != "l2" or first_to_swing(lam, momentum, less, math.ceil(math.log2(lr))):
+        if direction != "sgd" or penalty != "l2" or swinging(lam, momentum, less, math.ceil(math.log2(lr))):
             return None
         given = Settings(between=("coupled", "torch"), lr=lr, momentum=momentum, dampening=less)
         return _decoupled({"lr": lr, "weight_decay": given.to_torch("coupled", lam)})

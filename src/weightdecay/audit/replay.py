@@ -59,9 +59,9 @@ def replay(optimizer: TorchOptimizer, group: Mapping[str, Any], tensor: Tensor, 
         gradient: what every value of the gradient is.
         changes: other numbers for the group, such as lr.
     """
-    before = piece_of(tensor)
-    if before.is_complex() or not before.numel():
+    if tensor.is_meta or tensor.is_complex() or not tensor.numel():
         return None
+    before = piece_of(tensor)
     param = nn.Parameter(before.clone())
     param.grad = torch.full_like(before, gradient)
     settings = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}

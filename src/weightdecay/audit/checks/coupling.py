@@ -41,7 +41,7 @@ def _constant(case: Case, members: list[Member]) -> Finding:
         names(members),
         {"weight_decay": lam, "peak_lr": lr, "law": case.laws[members[0].group].text},
         f"every weight drifts below zero: by up to {lr * lam * case.steps:.3g} over {case.horizon}",
-        case.made(call=_decoupled(case)),
+        case.made(call=case.decoupled),
     )
 
 
@@ -64,7 +64,7 @@ def _coupled(case: Case, members: list[Member], sample: Member) -> Iterator[Find
         evidence,
         "L2 is divided by the size of the gradient: a weight with a small gradient moves towards zero by about lr a step, "
         "whatever λ is, and one with a large gradient hardly decays",
-        case.made(call=_decoupled(case)),
+        case.made(call=case.decoupled),
     )
 
 
@@ -73,10 +73,3 @@ def is_scale_free(case: Case, sample: Member) -> bool:
     steps = [case.replay(sample, gradient, lr=1e-3, weight_decay=0.0) for gradient in (0.01, 1.0)]
     small, large = (None if each is None else each.length for each in steps)
     return small is not None and large is not None and 0 < large < 10 * small
-
-
-def _decoupled(case: Case) -> str:
-    """Return the optimizer with the same direction whose decay stands beside the step."""
-    known = {"Adam": "torch.optim.AdamW", "SGD": "wd.SGDW", "SGDW": "wd.SGDW"}
-    default = "wd.AdamW" if case.call.startswith("wd.") else "torch.optim.AdamW"
-    return known.get(type(case.optimizer).__name__, default)

@@ -27,7 +27,7 @@ def check(case: Case) -> Iterator[Finding]:
             names(dead),
             {"weight_decay": sorted({each.lam for each in dead}), "told_by": case.laws[dead[0].group].source},
             f"nothing decays in {case.horizon}",
-            case.made(call="wd.AdamW"),
+            case.made(call=case.decoupled),
         )
     for index, group in enumerate(case.groups):
         tensors = names([each for each in case.members if each.group == index])

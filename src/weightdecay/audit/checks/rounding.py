@@ -72,4 +72,4 @@ def _fix(case: Case, dtype: torch.dtype) -> str:
     ours = "wd." + (cls if cls in ("SGDW", "AdamW") else "AdamW")
     if case.call.startswith("wd."):
         return case.made(rounding="stochastic")
-    return "# rounds these dtypes stochastically, which keeps the decay\n" + case.made(call=ours, foreach=..., fused=...)
+    return "# rounds these dtypes stochastically, which keeps the decay\n" + case.made(call=ours)

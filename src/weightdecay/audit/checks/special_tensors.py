@@ -51,7 +51,7 @@ def _finding(case: Case, found: list[Member], severity: str, problem: str, group
         names(found),
         {"weight_decay": sorted({each.lam for each in found}), "largest_value": _largest(found), **evidence},
         case.left_in_words([each.group for each in found]),
-        case.made(groups.replace("{", "{{").replace("}", "}}")),
+        case.made(groups),
     )
 
 
