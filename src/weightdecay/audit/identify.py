@@ -186,8 +186,8 @@ def _with_memory(subject: Subject, law: DecayLaw, fits: tuple[Hypothesis, ...]) 
 def _powers(hypothesis: Hypothesis, subject: Subject, observed: Observed) -> Powers | None:
     """Return the strength of what explains a run at the very λ that was passed, from other runs, at other numbers."""
     if isinstance(hypothesis, Coupled):
-        other = hypotheses.observe(subject, LAMBDA / 2, 2 * LR)
-        if not other.is_measurable:  # where only signs count, a small λ may turn none
+        other = hypotheses.observe(subject, 2 * LAMBDA, 2 * LR)
+        if not other.is_measurable:  # where only signs count, λ may turn none
             return None
         left = hypotheses.residual(hypothesis, subject, other)
         return hypotheses.IN_GRADIENT if left <= 10 * FITS else None
