@@ -98,7 +98,8 @@ def _untouched() -> Iterator[None]:
     """Put the random states back that schedulers and optimizers of others may draw from, and let no hook hear of the copies."""
     numpy = sys.modules.get("numpy")
     states = random.getstate(), None if numpy is None else numpy.random.get_state()
-    hooks = [(each, dict(each)) for each in (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)]
+    everywhere: tuple[dict[int, Any], ...] = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+    hooks = [(each, dict(each)) for each in everywhere]
     for live, _ in hooks:
         live.clear()
     try:
