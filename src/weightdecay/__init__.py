@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
 from weightdecay.attachment import Attachment, attach
+from weightdecay.audit.doctor import doctor
+from weightdecay.audit.findings import Report
 from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
@@ -110,6 +112,7 @@ __all__ = [
     "RAdamW",
     "RMSprop",
     "RMSpropW",
+    "Report",
     "RuleError",
     "Signum",
     "Split",
@@ -122,6 +125,7 @@ __all__ = [
     "decompose",
     "derive",
     "direction",
+    "doctor",
     "half_life",
     "identify",
     "migrate",
