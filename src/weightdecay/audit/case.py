@@ -20,6 +20,7 @@ from weightdecay.forecast import ahead
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optimizer import Optimizer
+from weightdecay.presets.preset import Options
 
 ASSUMED_STEPS = 10_000
 """How far a run is looked ahead whose length nobody says."""
@@ -247,7 +248,7 @@ def _keywords(cls: type) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(cls).parameters)
     if issubclass(cls, presets.Preset):
         general = inspect.signature(Optimizer).parameters
-        found |= {name: general[name] for name in presets.Options.__annotations__}
+        found |= {name: general[name] for name in Options.__annotations__}
     return found
 
 
