@@ -310,7 +310,9 @@ def rules_block(_: str) -> str:
     rows = ["| rule | what it does | formula | eager | cpu | symbolic |", "| --- | --- | --- | --- | --- | --- |"]
     for rule in ours():
         notation = Notation()
-        last = None if rule.whole else symbolic.formula(rule, notation, in_one_line=True)[-1]
+        lines = () if rule.whole else symbolic.formula(rule, notation, in_one_line=True)
+        result = [line for line in lines if rule.kind != "direction" or line.left == notation.new("u")]
+        last = result[-1] if result else None
         shown = "" if last is None else f"${notation.tex(last.left)} = {notation.tex(last.right)}$".replace("|", r"\vert ")
         summary = rule.summary.replace("|", r"\|")
         link = f"[`{rule.name}`](src/weightdecay/{FOLDERS[rule.kind]}/{rule.name}.py) {rule.kind}"
