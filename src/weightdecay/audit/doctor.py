@@ -47,7 +47,8 @@ def doctor(
         ignore: the ids of checks to leave out.
 
     Returns:
-        The findings, the gravest first: id, severity ("error", "warning" or "info"), problem, tensors, evidence, effect, fix.
+        The findings with id, severity ("error", "warning" or "info"), problem, tensors, evidence, effect and fix, the gravest
+        first.
 
     Raises:
         TypeError, ValueError: what is no module, optimizer, number of steps or id of a check.
