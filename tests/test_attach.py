@@ -17,6 +17,7 @@ import weightdecay as wd
 from weightdecay.attachment import LAMBDA
 from weightdecay.readers.rounding import LOW_PRECISION
 from weightdecay.shrink import is_uniform
+from weightdecay.words import absolute, sign, where
 
 LR, LAM = 0.05, 0.3
 DECAYS = {name: rule for name, rule in wd.rules().of("decay").items() if not rule.shared}
@@ -835,3 +836,25 @@ def test_a_number_that_is_written_later_is_checked_before_anything_moves(key):
 def test_a_decay_that_asks_for_what_only_a_direction_knows_is_refused():
     with pytest.raises(ValueError, match=r"stable decay asks for mean_v_hat.*Optimizer\(…, decay='stable'\)"):
         wd.attach(torch.optim.Adam(parameters().values(), lr=LR), "stable", 0.1)
+
+
+def test_a_decay_that_is_uniform_only_at_its_defaults_or_for_small_weights_is_not_taken_for_one(own_registry):
+    @wd.decay(source="nobody")
+    def shared(w, u, *, eta, lam, share=0.0):
+        return w - eta * lam * ((1 - share) * w + share * sign(w)) - eta * u
+
+    @wd.decay(source="nobody")
+    def clipped(w, u, *, eta, lam):
+        return where(absolute(w) > 64, w - eta * lam * 64 * sign(w), (1 - eta * lam) * w) - eta * u
+
+    @wd.decay(source="nobody")
+    def squared(w, u, *, eta, lam, share=0.0):
+        return (1 - eta * lam * (1 + share * w)) * w - eta * u
+
+    assert not any(is_uniform(rule.rule) for rule in (shared, clipped, squared))
+    w = torch.nn.Parameter(torch.tensor([4.0, 1000.0]))
+    optimizer = torch.optim.SGD([w], lr=0.5)
+    wd.attach(optimizer, clipped, 0.5)
+    w.grad = torch.zeros(2)
+    optimizer.step()
+    assert w.tolist() == [3.0, 1000.0 - 16.0]
