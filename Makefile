@@ -4,28 +4,30 @@
 #   TORCH=torch==2.15.0   another torch, as pip names it       PYTHON=python3.12   another interpreter
 #   VENV=.venv-next       another virtual environment          OUT=runs/digits     where the sweep goes
 #   BENCH="--rounds 60"   options of the benchmark (bench/README.md)
+#   JOBS=1                how many processes run the tests; one per core is the default
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 VENV ?= .venv
 OUT ?= runs/digits
+JOBS ?= auto
 BENCH ?=
 BIN := $(VENV)/bin
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
-.PHONY: help run test slow gpu-check check package report bench docs clean
+.PHONY: help run test slow gpu-check check package report bench docs architectures clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
 
 run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a report on weight decay
 	$(BIN)/weightdecay sweep digits --out $(OUT)
 
 test: $(INSTALLED)  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 slow: $(INSTALLED)  ## run the tests that need gigabytes
 	$(BIN)/python -m pytest -m slow tests
@@ -62,6 +64,10 @@ docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an 
 	$(BIN)/python docs/generate.py --pictures
 	$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
 	$(BIN)/python -m pytest -q tests/test_derivation.py tests/test_documents.py -k katex
+
+architectures: $(INSTALLED)  ## check the groups of every model family of transformers
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[architectures]"
+	$(BIN)/python -m pytest -m architectures tests/test_architectures.py
 
 package: $(INSTALLED)  ## build the wheel and use it from a virtual environment without this tree
 	rm -rf build/wheel build/venv && mkdir -p build

@@ -292,3 +292,198 @@ def test_without_its_libraries_the_command_says_what_to_install():
     assert result.returncode == 1
     assert "pip install 'weightdecay[sweep]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# weightdecay groups -----------------------------------------------------------------------------------------------------
+
+MODELS = """
+from torch import nn
+
+model = nn.ModuleDict({"ln_f": nn.RMSNorm(4), "head": nn.Linear(4, 4)})
+
+def make():
+    return model
+
+class Small(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 2)
+
+def broken():
+    raise RuntimeError("no weights today")
+
+frozen = nn.Linear(2, 2).requires_grad_(False)
+number = 3
+"""
+
+
+@pytest.fixture
+def models(folder):
+    Path(f"{folder}.py").write_text(MODELS)
+    return folder
+
+
+def test_groups_prints_the_table_that_the_library_makes(models):
+    from torch import nn
+
+    expected = wd.param_groups(nn.ModuleDict({"ln_f": nn.RMSNorm(4), "head": nn.Linear(4, 4)}), 0.3)
+    for name in ("model", "make"):
+        result = run("--app-dir", ".", "groups", f"{models}:{name}", "-w", "0.3")
+        assert result.output == f"{expected}\n"
+        assert result.exit_code == 0
+    result = run("--app-dir", ".", "groups", f"{models}:model", "-w", "0.3", "--json")
+    assert json.loads(result.output) == expected.to_dict()
+    result = run("--app-dir", ".", "groups", f"{models}:Small", "--style", "timm", "--json")
+    assert [row["weight_decay"] for row in json.loads(result.output)] == [0.1, 0.0]
+
+
+def test_groups_shows_what_a_style_would_do_otherwise_and_lists_the_roles(models):
+    result = run("--app-dir", ".", "groups", f"{models}:model", "--diff", "hf")
+    assert "1 of 3 tensors, 4 values, are treated otherwise by hf." in result.output
+    result = run("--app-dir", ".", "groups", f"{models}:model", "--diff", "hf", "--json")
+    assert [row["name"] for row in json.loads(result.output)] == ["ln_f.weight"]
+    rows = json.loads(run("groups", "--roles", "--json").output)
+    assert {"embedding", "norm.around_one", "lora.a"} <= {row["name"] for row in rows}
+    assert "norm.around_one (does not decay)" in run("groups", "--roles").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["number"], 1, "is a int; name a torch.nn.Module"),
+        (["broken"], 1, "RuntimeError: no weights today"),
+        (["frozen"], 1, "no trainable parameters"),
+        (["nothing"], 1, "has no 'nothing'"),
+        (["model", "-w", "-1"], 1, "weight_decay must be finite"),
+        (["model", "--style", "gpt"], 2, "'gpt' is not one of"),
+    ],
+)
+def test_groups_refuses_with_a_reason_and_no_traceback(models, arguments, code, message):
+    result = run("--app-dir", ".", "groups", f"{models}:{arguments[0]}", *arguments[1:])
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_groups_needs_a_model():
+    assert "a model is missing" in run("groups").output
+
+
+def test_identify_prints_the_law_and_json():
+    result = run("identify", "torch.optim:SGD", "--set", "momentum=0.9")
+    assert result.exit_code == 0
+    assert result.output.startswith("torch.optim:SGD(momentum=0.9) is coupled: ")
+    found = json.loads(run("identify", "torch.optim:AdamW", "--json").output)
+    assert (found["kind"], found["strength"]["formula"]) == ("decoupled", "lr·λ")
+    assert found["evidence"]["unexplained"]["the decay decoupled on the old weight"] < 1e-9
+
+
+def test_identify_sets_words_flags_and_pairs():
+    rules = ["--set", "direction=adam", "--set", "decay=cautious", "--set", "reader=eager", "--set", "betas=(0.8, 0.9)"]
+    assert "cautious" in run("identify", "weightdecay:Optimizer", *rules).output
+    assert run("identify", "torch.optim:SGD", "--set", "momentum").exit_code == 2
+    assert run("identify", "torch.optim:SGD", "--set", "lr=1", "--set", "lr=2").exit_code == 2
+
+
+def test_identify_fails_where_the_decay_is_another():
+    assert run("identify", "torch.optim:AdamW", "--expect", "decoupled").exit_code == 0
+    result = run("identify", "torch.optim:Adam", "--expect", "decoupled")
+    assert result.exit_code == 1
+    assert "expected decoupled, found coupled (l2)" in " ".join(result.stderr.split())
+
+
+def test_identify_refuses_what_is_no_optimizer():
+    for name, reason in (
+        ("torch.optim:Nothing", "has no 'Nothing'"),
+        ("torch.nn:Linear", "does not run"),
+        ("math:pi", "cannot be called"),
+    ):
+        result = run("identify", name)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert reason in " ".join(result.stderr.split())
+
+
+# weightdecay doctor -----------------------------------------------------------------------------------------------------
+
+SETUPS = """
+import torch
+from torch import nn
+
+def make(groups, lr=1e-3, **more):
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=0.1, **more)
+
+def warned():
+    model = nn.Linear(4, 4)
+    return model, make(model.parameters())
+
+def good():
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = make(model.parameters())
+    return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+
+def bad():
+    model = nn.ModuleDict({"<b>": nn.Linear(4, 4, bias=False)})
+    return model, make(model.parameters(), lr=20.0)
+
+def broken():
+    raise RuntimeError("no weights today")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def setups(folder):
+    Path(f"{folder}.py").write_text(SETUPS)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "found"),
+    [
+        (["good"], 0, []),
+        (["warned"], 0, ["D1"]),
+        (["warned", "--strict"], 1, ["D1"]),
+        (["warned", "--strict", "--ignore", "d1"], 0, []),
+        (["bad"], 1, ["D5"]),
+        (["bad", "--only", "D1,D3"], 0, []),
+    ],
+)
+def test_doctor_exits_with_1_on_errors(setups, arguments, code, found):
+    command = ["--app-dir", ".", "doctor", f"{setups}:{arguments[0]}", *arguments[1:]]
+    result = run(*command, "--json")
+    assert result.exit_code == code
+    assert [each["id"] for each in json.loads(result.output)["findings"]] == found
+    shown = run(*command)
+    assert shown.exit_code == code
+    assert all(each in shown.output for each in found)
+    assert shown.output.startswith("AdamW, ")
+
+
+def test_doctor_writes_a_page(setups):
+    assert run("--app-dir", ".", "doctor", f"{setups}:bad", "--html", "out/report.html").exit_code == 1
+    page = Path("out/report.html").read_text()
+    assert "the decay destroys the weights" in page
+    assert "&lt;b&gt;.weight" in page
+    assert "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["number"], 1, "gives a int"),
+        (["broken"], 1, "RuntimeError: no weights today"),
+        (["nothing"], 1, "has no 'nothing'"),
+        (["good", "--only", "D11"], 2, "'D11' is no check"),
+        (["good", "--steps", "0"], 2, "0 is not in the range"),
+    ],
+)
+def test_doctor_refuses_with_a_reason_and_no_traceback(setups, arguments, code, message):
+    result = run("--app-dir", ".", "doctor", f"{setups}:{arguments[0]}", *arguments[1:])
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_doctor_lists_its_checks_and_needs_a_set_up():
+    assert run("doctor", "--checks").output.startswith("D1  norms")
+    assert "a set-up is missing" in run("doctor").output

@@ -11,13 +11,57 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.attachment import Attachment, attach
+from weightdecay.audit.doctor import doctor
+from weightdecay.audit.findings import Report
+from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
-from weightdecay.groups import param_groups
+from weightdecay.groups import param_groups, scale_invariant
 from weightdecay.lint import RuleError
+from weightdecay.migration import migrate
 from weightdecay.optimizer import Optimizer
-from weightdecay.presets import SGD, SGDW, Adam, AdamW
+from weightdecay.presets import (
+    LAMB,
+    SGD,
+    SGDC,
+    SGDCWD,
+    SGDW,
+    Adadelta,
+    AdadeltaW,
+    Adafactor,
+    Adagrad,
+    AdagradW,
+    Adam,
+    Adamax,
+    AdamaxW,
+    AdamC,
+    AdamCPR,
+    AdamCWD,
+    AdamH,
+    AdamHD,
+    AdamProx,
+    AdamS,
+    AdamSPD,
+    AdamW,
+    AdamWN,
+    Lion,
+    LionCWD,
+    Muon,
+    MuonH,
+    NAdam,
+    NAdamW,
+    PAdam,
+    ProxAdam,
+    ProxSGD,
+    RAdam,
+    RAdamW,
+    RMSprop,
+    RMSpropW,
+    Signum,
+)
 from weightdecay.rule import decay, direction, penalty, rules
+from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
 from weightdecay.units import convert, half_life, normalized, timescale, transfer
 
@@ -25,29 +69,72 @@ if TYPE_CHECKING:
     from weightdecay.derivation import Derivation, derive
 
 __all__ = [
+    "LAMB",
     "SGD",
+    "SGDC",
+    "SGDCWD",
     "SGDW",
+    "Adadelta",
+    "AdadeltaW",
+    "Adafactor",
+    "Adagrad",
+    "AdagradW",
     "Adam",
+    "AdamC",
+    "AdamCPR",
+    "AdamCWD",
+    "AdamH",
+    "AdamHD",
+    "AdamProx",
+    "AdamS",
+    "AdamSPD",
     "AdamW",
+    "AdamWN",
+    "Adamax",
+    "AdamaxW",
+    "Attachment",
     "Data",
+    "DecayLaw",
     "Decomposition",
     "Derivation",
     "Grid",
+    "Lion",
+    "LionCWD",
+    "Muon",
+    "MuonH",
+    "NAdam",
+    "NAdamW",
     "Optimizer",
+    "PAdam",
+    "ProxAdam",
+    "ProxSGD",
+    "RAdam",
+    "RAdamW",
+    "RMSprop",
+    "RMSpropW",
+    "Report",
     "RuleError",
+    "Signum",
     "Split",
     "Task",
+    "WarmRestarts",
+    "WeightDecayScheduler",
+    "attach",
     "convert",
     "decay",
     "decompose",
     "derive",
     "direction",
+    "doctor",
     "half_life",
+    "identify",
+    "migrate",
     "normalized",
     "param_groups",
     "penalty",
     "remaining",
     "rules",
+    "scale_invariant",
     "sweep",
     "timescale",
     "transfer",

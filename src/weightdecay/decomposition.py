@@ -14,9 +14,10 @@ from torch.optim import Optimizer as TorchOptimizer
 from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.files import write
 from weightdecay.optimizer import Optimizer
-from weightdecay.presets import SGD, Adam
+from weightdecay.presets import PRESETS, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
+from weightdecay.rule import kept_for
 from weightdecay.shrink import at_rest, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
@@ -25,7 +26,10 @@ _FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)
-_OURS: Mapping[type, Callable[..., Optimizer]] = {torch.optim.SGD: SGD, torch.optim.Adam: Adam, torch.optim.AdamW: Adam}
+_OURS: Mapping[type, Callable[..., Optimizer]] = {
+    **{getattr(torch.optim, name): preset for name, preset in PRESETS.items() if hasattr(torch.optim, name)},
+    torch.optim.AdamW: Adam,  # whose flag a group of torch's may turn round
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +175,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     """Split the next step of an optimizer into the factor of each weight and the rest, without doing it.
 
     Args:
-        optimizer: any of this package's, or torch.optim's SGD, Adam or AdamW, with gradients present. It is not changed.
+        optimizer: any of this package's, or torch.optim's of the same name, with gradients present. It is not changed.
             Its tensors have names if its groups do: from model.named_parameters(), or weightdecay.param_groups(…, names=True).
 
     Returns:
@@ -193,12 +197,16 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     Source: the shape is Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
     ours = as_ours(optimizer)
-    splits = {}
     with torch.no_grad():
-        for index, group in enumerate(ours.param_groups):
-            for place, param in enumerate(group["params"]):
-                if param.grad is not None:
-                    splits[param] = _split(ours, index, place)
+        upcoming = [
+            _Next(ours, index, place)
+            for index, group in enumerate(ours.param_groups)
+            for place, param in enumerate(group["params"])
+            if param.grad is not None
+        ]
+        asked = {name for each in upcoming for name in each.equation.decay.shared}
+        shared = eager.means(each.share(name) for name in asked for each in upcoming if each.equation.supplies(name))
+        splits = {each.param: each.split(shared) for each in upcoming}
     if not splits:
         raise ValueError("no parameter has a gradient: call loss.backward() first, and decompose before step() and zero_grad()")
     title = type(optimizer).__name__
@@ -227,39 +235,58 @@ def as_ours(optimizer: TorchOptimizer) -> Optimizer:
     return found
 
 
-def _split(optimizer: Optimizer, index: int, place: int) -> Split:
-    """Split the next step of one parameter."""
-    group = optimizer.param_groups[index]
-    param, name = group["params"][place], name_of(group, index, place)
-    if param.grad.layout != torch.strided:
-        raise RuntimeError(f"the gradient of {name} is sparse ({param.grad.layout}), and no step is made with it")
-    equation, kept, how = optimizer.way(group)
-    state = dict(optimizer.state.get(param, {}))
-    held = [each for each in kept if state.get(each.key) is not None]
-    t = float(state["step"]) + 1 if state.get("step") is not None else 1.0 + any(each.changes for each in held)
-    given = optimizer.numbers(group, t)
-    for each in kept:
-        if state.get(each.key) is None:
-            state[each.key] = eager.start(each, param, equation.asking(each, given), moment_dtype(param))
-    how = rounding.resolve(how, param.dtype)
-    if state.get("compensation") is None and how == "compensated":
-        how = "nearest"
-    numbers = eager.remembered(equation, eager.numbers_in(eager.compute_dtype(param.dtype), given), state, kept)
-    grad = -param.grad if group["maximize"] else param.grad
-    values = eager.operands(equation, param, grad, state, kept, how, 1.0)
-    factor, rest = eager.split(equation, numbers, values)
-    numbers = eager.remembered(equation, eager.numbers_in(torch.float64, given), state, kept)
-    exact, _ = eager.split(equation, numbers, {name: value.double() for name, value in values.items()})
-    low = how == "nearest" and param.dtype in rounding.LOW_PRECISION
-    return Split(
-        names[place] if (names := group.get("param_names")) else name,
-        factor,
-        rest,
-        (1 - exact).to(factor.dtype),
-        float(group["lr"]),
-        _one_shrink(equation, given),
-        rounded_away(param.dtype) if low else 0.0,
-    )
+class _Next:
+    """The next step of one parameter, with all that it starts from."""
+
+    def __init__(self, optimizer: Optimizer, index: int, place: int) -> None:
+        self.group = group = optimizer.param_groups[index]
+        self.param = param = group["params"][place]
+        self.name = name_of(group, index, place)
+        if param.grad.layout != torch.strided:
+            raise RuntimeError(f"the gradient of {self.name} is sparse ({param.grad.layout}), and no step is made with it")
+        if names := group.get("param_names"):
+            self.name = names[place]
+        self.equation, every, how = optimizer.way(group)
+        self.kept = kept_for(param.shape, every)
+        self.state = dict(optimizer.state.get(param, {}))
+        held = [each for each in self.kept if self.state.get(each.key) is not None]
+        counted = self.state.get("step")
+        t = float(counted) + 1 if counted is not None else 1.0 + any(each.changes for each in held)
+        self.given = optimizer.numbers(group, t)
+        for each in self.kept:
+            if self.state.get(each.key) is None:
+                self.state[each.key] = eager.start(each, param, self.equation.asking(each, self.given), moment_dtype(param))
+        self.how = rounding.resolve(how, param.dtype)
+        if self.state.get("compensation") is None and self.how == "compensated":
+            self.how = "nearest"
+        grad = -param.grad if group["maximize"] else param.grad
+        self.values = eager.operands(self.equation, param, grad, self.state, self.kept, self.how, 1.0)
+
+    def numbers(self, dtype: torch.dtype) -> eager.Numbers:
+        """Return what stands right of each rule's `*`, numbers of all tensors aside."""
+        return eager.remembered(self.equation, eager.numbers_in(dtype, self.given), self.state, self.kept)
+
+    def share(self, name: str) -> eager.Share:
+        """Return what this parameter adds to a number of all tensors."""
+        total, count = eager.share(self.equation, name, self.numbers(self.values["w"].dtype), self.values)
+        return name, [total.item()], count
+
+    def split(self, shared: Mapping[str, float]) -> Split:
+        """Take the step apart."""
+        dtype = self.values["w"].dtype
+        factor, rest = eager.split(self.equation, self.equation.with_shared(self.numbers(dtype), shared), self.values)
+        numbers = self.equation.with_shared(self.numbers(torch.float64), shared)
+        exact, _ = eager.split(self.equation, numbers, {name: value.double() for name, value in self.values.items()})
+        low = self.how == "nearest" and self.param.dtype in rounding.LOW_PRECISION
+        return Split(
+            self.name,
+            factor,
+            rest,
+            (1 - exact).to(factor.dtype),
+            float(self.group["lr"]),
+            _one_shrink(self.equation, self.given),
+            rounded_away(self.param.dtype) if low else 0.0,
+        )
 
 
 def _one_shrink(equation: Equation, numbers: Mapping[str, Mapping[str, Any]]) -> float:

@@ -3,7 +3,7 @@
 Everything is computed out of place in float32 (float64 stays float64) and rounded once, at the write.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from weightdecay.step import Equation
 from weightdecay.step import step as one_step
 
 Numbers = Mapping[str, Mapping[str, Any]]
+Share = tuple[str, list[Any], int]
+"""What tensors add to a number of all tensors: its name, sums of terms, and how many terms there are."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -96,7 +98,8 @@ def _of_whole(function: Callable[..., Any], g: Tensor, *state: Tensor, **numbers
     if u.shape != g.shape:
         name = function.__name__
         raise ValueError(f"the direction {name} made a u of shape {tuple(u.shape)} for a tensor of shape {tuple(g.shape)}")
-    return (u.to(g.dtype), *new)
+    u = u.to(g.dtype)
+    return (u, *new) if new else u
 
 
 def prepare(equation: Equation, dtype: torch.dtype) -> None:
@@ -141,7 +144,33 @@ def step(
             `stacked`, the first dimension counts independent models.
     """
     bind, over = partial(bound, dtype=values["w"].dtype), partial(reduce, stacked=stacked)
-    return one_step(equation, numbers, values, bind=bind, reduce=over)
+    w, kept = one_step(equation, numbers, values, bind=bind, reduce=over)
+    return w.to(values["w"].dtype), kept  # which a number kept in float64 takes along where w is a number, too
+
+
+def share(equation: Equation, name: str, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    """Return what one tensor adds to a number of all tensors: the sum of its terms, in float64, and how many they are."""
+    reduction, bind = REDUCTIONS[name], partial(bound, dtype=values["w"].dtype)
+    lines = [one_step(equation.up_to(each), numbers, values, bind=bind, reduce=reduce)[0] for each in reduction.elements]
+    terms = bound(reduction.term, torch.float64)(*(each.double() for each in lines))
+    return _plain(terms.sum()), terms.numel()
+
+
+def means(shares: Iterable[Share]) -> dict[str, Any]:
+    """Return the numbers of all tensors from what each adds; where that is floats, in whatever order it comes."""
+    sums: dict[str, list[Any]] = {}
+    counts: dict[str, int] = {}
+    for name, totals, count in shares:
+        sums.setdefault(name, []).extend(totals)
+        counts[name] = counts.get(name, 0) + count
+    return {name: _sum(totals) / max(counts[name], 1) for name, totals in sums.items()}
+
+
+def _sum(totals: Sequence[Any]) -> Any:
+    device = next((total.device for total in totals if isinstance(total, Tensor)), None)
+    if device is None:
+        return sum(sorted(totals))
+    return torch.stack([torch.as_tensor(total, dtype=torch.float64).to(device) for total in totals]).sum()
 
 
 def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -163,6 +192,10 @@ def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) ->
         return torch.where(holds, 0.0, x), torch.where(holds, part, 0.0)
 
     eta = numbers["decay"]["eta"]
+    if eta == 0 and (equation.decay.reductions or any(kept.per_element for kept in equation.decay.keeps)):
+        # A pull to a reference is in h, or u times a ratio: its limit is that of a learning rate that no other term can feel.
+        nearly = {**numbers, "decay": {**numbers["decay"], "eta": 2.0**-60}}
+        return torch.ones_like(w), split(equation, nearly, values)[1]
     factor, rest = lifting.split(
         equation, numbers, values, read=read, reduce=reduce, quotient=quotient, by_eta=lambda x, u: u if eta == 0 else x / eta
     )
@@ -175,10 +208,12 @@ def _like(value: Any, w: Tensor) -> Tensor:
 
 def numbers_in(dtype: torch.dtype, numbers: Numbers) -> dict[str, dict[str, Any]]:
     """Return the numbers with tensors among them as scalars of this dtype; floats stay what they are."""
-    return {
-        kind: {name: value.to(dtype).reshape(()) if isinstance(value, Tensor) else value for name, value in given.items()}
-        for kind, given in numbers.items()
-    }
+    return {kind: {name: scalar(value, dtype) for name, value in given.items()} for kind, given in numbers.items()}
+
+
+def scalar(value: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor of one element as a number of this dtype; a float stays what it is."""
+    return value.to(dtype).reshape(()) if isinstance(value, Tensor) else value
 
 
 def update(
@@ -201,19 +236,23 @@ def update(
     """
     values = operands(equation, param, grad, state, kept, how, factor, differentiable)
     w, new = step(equation, remembered(equation, numbers, state, kept), values)
-    w = w.to(values["w"].dtype)  # a tensor without dimensions and a number that is kept in float64 make float64
+    write(param, w, state, how=how, key=key)
+    if not differentiable:
+        keep(kept, new, state)
+        return
+    for each in kept:
+        if each.changes:  # writing in place would cut the graph through earlier steps
+            state[each.key] = torch.view_as_complex(new[each.name]) if state[each.key].is_complex() else new[each.name]
+
+
+def write(param: Tensor, w: Tensor, state: Mapping[str, Any], *, how: str, key: tuple[Any, Any] = (0, 0)) -> None:
+    """Round a weight that was computed, as `how` says, and write it into its parameter."""
     if how == "compensated":
         w, lost = rounding.compensated(w, param.dtype)
         state["compensation"].copy_(lost)
     elif how == "stochastic":
         w = rounding.stochastic(w, param.dtype, rounding.random_bits(w, key))
-    _real(param).copy_(w)
-    if not differentiable:
-        _keep(kept, new, state)
-        return
-    for each in kept:
-        if each.changes:  # writing in place would cut the graph through earlier steps
-            state[each.key] = torch.view_as_complex(new[each.name]) if state[each.key].is_complex() else new[each.name]
+    real(param).copy_(w)
 
 
 def direct(
@@ -231,7 +270,7 @@ def direct(
     first = equation.halves()[0]
     values = operands(first, param, grad, state, kept, how, factor)
     u, new = step(first, remembered(first, numbers, state, kept), values)
-    _keep([each for each in kept if each.name in new], new, state)
+    keep([each for each in kept if each.name in new], new, state)
     return u
 
 
@@ -240,12 +279,16 @@ def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dt
     if each.per_element and each.start == "w":
         return param.detach().to(dtype, copy=True)
     if each.start in REDUCTIONS:
-        w = _real(param.detach()).to(compute_dtype(param.dtype))
-        value: Any = reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers)
+        w = real(param.detach()).to(compute_dtype(param.dtype))
+        value: Any = _plain(reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers))
     else:
         value = numbers[each.start] if isinstance(each.start, str) else each.start
+    shape = each.shape_of(param.shape)
+    if each.shape is not None and shape is not None:
+        return param.detach().new_full(shape, float(value), dtype=dtype)
     if each.per_element:
-        return torch.full_like(param, float(value), dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+        fill = complex(float(value), float(value)) if param.is_complex() else float(value)  # a complex number is two
+        return torch.full_like(param, fill, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     return torch.as_tensor(value, dtype=torch.float64, device=param.device).clone()
 
 
@@ -259,19 +302,25 @@ def remembered(equation: Equation, numbers: Numbers, state: Mapping[str, Any], k
     }
 
 
-def _keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write what the rules have changed into the tensors of the state."""
     for each in kept:
         if not each.changes:
             continue
         old, value = state[each.key], new[each.name]
         if not each.per_element:
-            old.copy_(torch.as_tensor(value, dtype=old.dtype))
+            old.copy_(torch.as_tensor(_plain(value), dtype=old.dtype))
         else:
-            _real(old).copy_(value)
+            real(old).copy_(value)
 
 
-def _real(tensor: Tensor) -> Tensor:
+def _plain(value: Any) -> Any:
+    """Return a number of a whole DTensor as every rank's own: a checkpoint then holds it as it holds a step count."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as its pairs of reals, and any other as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
@@ -287,7 +336,7 @@ def operands(
 ) -> dict[str, Tensor]:
     """Return w, g and what is kept for every element, as they are computed with; what is not kept is zero."""
     dtype = compute_dtype(param.dtype)
-    w, g = _real(param).to(dtype), _real(grad.resolve_conj()).to(dtype)
+    w, g = real(param).to(dtype), real(grad.resolve_conj()).to(dtype)
     if differentiable:  # the write must not reach what autograd has saved, nor a moment be the gradient itself
         w, g = w.clone(), g.clone()
     if factor != 1.0:
@@ -296,5 +345,5 @@ def operands(
         w = rounding.restored(param, state["compensation"])
     nothing = torch.zeros((), dtype=dtype, device=w.device)
     found = {each.name: nothing for rule in equation.rules for each in rule.keeps if each.per_element}
-    found.update({each.name: _real(state[each.key]).to(dtype) for each in kept if each.per_element})
+    found.update({each.name: real(state[each.key]).to(dtype) for each in kept if each.per_element})
     return {**found, "w": w, "g": g}

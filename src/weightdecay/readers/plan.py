@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from weightdecay.readers.eager import Share
 from weightdecay.readers.table import Entry, Signature, Table
 
 
@@ -81,10 +82,17 @@ class Plan:
         """Let the kernels of the next step unscale gradients, and do nothing where found_inf is not 0; False if some cannot."""
         return not self.left and not self.halves and all(table.scale(found_inf, unscale) for table in self.tables)
 
-    def run(self, direct: Callable[[Entry], Tensor | None]) -> None:
-        """Do the kernels' part of the step; `direct` makes u where torch does."""
+    def begin(self) -> list[Share]:
+        """Begin the step, and return what the kernels' parameters add to numbers of all tensors."""
         for table in self.tables:
-            table.run()
+            table.begin()
+        return [share for table in self.tables for share in table.shares()]
+
+    def run(self, direct: Callable[[Entry], Tensor | None], shared: Mapping[str, float]) -> None:
+        """Do the kernels' part of a step that has begun; `direct` makes u where torch does."""
+        for table in self.tables:
+            table.write_shared(shared)
+            table.end()
         for entry, table in self.halves:
             u = direct(entry)
             if not table.read([None if u is None else u.contiguous()]):

@@ -7,7 +7,7 @@ the gradients are: with hundreds of small parameters that is most of the work, s
 import struct
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress, repeat
 from operator import attrgetter, is_, itemgetter
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.readers.eager import Share
 from weightdecay.rule import Kept
 from weightdecay.step import Equation
 
@@ -42,6 +43,8 @@ class Signature:
     """The dtypes of that which is kept for every element."""
     how: str
     """The rounding, resolved."""
+    shares: tuple[str, ...]
+    """The numbers of all tensors in which these count; such a number is summed up first, and then one of the row."""
 
     @property
     @abstractmethod
@@ -76,7 +79,7 @@ class Signature:
             (rule.kind, name)
             for rule in self.equation.rules
             for name in rule.numbers
-            if name not in (*rule.reductions, *rule.memory, "t")
+            if name in rule.shared or name not in (*rule.reductions, *rule.memory, "t")
         )
         return (*own, ("", "factor"), ("", "seed"))
 
@@ -125,6 +128,7 @@ class Table:
         self.sizes = list(map(Tensor.numel, self.params))
         self.groups = {entry.row for entry in entries}
         self.grads: list[Tensor | None] = []
+        self.copies: list[tuple[Tensor | None, Tensor]] = []
         self.addresses = self._where()
         self.layouts = [entry.layouts() for entry in entries[self.plain :]]
         self.columns = array("q", bytes(8 * len(entries) * len(signature.columns)))
@@ -142,17 +146,33 @@ class Table:
 
     def write_row(self, row: int, numbers: Mapping[str, Mapping[str, Any]], factor: float, seed: int) -> None:
         """Set the numbers of one parameter group."""
-        names = self.signature.numbers[:-2]
-        values = (self.number(row, place, numbers[kind][name]) for place, (kind, name) in enumerate(names))
+        given = (numbers[kind].get(name, 0.0) for kind, name in self.signature.numbers[:-2])  # one of all tensors comes later
+        values = (self.number(row, place, value) for place, value in enumerate(given))
         self.numbers.pack_into(self.rows, row * self.numbers.size, *values, factor, seed & _MASK)
 
     def number(self, row: int, place: int, value: Any) -> float:
         """Return a number as it is written into a row."""
         return float(value.item() if isinstance(value, Tensor) else value)
 
+    def write_shared(self, shared: Mapping[str, Any]) -> None:
+        """Set the numbers of all tensors, in every row."""
+        for place, (_, name) in enumerate(self.signature.numbers):
+            if name in shared:
+                for row in range(len(self.rows) // self.numbers.size):
+                    value = self.number(row, place, shared[name])
+                    struct.pack_into("d", self.rows, row * self.numbers.size + 8 * place, value)
+
     def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
         """Let the next launch unscale gradients, and do nothing where found_inf is not 0; False if that is not to be had."""
         return False
+
+    @abstractmethod
+    def add_up(self) -> None:
+        """Count the step, and find what these parameters add to numbers of all tensors."""
+
+    @abstractmethod
+    def shares(self) -> Iterator[Share]:
+        """Yield the numbers of all tensors, each with this table's sums of its terms, and how many these are."""
 
     @abstractmethod
     def launch(self) -> None:
@@ -160,13 +180,23 @@ class Table:
 
     def run(self) -> None:
         """Step every parameter that has a gradient."""
-        copies = [copy for place in range(self.plain, len(self.entries)) for copy in self._lay_out(place)]
+        self.begin()
+        self.end()
+
+    def begin(self) -> None:
+        """Begin a step, as far as it can be done without the numbers of all tensors."""
+        self.copies = [copy for place in range(self.plain, len(self.entries)) for copy in self._lay_out(place)]
+        self.add_up()
+
+    def end(self) -> None:
+        """Do the rest of a step that has begun."""
         self.launch()
         torch.autograd.graph.increment_version(self.moving)
         self.grads = []  # which would take memory during the next backward pass
-        for target, copy in copies:
+        for target, copy in self.copies:
             if target is not None:
                 target.copy_(copy)
+        self.copies = []
 
     def read(self, grads: list[Tensor | None]) -> bool:
         """Take the gradients; return whether the kernel can read them, and all else is as when the table was made."""

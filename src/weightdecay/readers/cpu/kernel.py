@@ -12,7 +12,8 @@ A rule that asks for a reduction costs further passes over the elements, which w
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NoReturn
 
 import torch
 from llvmlite import ir
@@ -20,8 +21,8 @@ from llvmlite import ir
 from weightdecay.readers import rounding, table
 from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
-from weightdecay.reductions import Reduction
-from weightdecay.step import Equation, step
+from weightdecay.reductions import REDUCTIONS, Reduction
+from weightdecay.step import step
 
 CHUNK = 4096
 """Elements per chunk: a partial sum covers one, whoever computes it."""
@@ -54,6 +55,8 @@ class Kernel:
     """The address of the function that counts the step of every tensor that has a gradient."""
     passes: tuple[int, ...]
     """The addresses of the passes over the elements; the last one writes."""
+    shares: tuple[int, ...]
+    """Which passes find the numbers of all tensors, in the order of the signature."""
     settle: int
     """The address of the function that moves on the numbers that are kept per tensor."""
     engine: Any
@@ -78,27 +81,29 @@ def can_hold(dtype: torch.dtype) -> bool:
 
 def _compile(signature: Signature) -> Kernel:
     module = ir.Module(name=str(signature.equation))
-    passes = _passes(signature.equation)
+    passes = _passes(signature)
     for place in range(len(passes)):
         _Pass(module, signature, passes, place).write()
     _write_advance(module, signature)
     _write_settle(module, signature)
     engine, addresses = compiled(module)
     order = tuple(addresses[f"pass{place}"] for place in range(len(passes)))
-    return Kernel(signature, addresses["advance"], order, addresses["settle"], engine)
+    shares = tuple(passes.index(_Sum(name, False)) for name in signature.shares)
+    return Kernel(signature, addresses["advance"], order, shares, addresses["settle"], engine)
 
 
 @dataclass(frozen=True)
 class _Sum:
     """One pass for a reduction: of its terms, or of the largest element, in whose units its terms are taken."""
 
-    reduction: int
-    """Which of the reductions that the rules ask for, in the order of the step."""
+    reduction: int | str
+    """Which of the reductions that the rules ask for, in the order of the step; one of all tensors by its name."""
     largest: bool
 
 
-def _passes(equation: Equation) -> tuple[_Sum | None, ...]:
+def _passes(signature: Signature) -> tuple[_Sum | None, ...]:
     """Return what each pass over the elements is for; None writes."""
+    equation = signature.equation
     asked: list[Reduction] = []
 
     def reduce(reduction: Reduction, *_: Any) -> float:
@@ -113,8 +118,11 @@ def _passes(equation: Equation) -> tuple[_Sum | None, ...]:
         return lambda *_, **__: (0.0,) * (1 + len(rule.returned)) if rule is not None and rule.returned else 0.0
 
     step(equation, numbers, nothing, bind=zeros, reduce=reduce)
-    sums = ([_Sum(k, True), _Sum(k, False)] if reduction.norm else [_Sum(k, False)] for k, reduction in enumerate(asked))
-    return (*(each for pair in sums for each in pair), None)
+    sums = [[_Sum(k, True), _Sum(k, False)] if reduction.norm else [_Sum(k, False)] for k, reduction in enumerate(asked)]
+    # A number of all tensors is of what the direction makes, after the sums that it and the penalty ask for.
+    first = sum(name not in rule.shared for rule in equation.rules[:-1] for name in rule.reductions)
+    shares = [_Sum(name, False) for name in signature.shares]
+    return (*chain.from_iterable(sums[:first]), *shares, *chain.from_iterable(sums[first:]), None)
 
 
 class _Reached(Exception):  # noqa: N818
@@ -261,12 +269,14 @@ class _Pass:
             rule.kind: {
                 name: self.number["", name] if name == "t" or name in rule.memory else self.number[rule.kind, name]
                 for name in rule.numbers
-                if name not in rule.reductions
+                if name in rule.shared or name not in rule.reductions
             }
             for rule in equation.rules
         }
         self.reduced = 0
         try:
+            if self.purpose is not None and isinstance(self.purpose.reduction, str):
+                self._share(REDUCTIONS[self.purpose.reduction], numbers, values)
             found, new = step(equation, numbers, values, bind=writer.bound, reduce=self._reduce)
         except _Reached as reached:
             (term,) = writer.alike(reached.term)
@@ -352,6 +362,16 @@ class _Pass:
         total = self._partial(_Sum(number, largest=False))
         found = writer.bound(reduction.finish)(total, **reduction.given(reduction.finish, given)) * unit
         return writer.converted(writer.converted(found, self.real), DOUBLE)
+
+    def _share(self, reduction: Reduction, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> NoReturn:
+        """End the pass with this tensor's terms of a number of all tensors."""
+        writer, equation = self.writer, self.signature.equation
+        lines = [
+            step(equation.up_to(name), numbers, values, bind=writer.bound, reduce=self._reduce)[0]
+            for name in reduction.elements
+        ]
+        elements = [writer.converted(writer.alike(line, values["w"])[0], DOUBLE) for line in lines]
+        raise _Reached(writer.bound(reduction.term)(*elements))
 
     def _partial(self, which: _Sum) -> Value:
         """Return the sum, or the largest, of what an earlier pass has left for the chunks of this tensor."""

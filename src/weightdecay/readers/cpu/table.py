@@ -3,12 +3,16 @@
 import ctypes
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
+from typing import Any
+
+from torch import Tensor
 
 from weightdecay.readers import table
 from weightdecay.readers.cpu import threads
 from weightdecay.readers.cpu.kernel import CHUNK, JOB, Signature, kernel
+from weightdecay.readers.eager import Share
 
 PARTS_PER_THREAD = 4
 """So that a thread that was held up can leave work to another; decisions/0009 has the measurement."""
@@ -45,20 +49,36 @@ class Table(table.Table):
         self.threads = 0
         self.advance = threads.PASS(self.kernel.advance)
         self.passes = [threads.PASS(address) for address in self.kernel.passes]
+        self.begun = 1 + max(self.kernel.shares, default=-1)
+        """How many passes come before the numbers of all tensors are known."""
         self.settle = threads.PASS(self.kernel.settle)
 
-    def launch(self) -> None:
-        """Count a step, run the passes on as many threads as they are worth, and take over what they leave."""
+    def add_up(self) -> None:
+        """Count the step, and find what these parameters add to numbers of all tensors."""
         count = threads.threads() if self.chunks > SERIAL else 1
         if count != self.threads:
             self._share_out(count)
-        job = self.job.buffer_info()[0]
-        self.advance(0, 1, job)
-        for each in self.passes:
-            self.job[0] = 0
-            threads.parallel(each, job, self.threads)
+        self.advance(0, 1, self.job.buffer_info()[0])
+        if self.signature.shares:
+            self.partials[:] = array("d", bytes(8 * len(self.partials)))  # what has no gradient now adds nothing
+        self._do(self.passes[: self.begun])
+
+    def shares(self) -> Iterator[Share]:
+        """Yield the numbers of all tensors, each with this table's sums of its terms, and how many these are."""
+        moving = sum(map(Tensor.numel, self.moving))
+        for place, name in zip(self.kernel.shares, self.signature.shares, strict=True):
+            yield name, self.partials[place * self.chunks : (place + 1) * self.chunks].tolist(), moving
+
+    def launch(self) -> None:
+        """Run the passes on as many threads as they are worth, and take over what they leave."""
+        self._do(self.passes[self.begun :])
         if self.signature.next:
-            self.settle(0, 1, job)
+            self.settle(0, 1, self.job.buffer_info()[0])
+
+    def _do(self, passes: Iterable[Any]) -> None:
+        for each in passes:
+            self.job[0] = 0
+            threads.parallel(each, self.job.buffer_info()[0], self.threads)
 
     def _share_out(self, count: int) -> None:
         """Cut the chunks into parts for this many threads."""

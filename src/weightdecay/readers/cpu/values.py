@@ -288,7 +288,8 @@ class Writer(ByComparison):
     def _is_simple(self, y: Value) -> Value:
         """Tell whether a power is a product of x, x and √x, as the defaults of most rules are."""
         doubled = y * 2
-        return (self.emit("floor", doubled, call=True) == doubled) & (y >= 0) & (y < 3)
+        simple: Value = (self.emit("floor", doubled, call=True) == doubled) & (y >= 0) & (y < 3)
+        return simple
 
     def _simple_power(self, x: Value, y: Value) -> Value:
         half = self.emit("floor", y, call=True) != y

@@ -21,6 +21,10 @@ class Kernel:
     """What steps the parameters of one signature."""
 
     passes: tuple[Any, ...]
+    begun: int
+    """How many of them come before the numbers of all tensors are known."""
+    shares: tuple[int, ...]
+    """Which of the partial sums are of these numbers."""
     settle: Any
     """None where nothing has to be counted or moved on."""
     sums: int
@@ -36,7 +40,8 @@ def kernel(signature: Signature) -> Kernel:
     found = _KERNELS.get(known)
     if found is None:
         text = source(signature)
-        made = Kernel(tuple(map(function, text.passes)), text.settle and function(text.settle), text.sums)
+        passes, settle = tuple(map(function, text.passes)), text.settle and function(text.settle)
+        made = Kernel(passes, text.begun, text.shares, settle, text.sums)
         found = _KERNELS.setdefault(known, made)  # two threads may both make it, and one is kept
     return found
 

@@ -19,7 +19,7 @@ _OLDEST = (7, 5)
 
 def signature(param: Tensor, capturable: bool, /, *given: Any) -> Signature:
     """Return which kernel steps a parameter; what is given are the fields of a Signature, in order."""
-    return Signature(*given, param.device, capturable)
+    return Signature(*given, device=param.device, counted=capturable)
 
 
 def refusal(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:

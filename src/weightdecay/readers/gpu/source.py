@@ -5,7 +5,7 @@ blocks of `BLOCK` elements, and a program does one part. Where all of a tensor's
 whole blocks are read and written 16 bytes at a time; the rest of it, and a tensor of which that is not so, with a mask.
 
 A rule that asks for a reduction costs a further launch, which writes nothing but one partial sum per part. Reductions that do
-not wait for one another share it.
+not wait for one another share it. A number of all tensors has a launch of its own, after which everybody's sums are added up.
 """
 
 import re
@@ -18,8 +18,8 @@ import torch
 
 from weightdecay.readers import rounding, table
 from weightdecay.readers.gpu.values import DOUBLE, FLOAT, INT32, INT64, STORAGE, Value, Writer
-from weightdecay.reductions import Reduction
-from weightdecay.step import step
+from weightdecay.reductions import REDUCTIONS, Reduction
+from weightdecay.step import Equation, step
 
 BLOCK = 1024
 """Elements that a program has in its registers at a time."""
@@ -52,6 +52,10 @@ class Source:
 
     passes: tuple[str, ...]
     """The functions that go over the elements, in order; the last one writes."""
+    begun: int
+    """How many of them come before the numbers of all tensors are known."""
+    shares: tuple[int, ...]
+    """Which of the partial sums are of these numbers, in the order of the signature."""
     settle: str | None
     """The function that counts the step and moves on the numbers that are kept per tensor, where there are any."""
     sums: int
@@ -63,22 +67,30 @@ def source(signature: Signature) -> Source:
     known: list[_Sum] = []
     passes: list[str] = []
     name = re.sub(r"\W", "_", "_".join(rule.name for rule in signature.equation.rules))
-    while True:  # each pass finds the sums that wait for no other
-        writing = _Pass(signature, known)
+
+    def write(share: str | None) -> list[_Sum]:
+        writing = _Pass(signature, known, share)
         passes.append(writing.source(f"{name}_{'sum' if writing.found else 'step'}{len(passes)}"))
-        known += writing.found
-        if not writing.found:
-            break
-    moves = signature.counted or bool(signature.next)
-    return Source(tuple(passes), _settle(signature, f"{name}_settle") if moves else None, len(known))
+        known.extend(writing.found)
+        return writing.found
+
+    shares = [_Sum(share, largest=False) for share in signature.shares]
+    for share in shares:
+        while share not in known:  # each pass finds the sums that wait for no other
+            write(str(share.reduction))
+    begun = len(passes)
+    while write(None):
+        pass
+    settle = _settle(signature, f"{name}_settle") if signature.counted or signature.next else None
+    return Source(tuple(passes), begun, tuple(map(known.index, shares)), settle, len(known))
 
 
 @dataclass(frozen=True)
 class _Sum:
     """A reduction's terms added up, or the largest element, in whose units they are taken."""
 
-    reduction: int
-    """Which of the reductions that the rules ask for, in the order of the step."""
+    reduction: int | str
+    """Which of the reductions that the rules ask for, in the order of the step; one of all tensors by its name."""
     largest: bool
 
 
@@ -100,8 +112,10 @@ class _Pair:
 class _Pass:
     """Writes one pass over all elements of all tensors: the sums that can be had by now, or the step itself."""
 
-    def __init__(self, signature: Signature, known: Sequence[_Sum]) -> None:
+    def __init__(self, signature: Signature, known: Sequence[_Sum], share: str | None) -> None:
         self.signature, self.known = signature, known
+        self.share = share
+        """The number of all tensors for whose sake the pass is written, if it is not for the step."""
         self.found: list[_Sum] = []
         """The sums that this pass computes."""
         self.writer = Writer(DOUBLE if signature.weight == torch.float64 else FLOAT)
@@ -173,12 +187,15 @@ if (g != 0) & (tl.load(skip) == 0):
             rule.kind: {
                 name: number["", name] if name == "t" or name in rule.memory else number[rule.kind, name]
                 for name in rule.numbers
-                if name not in rule.reductions
+                if name in rule.shared or name not in rule.reductions
             }
             for rule in equation.rules
         }
-        self.reduced, self.terms = 0, list[tuple[_Sum, Value]]()
-        found, new = step(equation, numbers, values, bind=writer.bound, reduce=self._reduce)
+        self.terms = list[tuple[_Sum, Value]]()
+        if self.share is not None:
+            self._known(_Sum(self.share, largest=False), self._term(REDUCTIONS[self.share], numbers, values))
+        else:
+            found, new = self._step(equation, numbers, values)
         if self.terms:
             self._add_up()
             return
@@ -238,9 +255,23 @@ if (g != 0) & (tl.load(skip) == 0):
         high = writer.emit(f"({base} >> 33).to(tl.int32)", INT32, **block)
         drawn = writer.bound(rounding.mixed)(_Pair(low, high), key)
         odd = writer.emit("(lane & 1) * 16", INT32, **block)
-        return (drawn >> odd) & 0xFFFF
+        half: Value = (drawn >> odd) & 0xFFFF
+        return half
 
     # Reductions ---------------------------------------------------------------------------------------------------------
+
+    def _step(self, equation: Equation, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return what comes of a step, or of one that ends earlier: its reductions are counted from the first."""
+        self.reduced = 0
+        return step(equation, numbers, values, bind=self.writer.bound, reduce=self._reduce)
+
+    def _term(self, reduction: Reduction, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> Value:
+        """Return an element's term of a number of all tensors, which is of what lines of the direction make."""
+        writer = self.writer
+        lines = [self._step(self.signature.equation.up_to(name), numbers, values)[0] for name in reduction.elements]
+        elements = [writer.converted(writer.alike(line, values["w"])[0], DOUBLE) for line in lines]
+        term: Value = writer.bound(reduction.term)(*elements)
+        return term
 
     def _reduce(self, reduction: Reduction, values: Mapping[str, Any], given: Mapping[str, Any]) -> Value:
         """Return a number of the whole tensor if an earlier pass has found it; else see to it that this or a later one does."""
@@ -275,7 +306,7 @@ if (g != 0) & (tl.load(skip) == 0):
         writer = self.writer
         self.found = [which for which, _ in self.terms]
         for place, (which, term) in enumerate(self.terms):
-            (term,) = writer._spread(writer.converted(term, DOUBLE)) if term.per_element else (term,)
+            term = writer.converted(term, DOUBLE)
             if writer.masked:
                 term = writer.emit("tl.where(inside, {}, 0.0)", DOUBLE, term, per_element=True)
             before = Value(writer, f"total{place}", DOUBLE, per_element=True)

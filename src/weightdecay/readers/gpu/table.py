@@ -1,8 +1,9 @@
 """A table of parameters on the device, rebuilt only when parameters, gradients or numbers have changed."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.readers import table
+from weightdecay.readers.eager import Share
 from weightdecay.readers.gpu.kernel import kernel, launch
 from weightdecay.readers.gpu.source import BLOCK, Signature
 
@@ -44,12 +46,13 @@ class Table(table.Table):
         self.on_device = torch.zeros(len(self.columns) + len(self.rows) // 8, dtype=torch.int64, device=device)
         self.moving_from = signature.columns.index("g") * count
         self.sent = b""
-        doubles = {"dtype": torch.float64, "device": device}
+        doubles = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.partials = doubles(max(1, self.parts * self.kernel.sums))
         self.arguments = [
             self.on_device,
             of.to(device),
-            torch.zeros(max(1, self.parts * self.kernel.sums), **doubles),
-            torch.zeros(max(1, count * len(signature.next)), **doubles),
+            self.partials,
+            doubles(max(1, count * len(signature.next))),
         ]
         self.unscaled = torch.zeros(1, device=device), torch.ones(1, device=device)
         self.scaled: tuple[Tensor, Tensor] | None = None
@@ -77,26 +80,44 @@ class Table(table.Table):
         self.scaled = found_inf.to(device, torch.float32), unscale.to(device, torch.float32)
         return True
 
-    def launch(self) -> None:
-        """Count a step, send what has changed, and run the passes."""
-        if not self.moving:
-            return
+    def add_up(self) -> None:
+        """Count the step where the host does, and find what these parameters add to numbers of all tensors."""
         if not self.signature.counted:
             self._count()
+        if self.kernel.begun:
+            self.partials.zero_()  # what has no gradient now adds nothing
+            self._run(self.kernel.passes[: self.kernel.begun])
+
+    def shares(self) -> Iterator[Share]:
+        """Yield the numbers of all tensors, each with this table's sum of its terms, on the device, and how many these are."""
+        moving = sum(map(Tensor.numel, self.moving))
+        for place, name in zip(self.kernel.shares, self.signature.shares, strict=True):
+            yield name, [self.partials[place * self.parts : (place + 1) * self.parts].sum()], moving
+
+    def launch(self) -> None:
+        """Run the passes that write, and settle what they leave."""
+        self._run(self.kernel.passes[self.kernel.begun :], self.kernel.settle)
+        self.scaled = None
+
+    def _run(self, passes: Sequence[Any], settle: Any = None) -> None:
+        """Send what has changed, and launch."""
+        if not self.moving:
+            return
         with self._device():
             self._send()
             arguments = [*self.arguments, *(self.scaled or self.unscaled), len(self.entries), self.parts]
-            for each in self.kernel.passes:
+            for each in passes:
                 launch(each, self.parts, arguments)
-            if self.kernel.settle is not None:
-                launch(self.kernel.settle, -(-len(self.entries) // _SETTLE), arguments, _SETTLE)
-        self.scaled = None
+            if settle is not None:
+                launch(settle, -(-len(self.entries) // _SETTLE), arguments, _SETTLE)
 
     def _device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self.signature.device) if self.signature.device.type == "cuda" else nullcontext()
 
     def _count(self) -> None:
         """Count the step on the host, and enter the counts."""
+        if not self.moving:
+            return
         there = [place for place, grad in enumerate(self.grads) if grad is not None]
         counts = [self.entries[place].state["step"] for place in there]
         torch._foreach_add_(counts, 1)

@@ -1,0 +1,1 @@
+"""Find out what a decay really does: by experiment, on any optimizer."""
