@@ -5,26 +5,20 @@ import re
 
 import pytest
 import torch
-from runs import RULES, name
-from training import PRESETS
+from runs import RULES, name, rules_with
+from test_gpu_source import optimizer_of, signature
+from training import PRESETS, options_of
 
 import weightdecay as wd
 from weightdecay.readers import rounding
-from weightdecay.readers.gpu.source import ARGUMENTS, BLOCK, SIZES, Signature
+from weightdecay.readers.gpu.source import ARGUMENTS, BLOCK, SIZES
 
 kernels = pytest.importorskip("weightdecay.readers.gpu.kernel", reason="Triton is not installed", exc_type=ImportError)
 words = pytest.importorskip("weightdecay.readers.gpu.words")
 pytestmark = pytest.mark.skipif(words.INTERPRETED, reason="TRITON_INTERPRET=1 is set: there is no compiler then")
 
-CAPABILITIES = (80, 90)
-
-
-def signature(optimizer, dtype, how, *, capturable=True):
-    """Return the kernel's signature for parameters of this dtype on a GPU, as the optimizer would have it."""
-    group = optimizer.param_groups[0]
-    equation, kept, _ = optimizer.way(group)
-    moments = tuple(torch.float64 if dtype == torch.float64 else torch.float32 for each in kept if each.per_element)
-    return Signature(equation, dtype, dtype, kept, moments, how, torch.device("cuda", 0), capturable)
+TARGETS = [(80, torch.float32, "nearest"), (90, torch.bfloat16, "stochastic")]
+"""GPUs, and what they step there."""
 
 
 def compiled(function, capability, block=BLOCK):
@@ -42,9 +36,9 @@ def compiled(function, capability, block=BLOCK):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=kernels.OPTIONS)
 
 
-def every_function(optimizer, dtype, how, capability, **options):
+def every_function(optimizer, dtype, how, capability, *, counted=True):
     """Return each function that steps such parameters, compiled, by name."""
-    kernel = kernels.kernel(signature(optimizer, dtype, how, **options))
+    kernel = kernels.kernel(signature(optimizer, dtype, how, counted=counted))
     found = {each.__name__: compiled(each, capability) for each in kernel.passes}
     if kernel.settle is not None:
         found[kernel.settle.__name__] = compiled(kernel.settle, capability, 128)
@@ -54,29 +48,18 @@ def every_function(optimizer, dtype, how, capability, **options):
 
 
 def parameter():
-    return [torch.nn.Parameter(torch.ones(3))]
+    return [torch.nn.Parameter(torch.ones(3, 3))]
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("capability", "dtype", "how"), TARGETS, ids=str)
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda cls: cls.__name__)
-def test_every_preset_compiles(preset, capability):
-    optimizer = preset(parameter(), lr=0.1, weight_decay=0.1, reader="eager")
-    for dtype, how in ((torch.float32, "nearest"), (torch.bfloat16, "stochastic")):
-        every_function(optimizer, dtype, how, capability)
+def test_every_preset_compiles(preset, capability, dtype, how):
+    every_function(preset(parameter(), **options_of(preset), reader="eager"), dtype, how, capability)
 
 
-def with_rule(rule):
-    """Return an optimizer with a rule; a direction of whole tensors leaves the kernel its other half."""
-    weight = {"penalty": "penalty_weight", "decay": "weight_decay"}.get(rule.kind)
-    strength = {weight: 0.1} if weight and "lam" in rule.numbers else {}
-    momentum = {"momentum": 0.9} if "mu" in rule.defaults else {}
-    return wd.Optimizer(parameter(), 0.1, **{"direction": "sgd", rule.kind: rule.name}, **strength, **momentum, reader="eager")
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.whole], ids=name)
-def test_every_rule_compiles(rule, capability):
-    every_function(with_rule(rule), torch.float32, "nearest", capability, capturable=False)
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_every_rule_compiles(rule):
+    every_function(optimizer_of(rules_with(rule)), torch.float32, "nearest", 90, counted=False)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +74,11 @@ def test_every_dtype_and_rounding_compiles(dtype, how):
 FUSED = re.compile(r"\bfma\.rn\.f(?:32|64)|\bffma2?\b", re.IGNORECASE)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", [80, 90])
 def test_no_product_is_fused_with_a_sum(capability):
     """Of rules without a division, a root or a power, whose own instructions are made of fused ones."""
     optimizer = wd.SGDW(parameter(), momentum=0.9, weight_decay=0.1, reader="eager")
-    (step,) = every_function(optimizer, torch.float32, "nearest", capability, capturable=False).values()
+    (step,) = every_function(optimizer, torch.float32, "nearest", capability, counted=False).values()
     assert not FUSED.search(step.asm["ptx"])
     assert "mul.rn.f32" in step.asm["ptx"] or "mul.f32" in step.asm["ptx"]
     assert step.metadata.enable_fp_fusion is False
@@ -105,7 +88,7 @@ def test_no_product_is_fused_with_a_sum(capability):
 def test_whole_blocks_are_read_sixteen_bytes_at_a_time(dtype):
     """The memory is as fast as that, and no faster one element at a time; float32 moments, so each block of them too."""
     optimizer = wd.AdamW(parameter(), reader="eager")
-    (step,) = every_function(optimizer, dtype, "nearest", 90, capturable=False).values()
+    (step,) = every_function(optimizer, dtype, "nearest", 90, counted=False).values()
     wide = {kind: len(re.findall(rf"{kind}\.global\.v4\.b32", step.asm["ptx"])) for kind in ("ld", "st")}
     values = {torch.float32: (4 * 2, 3 * 2), torch.bfloat16: (2 * 1 + 2 * 2, 1 + 2 * 2)}[dtype]
     assert (wide["ld"], wide["st"]) == values
@@ -114,7 +97,7 @@ def test_whole_blocks_are_read_sixteen_bytes_at_a_time(dtype):
 def test_places_are_counted_in_64_bits():
     """A tensor may have more than 2³¹ elements."""
     optimizer = wd.SGDW(parameter(), reader="eager")
-    (step,) = every_function(optimizer, torch.bfloat16, "stochastic", 90, capturable=False).values()
+    (step,) = every_function(optimizer, torch.bfloat16, "stochastic", 90, counted=False).values()
     loops = re.findall(r"scf\.for [^\n]*", step.asm["ttir"])
     assert len(loops) == 2
     assert all(re.search(r": i64\b", loop) for loop in loops)
@@ -149,7 +132,7 @@ def test_a_launch_compiles_once_whatever_the_sizes(monkeypatch):
     from triton.runtime.jit import MockTensor
 
     optimizer = wd.AdamW(parameter(), reader="eager")
-    (step,) = kernels.kernel(signature(optimizer, torch.float32, "nearest", capturable=False)).passes
+    (step,) = kernels.kernel(signature(optimizer, torch.float32, "nearest")).passes
     dtypes = (torch.int64, torch.int32, torch.float64, torch.float64, torch.float32, torch.float32)
     monkeypatch.setattr(driver, "_active", OnlyATarget())
     found = {

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from runs import RULES, arguments, name, same_bits
+from runs import RULES, arguments, name, rules_with, same_bits
 from torch.nn import Parameter
 from training import LAYOUTS, all_params, noise
 
@@ -38,16 +38,16 @@ APPROXIMATED = {"exp", "log", "power"}
 
 def pairs():
     """Return every rule with what makes an optimizer of it, one without powers first."""
-    sgd, adam = {"direction": "sgd", "momentum": 0.9}, {"direction": "adam"}
     for rule in RULES:
-        strength = {"weight_decay": 0.5} if "lam" in rule.numbers else {}
+        rules = rules_with(rule)
         if rule.kind == "direction":
-            momentum = {"momentum": 0.9} if "mu" in rule.defaults else {}
-            yield {"direction": rule.name, "decay": "decoupled", "weight_decay": 0.5, **momentum}
+            yield {**rules, "decay": "decoupled", "weight_decay": 0.5}
         elif rule.kind == "penalty":
-            yield {"penalty": rule.name, "penalty_weight": 2.0, **sgd}
+            yield {**rules, "penalty_weight": 2.0}
+        elif rule.name in ("cautious", "hyperball"):
+            yield {**{key: value for key, value in rules.items() if key != "momentum"}, "direction": "adam"}
         else:
-            yield {"decay": rule.name, **strength, **(adam if rule.name in ("cautious", "hyperball") else sgd)}
+            yield rules
 
 
 def cases():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import RULES, name
+from runs import RULES, name, rules_with
 
 import weightdecay as wd
 from weightdecay import readers
@@ -16,25 +16,36 @@ from weightdecay.readers.gpu.source import Signature, source
 FOLDER = Path(wd.__file__).parent / "readers" / "gpu"
 
 
+def signature(optimizer, dtype=torch.float32, how="nearest", *, counted=False):
+    """Return the kernel's signature for parameters of this dtype on a GPU, as the optimizer would have it."""
+    equation, kept, _ = optimizer.way(optimizer.param_groups[0])
+    if equation.direction.whole:
+        equation = equation.halves()[1]
+        kept = tuple(each for each in kept if each in equation.decay.keeps)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    moments = tuple(wide for each in kept if each.per_element)
+    grad = wide if equation.direction.name == "none" else dtype
+    return Signature(
+        equation, dtype, grad, kept, moments, how, equation.decay.shared, device=torch.device("cuda", 0), counted=counted
+    )
+
+
+def optimizer_of(rules):
+    return wd.Optimizer([torch.nn.Parameter(torch.ones(3, 3))], 0.1, reader="eager", **rules)
+
+
 def text(dtype=torch.float32, how="nearest", *, counted=False, **rules):
     """Return the functions that step parameters of this dtype."""
-    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(3))], 0.1, reader="eager", **rules)
-    equation, kept, _ = optimizer.way(optimizer.param_groups[0])
-    moments = tuple(torch.float32 for each in kept if each.per_element)
-    return source(Signature(equation, dtype, dtype, kept, moments, how, torch.device("cuda", 0), counted))
+    return source(signature(optimizer_of(rules), dtype, how, counted=counted))
 
 
-def with_rule(rule, **options):
-    weight = {"penalty": "penalty_weight", "decay": "weight_decay"}.get(rule.kind)
-    strength = {weight: 0.1} if weight and "lam" in rule.numbers else {}
-    return text(**{"direction": "sgd", rule.kind: rule.name}, **strength, **options)
-
-
-@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.whole], ids=name)
+@pytest.mark.parametrize("rule", RULES, ids=name)
 def test_a_step_is_one_launch_and_a_reduction_one_more(rule):
     """But for the n-norm, which is taken in units of the largest element: that comes first."""
-    found = with_rule(rule)
-    assert len(found.passes) == 1 + bool(rule.reductions) + ("norm_n_w" in rule.reductions)
+    found = text(**rules_with(rule))
+    asked = () if rule.whole else rule.reductions  # what torch computes with a direction of whole tensors, no kernel does
+    assert len(found.passes) == 1 + bool(asked) + ("norm_n_w" in asked)
+    assert (found.begun, len(found.shares)) == ((1, 1) if rule.shared else (0, 0))
     stores = [function.count("tl.store(at_w ") for function in found.passes]
     assert stores == [0] * (len(found.passes) - 1) + [2]  # one loop over whole blocks, one with a mask
     changes = any(not each.per_element and each.changes for each in rule.keeps)
@@ -46,6 +57,13 @@ def test_reductions_that_wait_for_one_another_take_a_launch_each():
     found = text(direction="sgd", penalty="group_norm", penalty_weight=0.1, decay="hyperball")
     sums = [function.count("tl.store(partials ") for function in found.passes]
     assert sums == [3, 2, 0]  # ‖w‖, d and ‖w‖ once more; ‖u‖ and ⟨w, u⟩
+
+
+def test_a_number_of_all_tensors_comes_after_the_sums_that_it_is_made_of():
+    """The penalty's norm enters v̂, whose mean the decay asks for; the decay's own norms of the tensor come later."""
+    found = text(direction="adam", penalty="group_norm", penalty_weight=0.1, decay="stable", weight_decay=0.1)
+    assert (len(found.passes), found.begun, found.shares) == (3, 2, (2,))  # ‖w‖ and d; Σv̂; the step
+    assert "mean" not in found.passes[0]
 
 
 def test_the_same_rules_make_the_same_text():

@@ -268,7 +268,9 @@ class Optimizer(Checkpointed):
 
     def _check_capture(self) -> None:
         """Refuse to become part of a CUDA graph whose replays would all be the same step."""
-        if torch.compiler.is_compiling() or not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+        if torch.compiler.is_compiling() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return
+        if not torch.cuda.is_current_stream_capturing():
             return
         for index, group in enumerate(self.param_groups):
             if not group["capturable"]:
@@ -278,8 +280,8 @@ class Optimizer(Checkpointed):
                 )
             if hyperparameters.counts(group):
                 raise RuntimeError(
-                    f"the λ of param_groups[{index}] follows a schedule that counts on the host, and a CUDA graph would capture "
-                    "one value of it: give a tensor on the device, and fill it before each replay"
+                    f"the λ of param_groups[{index}] follows a schedule that counts on the host, and a CUDA graph would "
+                    "capture one value of it: give a tensor on the device, and fill it before each replay"
                 )
 
     def _skips_on_device(self) -> bool:
@@ -447,8 +449,17 @@ class Optimizer(Checkpointed):
         elements = [each for each in kept if each.per_element]
         moments = tuple(state[each.key].dtype for each in elements)
         shares = tuple(name for name in asked if equation.supplies(name))
-        given = (equation, param.dtype, grad, kept, moments, resolved, shares)
-        signature = reader.signature(param, group["capturable"], *given)
+        signature = reader.signature(
+            param,
+            group["capturable"],
+            equation=equation,
+            weight=param.dtype,
+            grad=grad,
+            kept=kept,
+            moments=moments,
+            how=resolved,
+            shares=shares,
+        )
         keys = [each.key for each in elements] + ["compensation"] * (resolved == "compensated")
         memory = (each.key for each in kept if not each.per_element)
         return signature, Entry(param, state, ("step", *keys, *memory), index, number)

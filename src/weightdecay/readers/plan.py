@@ -17,8 +17,8 @@ class Kernels(Protocol):
     def refusal(self, param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
         """Return why no kernel can step a parameter with this gradient and state; None if one can."""
 
-    def signature(self, param: Tensor, capturable: bool, /, *given: Any) -> Signature:
-        """Return which kernel steps a parameter; what is given are the fields of a Signature, in order."""
+    def signature(self, param: Tensor, capturable: bool, **given: Any) -> Signature:
+        """Return which kernel steps a parameter; what is given are the fields of a Signature."""
 
     def table(self, signature: Any, entries: Iterable[Entry], /) -> Table:
         """Return the table of all parameters with one signature."""

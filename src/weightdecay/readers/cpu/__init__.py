@@ -15,9 +15,9 @@ from weightdecay.readers.table import unreadable
 __all__ = ["refusal", "signature", "table"]
 
 
-def signature(param: Tensor, capturable: bool, /, *given: Any) -> Signature:
-    """Return which kernel steps a parameter; what is given are the fields of a Signature, in order."""
-    return Signature(*given)
+def signature(param: Tensor, capturable: bool, **given: Any) -> Signature:
+    """Return which kernel steps a parameter; what is given are the fields of a Signature."""
+    return Signature(**given)
 
 
 def refusal(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:

@@ -17,9 +17,9 @@ _OLDEST = (7, 5)
 """The compute capability that Triton compiles for at least."""
 
 
-def signature(param: Tensor, capturable: bool, /, *given: Any) -> Signature:
-    """Return which kernel steps a parameter; what is given are the fields of a Signature, in order."""
-    return Signature(*given, device=param.device, counted=capturable)
+def signature(param: Tensor, capturable: bool, **given: Any) -> Signature:
+    """Return which kernel steps a parameter; what is given are the fields of a Signature."""
+    return Signature(**given, device=param.device, counted=capturable)
 
 
 def refusal(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
