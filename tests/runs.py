@@ -25,7 +25,7 @@ def name(value):
 
 
 def rules_with(rule):
-    """Return what makes a `weightdecay.Optimizer` with a rule, every part of which is at work: SGD with momentum unless more is needed."""
+    """Return what makes a `weightdecay.Optimizer` with a rule, every part of it at work: with SGD unless it asks for more."""
     weight = {"penalty": "penalty_weight", "decay": "weight_decay"}.get(rule.kind, "")
     strength = {weight: 0.5} if "lam" in rule.numbers else {}
     direction = "adam" if rule.shared else "sgd"

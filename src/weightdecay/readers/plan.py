@@ -80,7 +80,11 @@ class Plan:
 
     def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
         """Let the kernels of the next step unscale gradients, and do nothing where found_inf is not 0; False if some cannot."""
-        return not self.left and not self.halves and all(table.scale(found_inf, unscale) for table in self.tables)
+        if self.left or self.halves or not all(table.scales for table in self.tables):
+            return False
+        for table in self.tables:
+            table.scale(found_inf, unscale)
+        return True
 
     def begin(self) -> list[Share]:
         """Begin the step, and return what the kernels' parameters add to numbers of all tensors."""

@@ -155,16 +155,21 @@ class Table:
         return float(value.item() if isinstance(value, Tensor) else value)
 
     def write_shared(self, shared: Mapping[str, Any]) -> None:
-        """Set the numbers of all tensors, in every row."""
+        """Set the numbers of all tensors, in the row of every parameter group."""
         for place, (_, name) in enumerate(self.signature.numbers):
             if name in shared:
-                for row in range(len(self.rows) // self.numbers.size):
+                for row in self.groups:
                     value = self.number(row, place, shared[name])
                     struct.pack_into("d", self.rows, row * self.numbers.size + 8 * place, value)
 
-    def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
-        """Let the next launch unscale gradients, and do nothing where found_inf is not 0; False if that is not to be had."""
+    @property
+    def scales(self) -> bool:
+        """Return whether the kernel can unscale gradients, and skip a step, by itself."""
         return False
+
+    def scale(self, found_inf: Tensor, unscale: Tensor) -> None:
+        """Let the next step unscale gradients, and do nothing where found_inf is not 0."""
+        raise NotImplementedError
 
     @abstractmethod
     def add_up(self) -> None:

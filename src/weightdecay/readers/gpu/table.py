@@ -59,7 +59,9 @@ class Table(table.Table):
         self.live: dict[int, Tensor] = {}
         """Numbers that are tensors on the device, by their place in the table: they are copied there, never read here."""
         self.captured: list[Tensor] = []
-        self.spare = self._staging()
+        """What graphs copy the table from."""
+        self.spare: Tensor | None = self._staging()
+        """Memory for the next of them: a capture is no time to ask for some."""
 
     def number(self, row: int, place: int, value: Any) -> float:
         """Return a number as the host writes it into a row; one of the device is written there, at each step."""
@@ -72,13 +74,15 @@ class Table(table.Table):
         self.live[at] = value
         return 0.0
 
-    def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
-        """Let the next launch unscale gradients, and do nothing where found_inf is not 0."""
+    @property
+    def scales(self) -> bool:
+        """Return whether the kernel can unscale gradients, and skip a step, by itself: the host must not have counted it."""
+        return self.signature.counted
+
+    def scale(self, found_inf: Tensor, unscale: Tensor) -> None:
+        """Let the next step unscale gradients, and do nothing where found_inf is not 0."""
         device = self.signature.device
-        if not self.signature.counted:
-            return False
         self.scaled = found_inf.to(device, torch.float32), unscale.to(device, torch.float32)
-        return True
 
     def add_up(self) -> None:
         """Count the step where the host does, and find what these parameters add to numbers of all tensors."""
@@ -131,31 +135,37 @@ class Table(table.Table):
     def _send(self) -> None:
         """Bring the table on the device up to date."""
         now = self.columns.tobytes() + bytes(self.rows)
-        if now != self.sent:
+        host = self._captured(now)
+        if host is not None:
+            self.on_device.copy_(host, non_blocking=True)
+        elif now != self.sent or self.captured:  # a replay may have been there
             cut = 8 * self.moving_from
-            start = self.moving_from if now[:cut] == self.sent[:cut] else 0
-            host = self._staged(now)
-            self.on_device[start:].copy_(host[start:], non_blocking=True)
+            start = self.moving_from if now[:cut] == self.sent[:cut] and not self.captured else 0
+            self.on_device[start:].copy_(self._staged(now)[start:], non_blocking=True)
             self.sent = now
         if self.live:
             rows = self.on_device.view(torch.float64)
             torch._foreach_copy_([rows[at] for at in self.live], [value.reshape(()) for value in self.live.values()])
 
     def _staged(self, content: bytes) -> Tensor:
-        """Return the content where the device copies from.
-
-        A copy that a graph captures is done again at every replay: what it copies from is never written again.
-        """
+        """Return the content where the device copies from; torch gives that memory to nobody else before the copy is done."""
+        host = torch.frombuffer(bytearray(content), dtype=torch.int64)
         if self.signature.device.type != "cuda":
-            return torch.frombuffer(bytearray(content), dtype=torch.int64)
-        if torch.cuda.is_current_stream_capturing():
-            host = self.spare
-            self.captured.append(host)
+            return host
+        if self.spare is None:
             self.spare = self._staging()
-        else:
-            host = self._staging()  # torch gives its memory to nobody else before the copy is done
-        host.copy_(torch.frombuffer(bytearray(content), dtype=torch.int64))
-        return host
+        return self._staging().copy_(host)
+
+    def _captured(self, content: bytes) -> Tensor | None:
+        """Return the content where a graph copies from, at every replay, so that it is never written again; else None.
+
+        Each graph brings its own table: another may have been there, or a step that no graph has captured.
+        """
+        if self.signature.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            return None
+        host, self.spare = self._staging() if self.spare is None else self.spare, None
+        self.captured.append(host)
+        return host.copy_(torch.frombuffer(bytearray(content), dtype=torch.int64))
 
     def _staging(self) -> Tensor:
         return torch.empty(len(self.on_device), dtype=torch.int64, pin_memory=self.signature.device.type == "cuda")
