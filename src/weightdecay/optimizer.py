@@ -210,7 +210,10 @@ class Optimizer(Checkpointed):
             if key not in used and group[key] != 0:
                 for rule in equation.rules:
                     if self._lambdas.get(rule.kind) == key and rule.name != "none":
-                        raise ValueError(f"{key}={group[key]} in {where} does nothing: the {rule.kind} {rule.name} has no λ")
+                        raise ValueError(
+                            f"{key}={group[key]} in {where} does nothing: the {rule.kind} {rule.name} has no λ; leave it "
+                            f"out. A group that is not to decay has {rule.kind}=None in weightdecay.Optimizer"
+                        )
                 other = next((name for name in used if group[name] == 0), None)
                 hint = f"; the λ of the {equation} is {other}" if other else ""
                 raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…{hint}")
