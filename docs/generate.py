@@ -341,17 +341,20 @@ def steps(rule: Rule, reader: str) -> str:
 
 
 def written(rule: Rule) -> str:
-    """Return whether the gpu reader makes kernels of a rule, by letting it; that needs no GPU."""
+    """Return what the gpu reader does with a rule, by letting it write its kernels; that needs no GPU."""
     import torch
 
-    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, **{"direction": "sgd", rule.kind: rule.name})
+    rules = {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
+    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, **rules)
     equation, kept, _ = optimizer.way(optimizer.param_groups[0])
     if rule.whole:
         equation = equation.halves()[1]
         kept = tuple(each for each in kept if each in equation.decay.keeps)
     moments = tuple(torch.float32 for each in kept if each.per_element)
-    signature = Signature(equation, torch.float32, torch.float32, kept, moments, "nearest", torch.device("cuda"), False)
-    return ("after u" if rule.whole else "yes") if source(signature).passes else "no"
+    types = {"weight": torch.float32, "grad": torch.float32, "moments": moments, "how": "nearest"}
+    where = {"device": torch.device("cuda"), "counted": False}
+    source(Signature(equation=equation, kept=kept, shares=equation.decay.shared, **types, **where))
+    return "after u" if rule.whole else "yes"
 
 
 def propositions_block(_: str) -> str:
