@@ -34,14 +34,16 @@ slow: $(INSTALLED)  ## run the tests that need gigabytes
 
 # Its own environment, since Triton belongs to no CPU build of torch; before NumPy 2.4, which Triton 3.6's interpreter cannot use.
 gpu-check: $(VENV)-gpu/.installed-$(TRITON)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
-	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q tests/test_gpu_reader.py
+	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/test_gpu_reader.py
 	rm -rf build/triton
-	TRITON_CACHE_DIR=build/triton $(VENV)-gpu/bin/python -m pytest -q tests/test_gpu_compiled.py tests/test_gpu_source.py tests/test_gpu_device.py
+	TRITON_CACHE_DIR=build/triton $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
+		tests/test_gpu_compiled.py tests/test_gpu_source.py tests/test_gpu_device.py
 
 $(VENV)-gpu/.installed-$(TRITON): pyproject.toml
 	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv $(VENV)-gpu
 	$(VENV)-gpu/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV)-gpu/bin/python -m pip install --quiet --editable . "$(TRITON)" "numpy<2.4" "pytest>=8.2" "hypothesis>=6.100"
+	$(VENV)-gpu/bin/python -m pip install --quiet --editable . "$(TRITON)" "numpy<2.4" \
+		"pytest>=8.2" "pytest-xdist>=3.6" "hypothesis>=6.100"
 	rm -f $(VENV)-gpu/.installed-*
 	touch $@
 

@@ -22,9 +22,18 @@ QUIET = 0.1
 """So many cores may be busy with something else."""
 
 
-def main(name: str, works: Works, arguments: list[str] | None = None) -> int:
-    """Run the works that were asked for; return 1 for a wrong result, or, if strict, for a missed ratio."""
-    asked = _parser(name, works).parse_args(arguments)
+def main(
+    name: str, works: Works, arguments: list[str] | None = None, *, lack: Callable[[], str | None] = lambda: None
+) -> int:  # fmt: skip
+    """Run the works that were asked for; return 1 for a wrong result, or, if strict, for a missed ratio.
+
+    `lack` says what the machine must have first and does not.
+    """
+    parser = _parser(name, works)
+    asked = parser.parse_args(arguments)
+    missing = lack()
+    if missing is not None:
+        parser.error(missing)
     options = Options(asked.rounds, asked.inductor)
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,15 +10,21 @@ import torch
 import weightdecay as wd
 from bench import command, peers, values
 from bench.result import Check, Demand, Result
-from bench.steps import ADAMW, FOREACH, FUSED, OURS, Make, Step, ours, torch_paths
+from bench.steps import ADAMW, FOREACH, FUSED, OURS, Make, Params, Step, ours, torch_paths
 from bench.timing import Options, Turn, race
 from bench.values import ALLOWED, DECAY, LR, MI, ULPS, WARM_UP, Shape
+from weightdecay import readers
 
 DEVICE = "cuda"
 COPY = "c.copy_(b)"
 _LARGE = values.one(64 * MI)
 _SMALL = [(64, 64), (64,)] * 200
-_CAUTIOUS = "wd cautious"
+_RULES_OF_PEERS = {
+    "cautious": {"direction": "adam", "decay": "cautious", "eps": peers.EPS},
+    "lion": {"direction": "lion", "decay": "decoupled"},
+    "corrected": {"direction": "adam", "decay": "corrected", "eps": peers.EPS},
+}
+"""What makes an optimizer of each rule that other packages have too."""
 TINY = 1e-9
 """The learning rate of contestants that share their weights, which so many steps must leave finite."""
 
@@ -133,29 +139,42 @@ def language_model(dtype: torch.dtype, options: Options) -> Iterator[Result]:
     numbers = {"lr": TINY, "weight_decay": DECAY}
     makers = {**torch_paths(torch.optim.AdamW, **numbers), OURS: ours(wd.AdamW, **numbers)}
     params = values.parameters(shapes, dtype, DEVICE)
-    _race(result, {each: makers[each](params) for each in (FUSED, FOREACH, OURS)}, options)
-    result.demand(OURS, 0.95)
-    result.demand(OURS, 0.5, to=FOREACH)
+    steps = {each: makers[each](params) for each in (FUSED, FOREACH, OURS)}
+    who = OURS
+    if dtype != torch.float32:  # ours are float32, for which twice the memory has to be moved
+        who = f"{OURS}, moments as torch's"
+        steps[who] = _with_moments_like(params, **numbers)
+    _race(result, steps, options)
+    result.demand(who, 0.95)
+    result.demand(who, 0.5, to=FOREACH)
     yield result
 
 
-def cautious(options: Options) -> Iterator[Result]:
-    """Time cautious decay against the packages that have the same rule, on the weights of the language model."""
+def _with_moments_like(params: Params, **numbers: Any) -> Step:
+    """Return a step of AdamW with moments of its weights' dtype, as torch has them."""
+    optimizer = wd.AdamW(params, **numbers)
+    optimizer.step()
+    for param, state in optimizer.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = state[key].to(param.dtype)
+    return optimizer.step
+
+
+def against_peers(rule: str, arguments: Mapping[str, Any], options: Options) -> Iterator[Result]:
+    """Time a rule against the packages that have the same one, on the weights of the language model."""
     shapes = values.language_model()
     result = Result(
-        "cautious-1.3b", "Adam with cautious decay, float32, a decoder of 1.3 billion weights", FUSED,
-        facts={"elements": values.count(shapes), f"decay of {FUSED}, shown for scale": "decoupled"},
+        f"{rule}-1.3b", f"{rule}, float32, a decoder of 1.3 billion weights", FUSED,
+        facts={"elements": values.count(shapes), f"what {FUSED} is, shown for scale": "AdamW"},
     )  # fmt: skip
-    numbers = {"lr": LR, "eps": peers.EPS, "weight_decay": DECAY}
-    own = ours(wd.Optimizer, direction="adam", decay="cautious", **numbers)
-    others = peers.installed(result)
-    _compared(result, {_CAUTIOUS: own, **others}, _CAUTIOUS, values.pairs(20), torch.float32)
+    own, others = ours(wd.Optimizer, lr=LR, weight_decay=DECAY, **arguments), peers.installed(result, rule)
+    _compared(result, {OURS: own, **others}, OURS, values.pairs(20), torch.float32)
     params = values.parameters(shapes, device=DEVICE)
-    makers = {FUSED: torch_paths(torch.optim.AdamW, **numbers)[FUSED], _CAUTIOUS: own, **others}
+    makers = {FUSED: torch_paths(torch.optim.AdamW, lr=LR, weight_decay=DECAY)[FUSED], OURS: own, **others}
     _race(result, {name: make(params) for name, make in makers.items()}, options)
     if others:
         fastest = min(others, key=result.ratio)
-        result.demand(_CAUTIOUS, 0.25, to=fastest, what=f"{_CAUTIOUS} / {fastest}, the fastest peer")
+        result.demand(OURS, 0.25, to=fastest, what=f"{OURS} / {fastest}, the fastest peer")
     else:
         result.skipped["the demand on it"] = "there is no peer to compare with"
     yield result
@@ -176,12 +195,21 @@ WORKS: command.Works = {
     "rules": rules,
     "adamw-1.3b-float32": partial(language_model, torch.float32),
     "adamw-1.3b-bfloat16": partial(language_model, torch.bfloat16),
-    "cautious-1.3b": cautious,
+    **{f"{rule}-1.3b": partial(against_peers, rule, arguments) for rule, arguments in _RULES_OF_PEERS.items()},
     "adamw-small": small,
 }
 
 
-if __name__ == "__main__":
+def _lack() -> str | None:
+    """Return what is missing here; None if the measurements can start."""
     if not torch.cuda.is_available():
-        sys.exit("bench.gpu needs a CUDA GPU, and torch sees none")
-    sys.exit(command.main("gpu", WORKS))
+        return "it needs a CUDA GPU, and torch sees none"
+    try:
+        readers.resolve("gpu")
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(command.main("gpu", WORKS, lack=_lack))

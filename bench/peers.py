@@ -24,7 +24,7 @@ def measure(options: Options) -> Iterator[Result]:
         "cautious", "Adam with cautious decay, float32, one tensor of 16 Mi", FUSED,
         facts={"elements": values.count(_SHAPES), "tensors": 1, f"decay of {FUSED}, shown for scale": "decoupled"},
     )  # fmt: skip
-    peers = installed(result)
+    peers = installed(result, "cautious")
     makers = {
         FUSED: torch_paths(torch.optim.AdamW, **numbers)[FUSED],
         **peers,
@@ -51,14 +51,14 @@ def measure(options: Options) -> Iterator[Result]:
     yield result
 
 
-def installed(result: Result) -> dict[str, Make]:
-    """Return the peers that are there, and note why the others are not."""
+def installed(result: Result, rule: str) -> dict[str, Make]:
+    """Return the peers of a rule that are there, and note why the others are not."""
     peers = {}
-    for name, find in _PEERS.items():
+    for name, find in PEERS[rule].items():
         try:
             peers[name] = find()
         except ImportError as error:
-            result.skipped[name] = f"{error.name} is not installed: pip install '.[bench]'"
+            result.skipped[name] = f"{error.name} is not installed: bench/README.md says how"
     return peers
 
 
@@ -85,4 +85,33 @@ def _adv_optm() -> Make:
     return ours(AdamW_adv, lr=LR, eps=EPS, weight_decay=DECAY, cautious_wd=True)
 
 
-_PEERS: dict[str, Callable[[], Make]] = {"heavyball": _heavyball, "adv-optm": _adv_optm}
+def _timm_lion() -> Make:
+    from timm.optim import Lion
+
+    return ours(Lion, lr=LR, weight_decay=DECAY)
+
+
+def _lion_pytorch() -> Make:
+    from lion_pytorch import Lion
+
+    return ours(Lion, lr=LR, weight_decay=DECAY)
+
+
+def _optimi_lion() -> Make:
+    from optimi import Lion
+
+    return ours(Lion, lr=LR, weight_decay=DECAY)
+
+
+def _timm_corrected() -> Make:
+    from timm.optim import AdamWLegacy
+
+    return ours(AdamWLegacy, lr=LR, eps=EPS, weight_decay=DECAY, corrected_weight_decay=True)
+
+
+PEERS: dict[str, dict[str, Callable[[], Make]]] = {
+    "cautious": {"heavyball": _heavyball, "adv-optm": _adv_optm},
+    "lion": {"timm": _timm_lion, "lion-pytorch": _lion_pytorch, "optimi": _optimi_lion},
+    "corrected": {"timm": _timm_corrected},
+}
+"""Who else has a rule, by its name."""
