@@ -8,13 +8,13 @@ import itertools
 import pytest
 import torch
 from runs import RULES, arguments, name, rules_with, same_bits
+from test_cpu_reader import of_absolute, of_exp, of_log, of_maximum, of_minimum, of_power, of_sign, of_sqrt
 from torch.nn import Parameter
 from training import LAYOUTS, PRESETS, all_params, noise, options_of, parameters_of, train
 
 import weightdecay as wd
 from weightdecay.readers import rounding
 from weightdecay.readers.gpu import source
-from weightdecay.words import absolute, exp, log, maximum, minimum, power, sign, sqrt
 
 gpu = pytest.importorskip("weightdecay.readers.gpu.reader", reason="Triton is not installed", exc_type=ImportError)
 pytestmark = [
@@ -416,38 +416,6 @@ def test_what_no_kernel_can_do_is_refused_by_name():
 
 
 # Words -------------------------------------------------------------------------------------------------------------------
-
-
-def of_absolute(w, u, *, eta):
-    return absolute(w)
-
-
-def of_sign(w, u, *, eta):
-    return sign(w)
-
-
-def of_maximum(w, u, *, eta):
-    return maximum(w, u)
-
-
-def of_minimum(w, u, *, eta):
-    return minimum(w, u)
-
-
-def of_exp(w, u, *, eta):
-    return exp(w)
-
-
-def of_log(w, u, *, eta):
-    return log(w)
-
-
-def of_sqrt(w, u, *, eta):
-    return sqrt(w)
-
-
-def of_power(w, u, *, eta):
-    return power(w, u)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)

@@ -3,6 +3,7 @@
 A rule that runs on such values writes itself, once, in the language of its reader.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,16 +83,35 @@ class Written:
         raise TypeError("a value of the kernel has no truth while it is being written")
 
 
+class Pair:
+    """The number of each pair of neighbours in their tensor: 64 bits, of which a kernel holds two halves."""
+
+    def __init__(self, low: Any, high: Any) -> None:
+        self.low, self.high = low, high
+
+    def __and__(self, mask: int) -> Any:
+        assert mask == 0xFFFFFFFF
+        return self.low
+
+    def __rshift__(self, bits: int) -> Any:
+        assert bits == 32
+        return self.high
+
+
 class ByComparison:
-    """The words that are made of comparisons alone, for a writer that has `where`."""
+    """The words that are made of comparisons alone, for a writer that has `where` and `absolute`."""
 
     where: Callable[..., Any]
+    absolute: Callable[..., Any]
     alike: Callable[..., Any]
 
     def sign(self, x: Any) -> Any:
         if not isinstance(x, Written):
             return words.sign(x)
         return self.where(x > 0, 1.0, self.where(x < 0, -1.0, self.where(x == 0, 0.0, x)))
+
+    def finite(self, x: Any) -> Any:
+        return self.absolute(x) < math.inf
 
     def maximum(self, x: Any, y: Any) -> Any:
         return self._extremum("maximum", lambda x, y: x >= y, x, y)

@@ -21,6 +21,7 @@ from llvmlite import ir
 from weightdecay.readers import rounding, table
 from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
+from weightdecay.readers.written import Pair
 from weightdecay.reductions import REDUCTIONS, Reduction
 from weightdecay.step import step
 
@@ -130,21 +131,6 @@ class _Reached(Exception):  # noqa: N818
 
     def __init__(self, term: Value) -> None:
         self.term = term
-
-
-class _Pair:
-    """The number of each pair of neighbours in their tensor: 64 bits, of which the lanes of a kernel hold two halves."""
-
-    def __init__(self, low: Value, high: Value) -> None:
-        self.low, self.high = low, high
-
-    def __and__(self, mask: int) -> Value:
-        assert mask == 0xFFFFFFFF
-        return self.low
-
-    def __rshift__(self, bits: int) -> Value:
-        assert bits == 32
-        return self.high
 
 
 class _Pass:
@@ -320,7 +306,7 @@ class _Pass:
         pair = each.lshr(place, I64(1))
         low = each.add(spread(pair), ir.Constant(vector, list(range(pairs))))
         writer.lanes = pairs
-        drawn = writer.bound(rounding.mixed)(_Pair(Value(writer, low), Value(writer, spread(each.lshr(pair, I64(32))))), key)
+        drawn = writer.bound(rounding.mixed)(Pair(Value(writer, low), Value(writer, spread(each.lshr(pair, I64(32))))), key)
         writer.lanes = lanes
         if lanes == 1:
             odd = each.shl(each.and_(spread(place), ir.Constant(vector, [1])), ir.Constant(vector, [4]))

@@ -397,10 +397,6 @@ class Writer(ByComparison):
     def as_float16(self, x: Value) -> Value:
         return self.converted(self.converted(x, HALF), FLOAT)
 
-    def finite(self, x: Value) -> Value:
-        below: Value = self.absolute(x) < math.inf
-        return below
-
     def floor(self, x: Value) -> Value:
         return self.emit("floor", x, call=True)
 

@@ -18,6 +18,7 @@ import torch
 
 from weightdecay.readers import rounding, table
 from weightdecay.readers.gpu.values import DOUBLE, FLOAT, INT32, INT64, STORAGE, Value, Writer
+from weightdecay.readers.written import Pair
 from weightdecay.reductions import REDUCTIONS, Reduction
 from weightdecay.step import Equation, step
 
@@ -92,21 +93,6 @@ class _Sum:
     reduction: int | str
     """Which of the reductions that the rules ask for, in the order of the step; one of all tensors by its name."""
     largest: bool
-
-
-class _Pair:
-    """The number of each pair of neighbours in their tensor: 64 bits, as two halves."""
-
-    def __init__(self, low: Value, high: Value) -> None:
-        self.low, self.high = low, high
-
-    def __and__(self, mask: int) -> Value:
-        assert mask == 0xFFFFFFFF
-        return self.low
-
-    def __rshift__(self, bits: int) -> Value:
-        assert bits == 32
-        return self.high
 
 
 class _Pass:
@@ -253,7 +239,7 @@ if (g != 0) & (tl.load(skip) == 0):
         base, block = "tl.full((), base, tl.int64)", {"per_element": True}
         low = writer.emit(f"({base} >> 1).to(tl.int32) + (lane >> 1)", INT32, **block)
         high = writer.emit(f"({base} >> 33).to(tl.int32)", INT32, **block)
-        drawn = writer.bound(rounding.mixed)(_Pair(low, high), key)
+        drawn = writer.bound(rounding.mixed)(Pair(low, high), key)
         odd = writer.emit("(lane & 1) * 16", INT32, **block)
         half: Value = (drawn >> odd) & 0xFFFF
         return half
