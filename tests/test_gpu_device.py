@@ -45,12 +45,15 @@ def test_the_device_agrees_with_the_cpu(rules, dtype, how):
             assert distance(mine.detach().cpu(), theirs.detach()) <= bound
 
 
-@pytest.mark.parametrize("direction", ["adam", "nadam", "sgd"])
-def test_a_graph_replays_with_another_lr_and_lambda(direction):
+RULES = [("adam", "decoupled"), ("nadam", "decoupled"), ("sgd", "decoupled"), ("adam", "stable"), ("sgd", "group_threshold")]
+
+
+@pytest.mark.parametrize(("direction", "decay"), RULES)
+def test_a_graph_replays_with_another_lr_and_lambda(direction, decay):
     def fresh():
         params = [Parameter(noise(shape, torch.float32, place).cuda()) for place, shape in enumerate(SHAPES)]
         numbers = {"lr": torch.tensor(0.125, device="cuda"), "weight_decay": torch.tensor(0.5, device="cuda")}
-        optimizer = wd.Optimizer(params, direction=direction, decay="decoupled", capturable=True, **numbers)
+        optimizer = wd.Optimizer(params, direction=direction, decay=decay, capturable=True, **numbers)
         for place, param in enumerate(params):
             param.grad = noise(param.shape, torch.float32, 10 + place).cuda()
         return params, optimizer, numbers
@@ -77,6 +80,35 @@ def test_a_graph_replays_with_another_lr_and_lambda(direction):
     torch.cuda.synchronize()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(params, expected, strict=True))
     assert {state["step"].item() for state in optimizer.state.values()} == {4.0}
+
+
+def test_a_replay_steps_what_was_captured_whatever_came_between():
+    """A step outside of the graph takes other gradients, before the first replay and between two."""
+    param = Parameter(torch.zeros(2000, device="cuda"))
+    optimizer = wd.SGD([param], lr=1.0, capturable=True)
+    captured, others = (torch.full_like(param, value) for value in (1.0, 100.0))
+    param.grad = others
+    optimizer.step()  # −100
+    param.grad = captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(2):
+        param.grad = captured
+        optimizer.step()
+        param.grad = others
+        optimizer.step()
+        graph.replay()
+    torch.cuda.synchronize()
+    assert param.unique().tolist() == [-100.0 - 2 * (1.0 + 100.0 + 1.0)]
+
+
+def test_a_graph_of_a_schedule_that_the_host_counts_is_refused():
+    schedule = {"name": "linear", "steps": 10}
+    numbers = {"weight_decay": 0.5, "weight_decay_schedule": schedule, "capturable": True}
+    optimizer, _ = trained("cuda", direction="sgd", decay="decoupled", **numbers)
+    with pytest.raises(RuntimeError, match="follows a schedule"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
 
 
 def test_a_graph_of_steps_that_the_host_counts_is_refused():
