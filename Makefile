@@ -29,7 +29,7 @@ run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a
 test: $(INSTALLED)  ## run every test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-slow: $(INSTALLED)  ## run the tests that need gigabytes
+slow: $(INSTALLED)  ## run the tests that need gigabytes or take long
 	$(BIN)/python -m pytest -m slow tests
 
 # Its own environment, since Triton belongs to no CPU build of torch; before NumPy 2.4, which Triton 3.6's interpreter cannot use.
