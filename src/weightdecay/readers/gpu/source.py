@@ -105,7 +105,6 @@ class _Pass:
         self.found: list[_Sum] = []
         """The sums that this pass computes."""
         self.writer = Writer(DOUBLE if signature.weight == torch.float64 else FLOAT)
-        self.column: dict[str, Value] = {}
         self.loops = ["\n".join(self._body(masked)) for masked in (False, True)]
 
     def source(self, name: str) -> str:

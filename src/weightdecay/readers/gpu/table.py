@@ -1,5 +1,6 @@
 """A table of parameters on the device, rebuilt only when parameters, gradients or numbers have changed."""
 
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -58,10 +59,10 @@ class Table(table.Table):
         self.scaled: tuple[Tensor, Tensor] | None = None
         self.live: dict[int, Tensor] = {}
         """Numbers that are tensors on the device, by their place in the table: they are copied there, never read here."""
-        self.captured: list[Tensor] = []
-        """What graphs copy the table from."""
+        self.captured = False
+        """Whether a graph brings its own table when it is replayed."""
         self.spare: Tensor | None = self._staging()
-        """Memory for the next of them: a capture is no time to ask for some."""
+        """Memory for what the next graph copies it from: a capture is no time to ask for some."""
 
     def number(self, row: int, place: int, value: Any) -> float:
         """Return a number as the host writes it into a row; one of the device is written there, at each step."""
@@ -164,7 +165,9 @@ class Table(table.Table):
         if self.signature.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
             return None
         host, self.spare = self._staging() if self.spare is None else self.spare, None
-        self.captured.append(host)
+        self.captured = True
+        # The graph reads and writes these as long as its parameters are there, whatever becomes of this table.
+        weakref.finalize(self.params[0], [host, *self.arguments, *self.unscaled].clear)
         return host.copy_(torch.frombuffer(bytearray(content), dtype=torch.int64))
 
     def _staging(self) -> Tensor:
