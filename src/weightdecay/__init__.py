@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.audit.meter import Meter
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups
@@ -33,6 +34,7 @@ __all__ = [
     "Decomposition",
     "Derivation",
     "Grid",
+    "Meter",
     "Optimizer",
     "RuleError",
     "Split",

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.checkpoints import moment_dtype, name_of
-from weightdecay.files import write
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import SGD, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
+from weightdecay.rule import Kept
 from weightdecay.shrink import at_rest, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
@@ -154,17 +154,12 @@ class Decomposition(Mapping[Tensor, Split]):
 
         Needs matplotlib: `pip install 'weightdecay[sweep]'`.
         """
+        from weightdecay.report.canvas import save
         from weightdecay.report.spread import spread
 
-        kind, folder = Path(path).suffix.lower(), Path(path).parent
-        if kind not in (".png", ".svg"):
-            raise ValueError(f"path={str(path)!r} is neither a .png nor a .svg")
-        if not folder.is_dir():
-            raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(folder)!r}")
         if not any(split.shrink.gt(0).any() for split in self.values()):
             raise ValueError("no weight shrinks in the next step, so there is nothing to draw: is λ 0, or lr?")
-        picture = spread(self.title, self.summary(), [split.decoupled for split in self.values()])
-        write(Path(path), picture.png if kind == ".png" else picture.svg.encode())
+        save(path, lambda: spread(self.title, self.summary(), [split.decoupled for split in self.values()]))
 
 
 def decompose(optimizer: TorchOptimizer) -> Decomposition:
@@ -227,37 +222,64 @@ def as_ours(optimizer: TorchOptimizer) -> Optimizer:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Upcoming:
+    """The next step of one parameter, with all that it is computed from; nothing has been computed or changed."""
+
+    equation: Equation
+    given: Mapping[str, Mapping[str, Any]]
+    """What stands right of each rule's `*`, by kind of rule."""
+    values: Mapping[str, Tensor]
+    """What the rules take per element, in the dtype of the computation."""
+    state: Mapping[str, Any]
+    kept: tuple[Kept, ...]
+    t: float
+    """The number of the step, from 1."""
+    how: str
+    """How the result is rounded."""
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, index: int, place: int) -> "Upcoming":
+        """Return the step of the parameter at a place in a group."""
+        group = optimizer.param_groups[index]
+        param = group["params"][place]
+        if param.grad.layout != torch.strided:
+            name = name_of(group, index, place)
+            raise RuntimeError(f"the gradient of {name} is sparse ({param.grad.layout}), and no step is made with it")
+        equation, kept, how = optimizer.way(group)
+        state = dict(optimizer.state.get(param, {}))
+        held = [each for each in kept if state.get(each.key) is not None]
+        t = float(state["step"]) + 1 if state.get("step") is not None else 1.0 + any(each.changes for each in held)
+        given = optimizer.numbers(group, t)
+        for each in kept:
+            if state.get(each.key) is None:
+                state[each.key] = eager.start(each, param, equation.asking(each, given), moment_dtype(param))
+        how = rounding.resolve(how, param.dtype)
+        from_pair = "nearest" if state.get("compensation") is None else how
+        grad = -param.grad if group["maximize"] else param.grad
+        values = eager.operands(equation, param, grad, state, kept, from_pair, 1.0)
+        return cls(equation, given, values, state, kept, t, how)
+
+    def numbers(self, dtype: torch.dtype) -> eager.Numbers:
+        """Return the numbers of all rules, what they remember among them, for values of a dtype."""
+        return eager.remembered(self.equation, eager.numbers_in(dtype, self.given), self.state, self.kept)
+
+
 def _split(optimizer: Optimizer, index: int, place: int) -> Split:
     """Split the next step of one parameter."""
     group = optimizer.param_groups[index]
-    param, name = group["params"][place], name_of(group, index, place)
-    if param.grad.layout != torch.strided:
-        raise RuntimeError(f"the gradient of {name} is sparse ({param.grad.layout}), and no step is made with it")
-    equation, kept, how = optimizer.way(group)
-    state = dict(optimizer.state.get(param, {}))
-    held = [each for each in kept if state.get(each.key) is not None]
-    t = float(state["step"]) + 1 if state.get("step") is not None else 1.0 + any(each.changes for each in held)
-    given = optimizer.numbers(group, t)
-    for each in kept:
-        if state.get(each.key) is None:
-            state[each.key] = eager.start(each, param, equation.asking(each, given), moment_dtype(param))
-    how = rounding.resolve(how, param.dtype)
-    if state.get("compensation") is None and how == "compensated":
-        how = "nearest"
-    numbers = eager.remembered(equation, eager.numbers_in(eager.compute_dtype(param.dtype), given), state, kept)
-    grad = -param.grad if group["maximize"] else param.grad
-    values = eager.operands(equation, param, grad, state, kept, how, 1.0)
-    factor, rest = eager.split(equation, numbers, values)
-    numbers = eager.remembered(equation, eager.numbers_in(torch.float64, given), state, kept)
-    exact, _ = eager.split(equation, numbers, {name: value.double() for name, value in values.items()})
-    low = how == "nearest" and param.dtype in rounding.LOW_PRECISION
+    param, step = group["params"][place], Upcoming.of(optimizer, index, place)
+    factor, rest = eager.split(step.equation, step.numbers(eager.compute_dtype(param.dtype)), step.values)
+    doubled = {name: value.double() for name, value in step.values.items()}
+    exact, _ = eager.split(step.equation, step.numbers(torch.float64), doubled)
+    low = step.how == "nearest" and param.dtype in rounding.LOW_PRECISION
     return Split(
-        names[place] if (names := group.get("param_names")) else name,
+        names[place] if (names := group.get("param_names")) else name_of(group, index, place),
         factor,
         rest,
         (1 - exact).to(factor.dtype),
         float(group["lr"]),
-        _one_shrink(equation, given),
+        _one_shrink(step.equation, step.given),
         rounded_away(param.dtype) if low else 0.0,
     )
 

@@ -1,0 +1,294 @@
+"""What the decay of a running optimizer does: `wd.Meter(optimizer)`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer as TorchOptimizer
+
+from weightdecay import groups
+from weightdecay.arguments import number, whole
+from weightdecay.audit import sums
+from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
+from weightdecay.decomposition import Upcoming, as_ours
+from weightdecay.optimizer import Optimizer
+from weightdecay.readers import rounding
+
+EVERY = 100
+"""By default one step in so many is measured."""
+_MOST_UNREAD = 64
+"""So many samples may wait on the device until somebody asks; then they are read, so that they do not fill its memory."""
+
+
+@dataclass(eq=False)
+class _Taken:
+    """A sample whose numbers are still on the tensors' device."""
+
+    calls: int
+    skips: Tensor | None
+    """How many of the calls a GradScaler has skipped so far."""
+    skipped: Tensor | None
+    """Whether it skips this one."""
+    known: list[Known] = field(default_factory=list)
+    tallies: list[sums.Tally] = field(default_factory=list)
+    totals: list[tuple[list[int], Tensor]] = field(default_factory=list)
+
+
+class Meter:
+    """Measure what the decay does to the weights, every so many steps of any torch optimizer.
+
+    It hooks the optimizer's step and changes nothing: a run with a meter is the run without it, bit for bit. Between two
+    samples it does nothing. A sample is of one step and holds a copy of the weights during it; its numbers stay on a GPU
+    until they are asked for. `weightdecay.audit.readings.Reading` says what they are. DTensors (`fully_shard`) are measured
+    whole: every rank has the same numbers, and every rank needs the meter.
+
+    This package's optimizers and torch's SGD, Adam and AdamW are known from their rules. Of another optimizer the meter knows
+    the norms, the change and the angle; what the decay has to do with them is NaN, and `unknown` says why.
+
+    Args:
+        optimizer: of any kind; what accelerate and Lightning wrap around one is taken off.
+        every: measure the first step and each whose number is a multiple of this.
+        roles: what to sum up beside the groups: a model, whose tensors are told apart as embedding, matrix, norm, bias,
+            vector and scalar, or a role by the name of each parameter, which the optimizer's groups have to know then
+            (`weightdecay.param_groups(…, names=True)`). A tensor may be left out.
+        steps_per_epoch: optimizer steps, to know half-life and timescale in epochs as well.
+
+    Raises:
+        TypeError: `optimizer` is none, or `roles` neither a model nor a mapping.
+        ValueError: `every` is no whole number from 1, `steps_per_epoch` not positive, a name in `roles` unknown.
+
+    >>> w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    >>> optimizer = torch.optim.SGD([w], lr=0.5, weight_decay=0.01)
+    >>> with Meter(optimizer) as meter:
+    ...     w.grad = torch.tensor([[0.3, -0.1]])
+    ...     optimizer.step()
+    >>> metrics = meter.metrics()
+    >>> round(metrics["weight_decay/group0/norm"], 4), round(metrics["weight_decay/group0/shrink"], 4)
+    (5.0, 0.005)
+    >>> round(metrics["weight_decay/group0/kept"], 3), round(metrics["weight_decay/group0/half_life"], 1)
+    (1.0, 138.3)
+
+    Source: Kosson et al. 2024, arXiv:2305.17212 (angle, equilibrium); Wang & Aitchison 2024, arXiv:2405.13698 (timescale).
+    """
+
+    unknown: str | None = None
+    """Why nothing is known of the decay of this optimizer, if so."""
+
+    def __init__(
+        self,
+        optimizer: TorchOptimizer,
+        *,
+        every: int = EVERY,
+        roles: nn.Module | Mapping[str, str] | None = None,
+        steps_per_epoch: float | None = None,
+    ) -> None:
+        self.every = whole("every", every)
+        self.steps_per_epoch = None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, "(0, inf)")
+        inner = _unwrapped(optimizer)
+        self._roles = _roles(roles, inner)
+        try:
+            as_ours(inner)
+        except (TypeError, ValueError) as error:
+            self.unknown = str(error)
+        self._calls = 0
+        self._skips: Tensor | None = None
+        self._taken: _Taken | None = None
+        self._unread: list[_Taken] = []
+        self._samples: list[Sample] = []
+        self._hooks = [inner.register_step_pre_hook(self._before), inner.register_step_post_hook(self._after)]
+
+    # At a step ----------------------------------------------------------------------------------------------------------
+
+    def _before(self, optimizer: TorchOptimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Measure, if it is time, or see to it that the closure does as soon as it has made the gradients."""
+        self._taken = None
+        self._calls += 1
+        found_inf, skipped = getattr(optimizer, "found_inf", None), None
+        if found_inf is not None:
+            skipped = (found_inf > 0).long()
+            self._skips = skipped if self._skips is None else self._skips + skipped
+        if self._calls != 1 and self._calls % self.every:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._taken = self._take(optimizer, skipped)
+            return None
+
+        def measured() -> Any:
+            loss = closure()
+            if self._taken is None:  # of several evaluations, the first is at the weights before the step
+                self._taken = self._take(optimizer, skipped)
+            return loss
+
+        return ((args[0], measured, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": measured})
+
+    @torch.no_grad()
+    def _take(self, optimizer: TorchOptimizer, skipped: Tensor | None) -> _Taken:
+        """Copy the weights that have a gradient, and add up what the step is about to do."""
+        taken = _Taken(self._calls, self._skips, skipped)
+        try:
+            ours = as_ours(optimizer)
+        except (TypeError, ValueError):
+            ours = None
+        first = 0
+        for index, group in enumerate(optimizer.param_groups):
+            places = [place for place, param in enumerate(group["params"]) if param.grad is not None]
+            self._take_group(taken, optimizer, ours, index, places, first)
+            first += len(group["params"])
+        return taken
+
+    def _take_group(
+        self, taken: _Taken, optimizer: TorchOptimizer, ours: Optimizer | None, index: int, places: list[int], first: int
+    ) -> None:
+        """Add the tensors of a group, the first of which has this number among all."""
+        expected: dict[float, Expected] = {}
+        splits: list[tuple[sums.Tally, Upcoming, sums.Key]] = []
+        for place in places:
+            param = optimizer.param_groups[index]["params"][place]
+            how = "nearest" if ours is None else rounding.resolve(ours.param_groups[index]["rounding"], param.dtype)
+            tally = sums.Tally(param, optimizer.state, how)
+            law = None
+            if ours is None or param.grad.layout != torch.strided:
+                tally.refuse()
+            else:
+                step = Upcoming.of(ours, index, place)
+                law = expected[step.t] = expected.get(step.t) or Expected.of(step)
+                splits.append((tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), first + place)))
+            labels = (f"{GROUP}{index}", *([role] if (role := self._roles.get(param)) else []))
+            count = param.numel() * (2 if param.is_complex() else 1)
+            taken.known.append(Known(labels, count, param.ndim > 1, law))
+            taken.tallies.append(tally)
+        sums.add_before(splits, getattr(optimizer, "grad_scale", None))
+
+    @torch.no_grad()
+    def _after(self, *_: Any) -> None:
+        """Add up what the step has done, if it is measured."""
+        taken, self._taken = self._taken, None
+        if taken is None or not taken.tallies:
+            return
+        sums.add_after(taken.tallies)
+        taken.totals = sums.totals(taken.tallies)
+        taken.tallies = []
+        self._unread.append(taken)
+        if len(self._unread) == _MOST_UNREAD:
+            self._read()
+
+    def _read(self) -> None:
+        """Bring the numbers to the host, and drop the samples of steps that were none."""
+        for taken in self._unread:
+            if taken.skipped is not None and taken.skipped.item():
+                continue
+            rows: dict[int, list[float]] = {}
+            for places, totals in taken.totals:
+                rows.update(zip(places, totals.tolist(), strict=True))
+            tensors = [Measured.of(known, rows[place]) for place, known in enumerate(taken.known)]
+            step = taken.calls - (0 if taken.skips is None else int(taken.skips.item()))
+            self._samples.append(Sample.of(step, tensors, self.steps_per_epoch))
+        self._unread = []
+
+    # What was measured --------------------------------------------------------------------------------------------------
+
+    def history(self) -> tuple[Sample, ...]:
+        """Return every sample so far; only this, and what is made of it, makes the host wait for a GPU."""
+        self._read()
+        return tuple(self._samples)
+
+    def metrics(self, prefix: str = "weight_decay") -> dict[str, float]:
+        """Return what is known of the last sample as a flat dict for any logger: `weight_decay/group0/kept` and so on."""
+        samples = self.history()
+        return samples[-1].metrics(prefix) if samples else {}
+
+    @property
+    def step(self) -> int:
+        """Return the step of the last sample, 0 before the first."""
+        samples = self.history()
+        return samples[-1].step if samples else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every sample as plain data."""
+        return {"every": self.every, "unknown": self.unknown, "samples": [each.to_dict() for each in self.history()]}
+
+    def __str__(self) -> str:
+        samples = self.history()
+        lines = [str(samples[-1]) if samples else "nothing measured yet"]
+        return "\n".join([*lines, *(["", f"what the decay does is unknown: {self.unknown}"] if self.unknown else [])])
+
+    __repr__ = __str__
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the history into a .png or .svg: norm, shrink, angle and decay against update.
+
+        Needs matplotlib: `pip install 'weightdecay[sweep]'`.
+
+        Raises:
+            ValueError: nothing was measured yet, or the path is neither.
+            FileNotFoundError: there is no such folder.
+        """
+        from weightdecay.report.canvas import save
+        from weightdecay.report.course import course
+
+        samples = self.history()
+        if not samples:
+            raise ValueError(f"nothing was measured yet: of every {self.every} steps the meter measures one, and the first")
+        save(path, lambda: course(samples))
+
+    # Its end ------------------------------------------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Take the meter off the optimizer; what it has measured stays."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._taken = [], None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy keep: what was measured, without the optimizer."""
+        self._read()
+        return {**self.__dict__, "_hooks": [], "_taken": None, "_roles": {}}
+
+
+def _unwrapped(optimizer: Any) -> TorchOptimizer:
+    """Return the optimizer inside of what frameworks wrap around it, whose own hooks may not work."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), TorchOptimizer):
+        optimizer = inner
+    if not isinstance(optimizer, TorchOptimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}, not an optimizer: pass what has the step() method")
+    return optimizer
+
+
+def _roles(given: nn.Module | Mapping[str, str] | None, optimizer: TorchOptimizer) -> dict[Tensor, str]:
+    """Return the role of each tensor that has one."""
+    if given is None:
+        return {}
+    if isinstance(given, nn.Module):
+        return {param.tensor: _role(param) for param in groups._params(given)}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"roles is a {type(given).__name__}: pass the model, or a role by the name of each parameter")
+    known: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        known.update(zip(group.get("param_names", ()), group["params"], strict=False))
+    for name, role in given.items():
+        if not isinstance(role, str) or role.startswith(GROUP):
+            raise ValueError(f"roles[{name!r}]={role!r}: a role is a word that does not begin with {GROUP!r}")
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            why = "its parameters have no names: pass the model, or build its groups with names=True"
+            hint = (f"did you mean {close[0]!r}?" if close else f"it has {', '.join(list(known)[:3])}, …") if known else why
+            raise ValueError(f"roles names {name!r}, which is no parameter of the optimizer; {hint}")
+    return {known[name]: role for name, role in given.items()}
+
+
+def _role(param: groups.Param) -> str:
+    """Return what a tensor is in its model."""
+    recognise = (groups.bias, groups.norm, groups.scalar, groups.vector, groups.embedding)
+    return next((each.__name__ for each in recognise if each(param)), "matrix")

@@ -1,0 +1,212 @@
+"""What a step does to each tensor, as a few sums over its weights that stay on the tensors' device.
+
+They come in two halves, before and after the step, and no number is read back to the host in either. Each product is made of
+float64 copies of some thousands of weights at a time, so that large tensors need no memory and small ones no time of their own.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdecay.decomposition import Upcoming
+from weightdecay.readers import eager, rounding
+
+BEFORE = ("w·decay", "decay²", "step²", "w·undecayed", "w·gradient", "gradient²")
+"""Sums before a step w_t = g·w − η·h: w is the stored weight, `decay` (1 − g)·w, `step` η·h, `undecayed` by what w − η·h would
+differ from w if it was stored, and `gradient` that of the loss."""
+AFTER = ("w²", "w·change", "change²")
+"""Sums after it; `change` is by what the stored weight has become another."""
+_AT_ONCE = {"cpu": 2**15, "cuda": 2**22}
+"""How many weights are computed with at once: on a CPU what its caches hold, on a GPU what keeps it busy."""
+
+
+@dataclass(eq=False)
+class Tally:
+    """The sums of one tensor, in the middle of a step."""
+
+    param: Tensor
+    states: Mapping[Any, Mapping[str, Any]]
+    """The optimizer's state, by parameter."""
+    how: str
+    """How the optimizer rounds it, which decides what is stored."""
+    before: Tensor = field(init=False)
+    """The stored weights as they were, this rank's part."""
+    sums: dict[tuple[str, ...], list[Tensor]] = field(default_factory=lambda: {BEFORE: [], AFTER: []})
+    """One or more parts of them, to be added."""
+
+    def __post_init__(self) -> None:
+        self.before = self.stored().clone()
+
+    def stored(self) -> Tensor:
+        """Return the weights that the next step starts from, with their remainders where there are any."""
+        weights, remainder = self.param.detach(), self.states.get(self.param, {}).get("compensation")
+        if self.how == "compensated" and remainder is not None:
+            weights = rounding.restored(weights, remainder)
+        weights = _local(weights, self.param)
+        return torch.view_as_real(weights) if weights.is_complex() else weights
+
+    def refuse(self) -> None:
+        """Say that the step cannot be taken apart."""
+        self.sums[BEFORE] = [torch.full((len(BEFORE),), torch.nan, dtype=torch.float64, device=self.before.device)]
+
+    def total(self) -> Tensor:
+        """Return `BEFORE` and `AFTER` as one row."""
+        nothing = {names: torch.zeros(len(names), dtype=torch.float64, device=self.before.device) for names in self.sums}
+        return torch.cat([sum(parts, start=nothing[names]) for names, parts in self.sums.items()])
+
+
+def _local(tensor: Any, like: Any) -> Tensor:
+    """Return this rank's part of what is laid out as another tensor, or will be."""
+    found: Tensor = tensor
+    if hasattr(tensor, "to_local"):
+        found = tensor.redistribute(like.device_mesh, like.placements).to_local()
+    return found
+
+
+# Before the step ----------------------------------------------------------------------------------------------------------
+
+Key = tuple[Any, Any]
+Draw = Callable[[slice], Tensor]
+
+
+def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], scale: Tensor | None) -> None:
+    """Add what the steps of a group's tensors are about to do.
+
+    Args:
+        splits: the tensors with their steps and the keys of their random bits.
+        scale: what a GradScaler has multiplied the gradients by.
+    """
+    alike: dict[Any, list[tuple[Tally, Upcoming, Key]]] = {}
+    for tally, step, key in splits:
+        if step.equation.direction.whole or any(rule.reductions or rule.memory for rule in step.equation.rules):
+            # It asks for numbers of the whole tensor, or has some of its own: it is neither cut up nor joined with others.
+            values = {name: _unscaled(name, value, scale) for name, value in step.values.items()}
+            bits = _local(rounding.random_bits(step.values["w"], key), tally.param) if step.how == "stochastic" else None
+            tally.sums[BEFORE].append(_products(tally, step, values, bits).sum(-1))
+        else:
+            kind = step.t, tally.param.dtype, tally.before.device, step.how
+            alike.setdefault(kind, []).append((tally, step, key))
+    for each in alike.values():
+        _add_joined(each, scale)
+
+
+def _add_joined(alike: Sequence[tuple[Tally, Upcoming, Key]], scale: Tensor | None) -> None:
+    """Add the sums of tensors whose steps differ in nothing but their weights, some thousands of weights at a time."""
+    first, step, _ = alike[0]
+    names = ("w", "g", *(each.name for each in step.kept if each.per_element))
+    nothing = torch.zeros((), dtype=torch.float64, device=first.before.device)
+    flat = [{name: _local(each.values[name], tally.param).reshape(-1) for name in names} for tally, each, _ in alike]
+    draws = [_drawing(each.values["w"], tally.param, key) for tally, each, key in alike]
+    for batch in _batches([each["w"].numel() for each in flat], first.before.device):
+        joined = {name: torch.cat([flat[place][name][cut] for place, cut in batch]) for name in names}
+        values = {name: _unscaled(name, joined.get(name, nothing), scale) for name in step.values}
+        bits = torch.cat([draws[place](cut) for place, cut in batch]) if step.how == "stochastic" else None
+        _share(_products(first, step, values, bits), [(alike[place][0].sums[BEFORE], cut) for place, cut in batch])
+
+
+def _products(tally: Tally, step: Upcoming, values: Mapping[str, Tensor], bits: Tensor | None) -> Tensor:
+    """Return the products of `BEFORE` for this rank's weights, one row each."""
+    doubled = {name: value.double() for name, value in values.items()}
+    numbers = step.numbers(torch.float64)
+    g, h = eager.split(step.equation, numbers, doubled)
+    w, gradient, factor, direction = (_local(x, tally.param).reshape(-1) for x in (doubled["w"], doubled["g"], g, h))
+    decay, moved = (1 - factor) * w, numbers["decay"]["eta"] * direction
+    dtype = tally.param.dtype.to_real() if tally.param.dtype.is_complex else tally.param.dtype
+    undecayed = (w - moved).to(eager.compute_dtype(dtype))
+    if step.how == "stochastic":
+        assert bits is not None
+        undecayed = rounding.stochastic(undecayed, dtype, bits.reshape(-1))
+    elif step.how == "nearest":
+        undecayed = undecayed.to(dtype)
+    missing = undecayed.double() - w
+    return torch.stack([w * decay, decay * decay, moved * moved, w * missing, w * gradient, gradient * gradient])
+
+
+def _unscaled(name: str, value: Tensor, scale: Tensor | None) -> Tensor:
+    """Return a value with GradScaler's scale taken from the gradient, as the step does it."""
+    return value * scale.double().reciprocal().float().to(value.device) if name == "g" and scale is not None else value
+
+
+def _drawing(w: Tensor, param: Tensor, key: Key) -> Draw:
+    """Return what draws the random bits of some of a tensor's weights: the same that the step draws."""
+    if hasattr(w, "to_local") or not w.is_contiguous():
+        bits: list[Tensor] = []
+
+        def drawn(cut: slice) -> Tensor:
+            if not bits:
+                bits.append(_local(rounding.random_bits(w, key), param).reshape(-1))
+            return bits[0][cut]
+
+        return drawn
+    return lambda cut: rounding.halves(torch.arange(cut.start, cut.stop, device=w.device), key)
+
+
+# After the step -----------------------------------------------------------------------------------------------------------
+
+
+def add_after(tallies: Sequence[Tally]) -> None:
+    """Add what the step has changed."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tally]] = {}
+    for tally in tallies:
+        kinds.setdefault((tally.before.dtype, tally.before.device), []).append(tally)
+    for (_, device), alike in kinds.items():
+        pairs = [(each.before.reshape(-1), each.stored().reshape(-1)) for each in alike]
+        for batch in _batches([old.numel() for old, _ in pairs], device):
+            w, now = (torch.cat([pairs[place][side][cut] for place, cut in batch]).double() for side in (0, 1))
+            change = now - w
+            products = torch.stack([w * w, w * change, change * change])
+            _share(products, [(alike[place].sums[AFTER], cut) for place, cut in batch])
+
+
+def _batches(sizes: Sequence[int], device: torch.device) -> Iterator[list[tuple[int, slice]]]:
+    """Cut tensors of these sizes up and join the pieces, so that each batch has about as many weights as are good at once."""
+    most = _AT_ONCE.get(device.type, _AT_ONCE["cuda"])
+    batch: list[tuple[int, slice]] = []
+    room = most
+    for place, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            stop = min(size, start + room)
+            batch.append((place, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield batch
+                batch, room = [], most
+    if batch:
+        yield batch
+
+
+def _share(products: Tensor, owners: Iterable[tuple[list[Tensor], slice]]) -> None:
+    """Add up each tensor's part of the products."""
+    start = 0
+    for sums, cut in owners:
+        stop = start + cut.stop - cut.start
+        sums.append(products[:, start:stop].sum(-1))
+        start = stop
+
+
+def totals(tallies: Sequence[Tally]) -> list[tuple[list[int], Tensor]]:
+    """Return the sums of all tensors, over all ranks: the places of some, and a row for each of them."""
+    layouts: dict[Any, list[int]] = {}
+    for place, tally in enumerate(tallies):
+        param: Any = tally.param
+        spread = (param.device_mesh, param.placements) if hasattr(param, "to_local") else None
+        layouts.setdefault((tally.before.device, spread), []).append(place)
+    found = []
+    for (_, spread), places in layouts.items():
+        rows = torch.stack([tallies[place].total() for place in places])
+        found.append((places, rows if spread is None else _over_ranks(rows, *spread)))
+    return found
+
+
+def _over_ranks(rows: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+    """Add up what the ranks have of the same tensors, in one reduction for all of them."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    parts = [Partial() if each.is_shard() else Replicate() for each in placements]
+    whole: Tensor = DTensor.from_local(rows, mesh, parts, run_check=False).full_tensor()
+    return whole
