@@ -25,6 +25,8 @@ _FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)
+_CONSTANT = ("none", "decoupled", "independent", "corrected")
+"""The decays that take the same share of every weight, whatever its step."""
 _OURS: Mapping[type, Callable[..., Optimizer]] = {torch.optim.SGD: SGD, torch.optim.Adam: Adam, torch.optim.AdamW: Adam}
 
 
@@ -259,6 +261,13 @@ class Upcoming:
         grad = -param.grad if group["maximize"] else param.grad
         values = eager.operands(equation, param, grad, state, kept, from_pair, 1.0)
         return cls(equation, given, values, state, kept, t, how)
+
+    def shrink(self) -> float | None:
+        """Return the share that the step takes of every weight alike; None where there is no such number."""
+        decay = self.equation.decay
+        if self.equation.penalty is not None or decay.name not in _CONSTANT:
+            return None
+        return at_rest(decay, {name: float(x) for name, x in self.given["decay"].items()})
 
     def numbers(self, dtype: torch.dtype) -> eager.Numbers:
         """Return the numbers of all rules, what they remember among them, for values of a dtype."""

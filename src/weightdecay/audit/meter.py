@@ -19,7 +19,7 @@ from weightdecay.decomposition import Upcoming, as_ours
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import rounding
 
-EVERY = 100
+EVERY = 200
 """By default one step in so many is measured."""
 _MOST_UNREAD = 64
 """So many samples may wait on the device until somebody asks; then they are read, so that they do not fill its memory."""
@@ -202,6 +202,11 @@ class Meter:
         """Return what is known of the last sample as a flat dict for any logger: `weight_decay/group0/kept` and so on."""
         samples = self.history()
         return samples[-1].metrics(prefix) if samples else {}
+
+    @property
+    def waiting(self) -> bool:
+        """Tell whether there is a sample that nobody has asked for; this makes nobody wait."""
+        return bool(self._unread)
 
     @property
     def step(self) -> int:

@@ -9,15 +9,16 @@ from weightdecay import equilibrium
 from weightdecay.audit.sums import AFTER, BEFORE
 from weightdecay.decomposition import Upcoming
 from weightdecay.rule import Rule
-from weightdecay.shrink import at_rest, steps_to_halve
+from weightdecay.shrink import steps_to_halve
 from weightdecay.units import Record, Settings
 
-_CONSTANT = ("none", "decoupled", "independent", "corrected")
-"""The decays that take the same share of every weight."""
 _ORTHOGONAL = 1e-4
 """Where the cosine between a weight and its gradient is below, the length of the weight is taken not to change the loss."""
 _LARGE = 1e6
 """A gradient beside which every eps is nothing, and a step at which every bias is corrected."""
+
+GROUP = "group"
+"""What the label of a group begins with, before its number."""
 
 Sums = Mapping[str, float]
 
@@ -40,7 +41,7 @@ class Expected:
         penalty, direction, decay = step.equation.penalty, step.equation.direction, step.equation.decay
         given = {kind: {name: float(x) for name, x in numbers.items()} for kind, numbers in step.given.items()}
         eta, gain = given["decay"]["eta"], _gain(direction, given["direction"])
-        shrink = at_rest(decay, given["decay"]) if decay.name in _CONSTANT else None
+        shrink = step.shrink()
         if penalty is not None:
             is_l2 = penalty.name == "l2" and decay.name == "none"
             shrink = eta * given["penalty"]["lam"] * gain if is_l2 else math.nan
@@ -253,6 +254,11 @@ class Sample:
 
     header = ("", "weights", "‖w‖", "of equilibrium", "angle", "shrink", "kept", "decay/update", "half-life", "effective lr")
 
+    @staticmethod
+    def is_group(label: str) -> bool:
+        """Tell whether a label is a group's; the others are roles."""
+        return label.startswith(GROUP)
+
     @classmethod
     def of(cls, step: int, tensors: Iterable[Measured], steps_per_epoch: float | None) -> "Sample":
         """Sum up the tensors of each label: the groups first, the roles as they come."""
@@ -260,7 +266,7 @@ class Sample:
         for each in tensors:
             for label in each.known.labels:
                 labelled.setdefault(label, []).append(each)
-        labels = sorted(labelled, key=lambda label: not label.startswith(GROUP))
+        labels = sorted(labelled, key=lambda label: not cls.is_group(label))
         return cls(step, {label: Reading.of(labelled[label], steps_per_epoch) for label in labels})
 
     def metrics(self, prefix: str) -> dict[str, float]:
@@ -277,6 +283,3 @@ class Sample:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([f"step {self.step:,}", *lines])
-
-
-GROUP = "group"

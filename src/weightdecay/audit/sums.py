@@ -70,6 +70,7 @@ def _local(tensor: Any, like: Any) -> Tensor:
 
 Key = tuple[Any, Any]
 Draw = Callable[[slice], Tensor]
+Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
 def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], scale: Tensor | None) -> None:
@@ -85,7 +86,7 @@ def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], scale: Tensor | No
             # It asks for numbers of the whole tensor, or has some of its own: it is neither cut up nor joined with others.
             values = {name: _unscaled(name, value, scale) for name, value in step.values.items()}
             bits = _local(rounding.random_bits(step.values["w"], key), tally.param) if step.how == "stochastic" else None
-            tally.sums[BEFORE].append(_products(tally, step, values, bits).sum(-1))
+            tally.sums[BEFORE].append(_dots(_factors(tally, step, values, bits)))
         else:
             kind = step.t, tally.param.dtype, tally.before.device, step.how
             alike.setdefault(kind, []).append((tally, step, key))
@@ -101,28 +102,34 @@ def _add_joined(alike: Sequence[tuple[Tally, Upcoming, Key]], scale: Tensor | No
     flat = [{name: _local(each.values[name], tally.param).reshape(-1) for name in names} for tally, each, _ in alike]
     draws = [_drawing(each.values["w"], tally.param, key) for tally, each, key in alike]
     for batch in _batches([each["w"].numel() for each in flat], first.before.device):
-        joined = {name: torch.cat([flat[place][name][cut] for place, cut in batch]) for name in names}
+        joined = {name: _joined([flat[place][name][cut] for place, cut in batch]) for name in names}
         values = {name: _unscaled(name, joined.get(name, nothing), scale) for name in step.values}
-        bits = torch.cat([draws[place](cut) for place, cut in batch]) if step.how == "stochastic" else None
-        _share(_products(first, step, values, bits), [(alike[place][0].sums[BEFORE], cut) for place, cut in batch])
+        bits = _joined([draws[place](cut) for place, cut in batch]) if step.how == "stochastic" else None
+        _share(_factors(first, step, values, bits), [(alike[place][0].sums[BEFORE], cut) for place, cut in batch])
 
 
-def _products(tally: Tally, step: Upcoming, values: Mapping[str, Tensor], bits: Tensor | None) -> Tensor:
-    """Return the products of `BEFORE` for this rank's weights, one row each."""
-    doubled = {name: value.double() for name, value in values.items()}
-    numbers = step.numbers(torch.float64)
-    g, h = eager.split(step.equation, numbers, doubled)
-    w, gradient, factor, direction = (_local(x, tally.param).reshape(-1) for x in (doubled["w"], doubled["g"], g, h))
-    decay, moved = (1 - factor) * w, numbers["decay"]["eta"] * direction
+def _factors(tally: Tally, step: Upcoming, values: Mapping[str, Tensor], bits: Tensor | None) -> Pairs:
+    """Return what is multiplied for `BEFORE`, of this rank's weights in float64."""
     dtype = tally.param.dtype.to_real() if tally.param.dtype.is_complex else tally.param.dtype
+    shrink = step.shrink()
+    if shrink is None:
+        # In float32, 1 − g has lost the digits of a small shrink.
+        exact = {name: value.double() for name, value in values.items()}
+        g, h = eager.split(step.equation, step.numbers(torch.float64), exact)
+        w, factor, h = (_local(x, tally.param).reshape(-1) for x in (exact["w"], g, h))
+        decay, moved = (1 - factor) * w, float(step.given["decay"]["eta"]) * h
+    else:
+        u, _ = eager.step(step.equation.halves()[0], step.numbers(eager.compute_dtype(dtype)), values)
+        w, moved = _local(values["w"], tally.param).reshape(-1), step.given["decay"]["eta"] * _local(u, tally.param).reshape(-1)
+        decay = shrink * w.double()
     undecayed = (w - moved).to(eager.compute_dtype(dtype))
     if step.how == "stochastic":
         assert bits is not None
         undecayed = rounding.stochastic(undecayed, dtype, bits.reshape(-1))
     elif step.how == "nearest":
         undecayed = undecayed.to(dtype)
-    missing = undecayed.double() - w
-    return torch.stack([w * decay, decay * decay, moved * moved, w * missing, w * gradient, gradient * gradient])
+    w, moved, gradient = (x.double() for x in (w, moved, _local(values["g"], tally.param).reshape(-1)))
+    return [(w, decay), (decay, decay), (moved, moved), (w, undecayed.double() - w), (w, gradient), (gradient, gradient)]
 
 
 def _unscaled(name: str, value: Tensor, scale: Tensor | None) -> Tensor:
@@ -155,10 +162,9 @@ def add_after(tallies: Sequence[Tally]) -> None:
     for (_, device), alike in kinds.items():
         pairs = [(each.before.reshape(-1), each.stored().reshape(-1)) for each in alike]
         for batch in _batches([old.numel() for old, _ in pairs], device):
-            w, now = (torch.cat([pairs[place][side][cut] for place, cut in batch]).double() for side in (0, 1))
+            w, now = (_joined([pairs[place][side][cut] for place, cut in batch]).double() for side in (0, 1))
             change = now - w
-            products = torch.stack([w * w, w * change, change * change])
-            _share(products, [(alike[place].sums[AFTER], cut) for place, cut in batch])
+            _share([(w, w), (w, change), (change, change)], [(alike[place].sums[AFTER], cut) for place, cut in batch])
 
 
 def _batches(sizes: Sequence[int], device: torch.device) -> Iterator[list[tuple[int, slice]]]:
@@ -180,13 +186,21 @@ def _batches(sizes: Sequence[int], device: torch.device) -> Iterator[list[tuple[
         yield batch
 
 
-def _share(products: Tensor, owners: Iterable[tuple[list[Tensor], slice]]) -> None:
-    """Add up each tensor's part of the products."""
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # type: ignore[arg-type]
+
+
+def _share(pairs: Pairs, owners: Sequence[tuple[list[Tensor], slice]]) -> None:
+    """Give each tensor the sums over its part of the products."""
     start = 0
     for sums, cut in owners:
         stop = start + cut.stop - cut.start
-        sums.append(products[:, start:stop].sum(-1))
+        sums.append(_dots([(x[start:stop], y[start:stop]) for x, y in pairs]))
         start = stop
+
+
+def _dots(pairs: Pairs) -> Tensor:
+    return torch.stack([torch.dot(x, y) for x, y in pairs])
 
 
 def totals(tallies: Sequence[Tally]) -> list[tuple[list[int], Tensor]]:
