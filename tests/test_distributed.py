@@ -6,6 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from runs import RULES, assert_close, name, optimizer_with
 
+import weightdecay as wd
+
 SHAPE = (5, 3)  # which two processes cannot share evenly
 STEPS = 4
 STEPPED = [rule for rule in RULES if not (rule.kind == "direction" and rule.whole)]
@@ -64,3 +66,56 @@ def test_a_sharded_parameter_steps_as_the_whole_one(rule, of_two_processes):
     assert set(state) == set(kept)
     for key, value in kept.items():
         torch.testing.assert_close(state[key], value, rtol=1e-13, atol=1e-15, msg=lambda text, key=key: f"{key}: {text}")
+
+
+# The meter ----------------------------------------------------------------------------------------------------------------
+
+METERED = {
+    "AdamW": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5, reader="eager"),
+    "SGD with L2": lambda params: wd.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.5, reader="eager"),
+    "stochastic": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5),
+    "a reduction": lambda params: wd.Optimizer(params, 0.1, direction="adam", decay="norm_control", weight_decay=0.5),
+    "torch's AdamW": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.5, foreach=False),
+    "unknown": lambda params: torch.optim.Adadelta(params, lr=0.1, foreach=False),
+}
+
+
+def metered(build, cut, dtype):
+    """Return what a meter says of two tensors, of which the second is each rank's own."""
+    w, history = (tensor.to(dtype) for tensor in data())
+    params = [torch.nn.Parameter(cut(w.clone())), torch.nn.Parameter(w[0].clone())]
+    optimizer = build(params)
+    meter = wd.Meter(optimizer, every=1, steps_per_epoch=2)
+    for gradient in history:
+        params[0].grad, params[1].grad = cut(gradient.clone()), gradient[0].clone()
+        optimizer.step()
+    return meter.to_dict()["samples"]
+
+
+def metered_by_both(rank, rendezvous, out):
+    """Measure on both ranks, cut up by rows and as copies, and save what each says."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    mesh = init_device_mesh("cpu", (2,))
+    found = {}
+    for title, build in METERED.items():
+        for placement in (Shard(0), Replicate()):
+            dtype = torch.bfloat16 if title == "stochastic" else torch.float64
+            layout = [placement]
+            found[title, str(placement)] = metered(build, lambda t, layout=layout: distribute_tensor(t, mesh, layout), dtype)
+    torch.save(found, f"{out}{rank}")
+    dist.destroy_process_group()
+
+
+def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_rank(tmp_path):
+    mp.spawn(metered_by_both, (tmp_path / "rendezvous", tmp_path / "found"), nprocs=2)
+    for rank in (0, 1):
+        for (title, placement), samples in torch.load(tmp_path / f"found{rank}", weights_only=True).items():
+            expected = metered(METERED[title], lambda tensor: tensor, torch.bfloat16 if title == "stochastic" else torch.float64)
+            for sample, whole in zip(samples, expected, strict=True):
+                assert sample["step"] == whole["step"]
+                for name, value in whole["readings"]["group0"].items():
+                    assert sample["readings"]["group0"][name] == pytest.approx(value, rel=1e-9), (title, placement, name)

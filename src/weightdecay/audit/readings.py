@@ -15,7 +15,7 @@ from weightdecay.units import Record, Settings
 _ORTHOGONAL = 1e-4
 """Where the cosine between a weight and its gradient is below, the length of the weight is taken not to change the loss."""
 _LARGE = 1e6
-"""A gradient beside which every eps is nothing, and a step at which every bias is corrected."""
+"""A gradient beside which every eps is nothing."""
 
 GROUP = "group"
 """What the label of a group begins with, before its number."""
@@ -61,7 +61,7 @@ def _gain(direction: Rule, numbers: Mapping[str, float]) -> float:
 def _degree(direction: Rule, numbers: Mapping[str, float]) -> float:
     """Ask the rule itself what twice the gradient does to u."""
     starts = {each.name: each.start for each in direction.keeps if not each.per_element}
-    given = {**starts, **numbers, "t": _LARGE}
+    given = {**starts, **numbers}
     if direction.whole or not all(isinstance(given.get(name), float | int) for name in direction.numbers):
         return math.nan
     state, given = [0.0] * (len(direction.elements) - 1), {name: given[name] for name in direction.numbers}
@@ -81,7 +81,7 @@ def _balance(
     if shrink is None or not 0 < shrink < 1 or eta <= 0:
         return None
     if direction.name == "adam":
-        return lambda count, _: equilibrium.adam(count, eta=eta, shrink=shrink)
+        return lambda count, _: equilibrium.adam(count, eta=eta, shrink=shrink, beta1=numbers["beta1"])
     if direction.name == "lion":
         betas = {name: numbers[name] for name in ("beta1", "beta2")}
         return lambda count, _: equilibrium.lion(count, eta=eta, shrink=shrink, **betas)
