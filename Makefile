@@ -13,11 +13,11 @@ BIN := $(VENV)/bin
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
-.PHONY: help run test slow check package report bench docs clean
+.PHONY: help run test slow check package report bench integrations docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
 
 run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a report on weight decay
 	$(BIN)/weightdecay sweep digits --out $(OUT)
@@ -40,6 +40,10 @@ report: $(INSTALLED)  ## open the report of `make run` in headless Chromium and 
 bench: $(INSTALLED)  ## measure the CPU steps against torch's, in minutes on an idle machine
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[bench]" || echo "some packages to compare with do not install"
 	$(BIN)/python -m bench.cpu --out runs/bench/cpu.json $(BENCH)
+
+integrations: $(INSTALLED)  ## train with a meter in Hugging Face's Trainer and in Lightning
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[integrations]"
+	$(BIN)/python -m pytest -q tests/test_integrations.py
 
 docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[docs]"
