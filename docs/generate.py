@@ -7,6 +7,7 @@
 A marked place is `<!-- derive: adam l2 -->` … `<!-- /derive -->` or `<!-- rules -->` … `<!-- /rules -->`.
 """
 
+import contextlib
 import inspect
 import re
 import sys
@@ -227,6 +228,15 @@ def draw(rule: Rule) -> str:
     return picture(rule.name, drawn, caption(rule)).svg
 
 
+def run_page(name: str) -> None:
+    """Run the Python of a page in the folder of its pictures, which it draws."""
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    with contextlib.chdir(DOCS / name):
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(code, f"{name}.md", "exec"), names)
+
+
 # The marked places ----------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +341,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--pictures"]:
         for rule in ours():
             (PAGES / f"{rule.kind}_{rule.name}.svg").write_text(draw(rule), encoding="utf-8")
+        run_page("meter")
         return 0
     expected = contents()
     stale = [path for path, text in expected.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -34,7 +34,9 @@ def trainer(folder, *, callbacks=(), report_to="none", **arguments):
     """Return a Trainer of a small GPT-2 with random weights."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    config = transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config)
     tokens = torch.randint(64, (48, 16), generator=torch.Generator().manual_seed(0))

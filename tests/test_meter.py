@@ -168,7 +168,9 @@ def test_a_complex_number_is_two_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rules", [{"decay": "decoupled"}, {"penalty": "l2", "penalty_weight": LAMBDA, "weight_decay": 0}], ids=str)
+@pytest.mark.parametrize(
+    "rules", [{"decay": "decoupled"}, {"penalty": "l2", "penalty_weight": LAMBDA, "weight_decay": 0}], ids=str
+)
 def test_the_sums_do_not_depend_on_how_tensors_are_cut_up_and_joined(rules, dtype, monkeypatch):
     found = []
     for most in (7, 2**20):

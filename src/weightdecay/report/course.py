@@ -22,7 +22,12 @@ _WIDTH, _HEIGHT = 3.3, 1.9
 Value = Callable[["Reading"], float]
 _PANELS: Sequence[tuple[str, str, Value, Value | None]] = (
     ("norm", "dashed: at equilibrium", lambda each: each.norm, lambda each: each.equilibrium),
-    ("shrink per step", "dashed: intended", lambda each: each.realised, lambda each: each.shrink),
+    (
+        "shrink per step",
+        "dashed: intended",
+        lambda each: each.realised if each.shrink > 0 else math.nan,
+        lambda each: each.shrink,
+    ),
     ("angle per step", "radians", lambda each: each.angle, None),
     ("decay against update", "‖(1 − g)·w‖/‖η·h‖", lambda each: each.decay_to_update, None),
 )
