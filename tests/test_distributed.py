@@ -117,6 +117,6 @@ def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_
             expected = metered(METERED[title], lambda tensor: tensor, dtype_of(title))
             for sample, whole in zip(samples, expected, strict=True):
                 assert sample["step"] == whole["step"]
-                for name, value in whole["readings"]["group0"].items():
-                    found = sample["readings"]["group0"][name]
-                    assert found == value or found == pytest.approx(value, rel=1e-9), (title, layout, name)
+                for quantity, value in whole["readings"]["group0"].items():
+                    found = sample["readings"]["group0"][quantity]
+                    assert found == value or found == pytest.approx(value, rel=1e-9), (title, layout, quantity)

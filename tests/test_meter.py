@@ -72,7 +72,8 @@ def test_the_realised_shrink_is_the_step_without_decay_less_the_step(build):
 @pytest.mark.parametrize("rules", [
     {"decay": "decoupled"}, {"decay": "implicit"}, {"decay": "soft_threshold"}, {"decay": "norm_control", "weight_decay": 0.1},
     {"direction": "nadam", "decay": "decoupled"}, {"penalty": "l2", "penalty_weight": LAMBDA, "weight_decay": 0},
-    {"penalty": "l1", "penalty_weight": LAMBDA, "weight_decay": 0}, {"penalty": "norm", "penalty_weight": LAMBDA, "weight_decay": 0},
+    {"penalty": "l1", "penalty_weight": LAMBDA, "weight_decay": 0},
+    {"penalty": "norm", "penalty_weight": LAMBDA, "weight_decay": 0},
 ], ids=str)  # fmt: skip
 def test_the_intended_shrink_is_the_decompositions(rules):
     params = [one(), one((3,)), one(())]
@@ -464,6 +465,17 @@ def test_between_samples_nothing_runs_and_at_samples_no_number_is_read_but_the_s
     assert counts[1][1] == counts[None][1] + len(params)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own, on the way into its compiler
+def test_a_compiled_step_is_measured():
+    optimizer = torch.optim.AdamW([one()], **ADAM)
+    meter = wd.Meter(optimizer, every=2)
+    step = torch.compile(optimizer.step, backend="eager")
+    for _ in range(4):
+        step()
+    assert [sample.step for sample in meter.history()] == [1, 2, 4]
+    assert meter.metrics()["weight_decay/group0/kept"] == pytest.approx(1, abs=1e-9)
+
+
 def test_detached_it_measures_no_more_and_keeps_what_it_has():
     optimizer = torch.optim.SGD([one()], lr=0.1)
     with wd.Meter(optimizer, every=1) as meter:
@@ -529,7 +541,8 @@ def test_what_frameworks_wrap_around_an_optimizer_is_taken_off():
 
 
 @pytest.mark.parametrize(("options", "error", "words"), [
-    ({"every": 0}, ValueError, ["every=0"]), ({"every": 2.5}, ValueError, ["every=2.5"]), ({"every": "x"}, TypeError, ["every"]),
+    ({"every": 0}, ValueError, ["every=0"]), ({"every": 2.5}, ValueError, ["every=2.5"]),
+    ({"every": "x"}, TypeError, ["every"]),
     ({"steps_per_epoch": -1}, ValueError, ["steps_per_epoch"]), ({"roles": 3}, TypeError, ["roles", "int"]),
     ({"roles": {"w": "norm"}}, ValueError, ["'w'", "names=True"]), ({"roles": {"w": "group1"}}, ValueError, ["group1"]),
 ], ids=str)  # fmt: skip
@@ -541,7 +554,7 @@ def test_it_refuses_what_cannot_be_meant_and_hooks_nothing(options, error, words
     assert not optimizer._optimizer_step_pre_hooks
     with pytest.raises(TypeError, match="int"):
         wd.Meter(3)
-    with pytest.raises(ValueError, match="did you mean 'mix.weight'"):
+    with pytest.raises(ValueError, match=r"did you mean 'mix\.weight'"):
         wd.Meter(torch.optim.SGD(Model().named_parameters()), roles={"mix.weigth": "matrix"})
 
 

@@ -100,7 +100,8 @@ class Meter:
         self._taken: _Taken | None = None
         self._unread: list[_Taken] = []
         self._samples: list[Sample] = []
-        before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # a compiled step calls them
+        # A step may be compiled, and nothing here should be.
+        before, after = map(torch.compiler.disable, (self._before, self._after))
         self._hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
 
     # At a step ----------------------------------------------------------------------------------------------------------
