@@ -473,7 +473,7 @@ def test_a_compiled_step_is_measured():
     for _ in range(4):
         step()
     assert [sample.step for sample in meter.history()] == [1, 2, 4]
-    assert meter.metrics()["weight_decay/group0/kept"] == pytest.approx(1, abs=1e-9)
+    assert meter.metrics()["weight_decay/group0/kept"] == pytest.approx(1, abs=1e-4)
 
 
 def test_detached_it_measures_no_more_and_keeps_what_it_has():
