@@ -13,11 +13,11 @@ BIN := $(VENV)/bin
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
-.PHONY: help run test slow check package report bench integrations docs clean
+.PHONY: help run test slow check package report bench integrations docs architectures clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
 
 run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a report on weight decay
 	$(BIN)/weightdecay sweep digits --out $(OUT)
@@ -51,6 +51,10 @@ docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an 
 	$(BIN)/python docs/generate.py --pictures
 	$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
 	$(BIN)/python -m pytest -q tests/test_derivation.py tests/test_documents.py -k katex
+
+architectures: $(INSTALLED)  ## check the groups of every model family of transformers
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[architectures]"
+	$(BIN)/python -m pytest -m architectures tests/test_architectures.py
 
 package: $(INSTALLED)  ## build the wheel and use it from a virtual environment without this tree
 	rm -rf build/wheel build/venv && mkdir -p build

@@ -4,11 +4,13 @@
     python docs/generate.py --check    write nothing, and fail where a file is not what it would be
     python docs/generate.py --pictures draw the pages' pictures, which are not kept in the repository
 
-A marked place is `<!-- derive: adam l2 -->` … `<!-- /derive -->` or `<!-- rules -->` … `<!-- /rules -->`.
+A marked place is `<!-- derive: adam l2 -->` … `<!-- /derive -->`, `<!-- rules -->` … `<!-- /rules -->` or
+`<!-- laws: torch -->` … `<!-- /laws -->`, which is made from docs/data/identify.json.
 """
 
 import contextlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,9 +24,11 @@ from weightdecay import hyperparameters
 from weightdecay.derivation import Derivation, in_lines
 from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
+from weightdecay.presets import PRESETS
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line
-from weightdecay.rule import Rule
+from weightdecay.rule import Rule, as_typed
+from weightdecay.step import Equation
 
 DOCS = Path(__file__).parent
 PAGES = DOCS / "rules"
@@ -74,16 +78,17 @@ def numbers(rule: Rule) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for name, value in rule.defaults.items():
         user = re.sub(r"^beta(\d)$", lambda found: f"betas[{int(found[1]) - 1}]", hyperparameters.user_name(name))
-        yield f"| `{name}` | `{user}` | {value:g} | {rule.domain.get(name, 'any')} |"
+        yield f"| `{name}` | `{user}` | {as_typed(value)} | {rule.domain.get(name, 'any')} |"
 
 
 def splits(rule: Rule) -> Iterator[str]:
     """Yield the rule's g and h with every rule that it is used with."""
-    directions = wd.rules().of("direction")
     if rule.kind == "direction":
         found = {f"`{name}` {kind}": wd.derive(rule.name, **{kind: name}) for name, kind in BESIDE.items()}
     else:
-        found = {f"`{name}`": wd.derive(name, **{rule.kind: rule.name}) for name in directions}
+        found = {
+            f"`{name}`": wd.derive(name, **{rule.kind: rule.name}) for name in wd.rules().of("direction") if fits(rule, name)
+        }
     yield "Every step is $w_t = g\\,w_{t-1} - \\eta\\,h$, with"
     rows = [f"| {'with' if rule.kind == 'direction' else 'direction'} | $g$ | $h$ |", "| --- | --- | --- |"]
     rows += [f"| {name} | {inline(d.notation, d.g)} | {inline(d.notation, d.h)} |" for name, d in found.items()]
@@ -91,6 +96,20 @@ def splits(rule: Rule) -> Iterator[str]:
     for title, derivations in by_notes(found):
         yield f"{title}: {' '.join(derivations)}"
     yield from long_run(found)
+
+
+def fits(rule: Rule, direction: str) -> bool:
+    """Return whether a direction makes all that a penalty or decay asks for."""
+    try:
+        Equation.of(direction, **{rule.kind: rule.name})
+    except ValueError:
+        return False
+    return True
+
+
+def plainest(rule: Rule) -> str:
+    """Return the direction that a penalty or decay is shown with."""
+    return "sgd" if fits(rule, "sgd") else "adam"
 
 
 def by_notes(found: dict[str, Derivation]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -144,7 +163,7 @@ def use(rule: Rule) -> str:
     w = torch.nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
     eval(asked, {"wd": wd, "params": [w]}).step()
-    presets = [name for name in ("SGD", "SGDW", "Adam", "AdamW") if rule.name in preset_rules(name)]
+    presets = [name for name in PRESETS if rule.name in preset_rules(name)]
     also = f" It is in {', '.join(f'`wd.{name}`' for name in presets)}." if presets else ""
     return f"```python\n{asked}\n```{chr(10) * 2 + also.strip() if also else ''}"
 
@@ -153,7 +172,7 @@ def preset_rules(name: str) -> set[str]:
     """Return the names of the rules that a preset is made of."""
     import torch
 
-    optimizer = getattr(wd, name)([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer = PRESETS[name]([torch.nn.Parameter(torch.zeros(1, 1))], lr=0.1)
     equation = optimizer.equation(optimizer.param_groups[0])
     return {each.name for each in equation.rules if each.name != "none"}
 
@@ -168,7 +187,8 @@ def caption(rule: Rule) -> str:
     if rule.kind == "penalty":
         return f"Weights without a gradient under plain SGD with this penalty, lr {ETA}, λ {LAMBDA}."
     if rule.kind == "decay":
-        return f"Weights that plain SGD pulls towards 1, from several starts, with this decay (lr {ETA}, λ {LAMBDA})."
+        pulls = {"sgd": "plain SGD pulls", "adam": "Adam pulls"}[plainest(rule)]
+        return f"Weights that {pulls} towards 1, from several starts, with this decay (lr {ETA}, λ {LAMBDA})."
     return f"A weight that the loss ½(w − 1)² pulls towards 1: alone, with L2 and with decoupled decay (lr {ETA}, λ {LAMBDA})."
 
 
@@ -179,8 +199,10 @@ def trajectories(rule: Rule) -> dict[str, list[list[float]]]:
         return {rule.name: walk(starts, 0.0, direction="sgd", penalty=rule.name, penalty_weight=LAMBDA)}
     if rule.kind == "decay":
         return {
-            "no decay": walk(starts, 1.0, direction="sgd"),
-            rule.name: walk(starts, 1.0, direction="sgd", decay=rule.name, weight_decay=LAMBDA if "lam" in rule.numbers else 0),
+            "no decay": walk(starts, 1.0, direction=plainest(rule)),
+            rule.name: walk(
+                starts, 1.0, direction=plainest(rule), decay=rule.name, weight_decay=LAMBDA if "lam" in rule.numbers else 0
+            ),
         }
     return {
         "alone": walk([2.0], 1.0, direction=rule.name),
@@ -193,13 +215,13 @@ def walk(starts: list[float], pull: float, **rules: Any) -> list[list[float]]:
     """Train each start on ½·pull·(w − 1)² and return the weights after each step."""
     import torch
 
-    w = torch.nn.Parameter(torch.tensor(starts, dtype=torch.float64))
+    w = torch.nn.Parameter(torch.tensor([starts], dtype=torch.float64))
     optimizer = wd.Optimizer([w], lr=ETA, reader="eager", **rules)
     seen = [starts]
     for _ in range(STEPS):
         w.grad = pull * (w.detach() - 1)
         optimizer.step()
-        seen.append(w.tolist())
+        seen.append(w[0].tolist())
     return seen
 
 
@@ -235,6 +257,40 @@ def run_page(name: str) -> None:
     with contextlib.chdir(DOCS / name):
         for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
             exec(compile(code, f"{name}.md", "exec"), names)
+
+
+def draw_schedules() -> str:
+    """Return the picture of docs/schedules.md: what a step takes under the schedules, while the learning rate falls."""
+    from weightdecay import schedules
+    from weightdecay.report.canvas import Canvas, Margins, picture
+
+    steps = 1000
+    rates = schedules.shares_of_peak(steps, "cosine")
+    shown: dict[str, dict[str, int]] = {
+        "constant_timescale": {},
+        "constant": {},
+        "follow_lr": {},
+        "linear": {"steps": steps},
+        "inverse_time": {"steps": 100},
+    }
+    colours = ["#b3372f", "#9aa1ac", "#2563a8", "#3a7d44", "#8a5fb0"]
+
+    def drawn() -> Canvas:
+        canvas = Canvas(1, 5.0, 2.8, Margins(0.55, 0.2, 0.2, 0.5, 0.0), 0)
+        (panel,) = canvas.panels
+        for (name, numbers), colour in zip(shown.items(), colours, strict=True):
+            schedule = {"name": name, "warmup": 0, "final": 0.0, **numbers}
+            shares = [rate * schedules.share(schedule, step=t, lr=rate, peak=1.0) for t, rate in enumerate(rates)]
+            panel.plot(shares, color=colour, label=name, linewidth=1.5)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xlabel("step")
+        panel.set_ylabel("shrink")
+        panel.set_xlim(0, steps)
+        panel.set_ylim(0, 1.05)
+        panel.legend(loc="upper right", bbox_to_anchor=(1, 0.95), fontsize=7)
+        return canvas
+
+    return picture("schedules", drawn, "What a step takes of a weight under the schedules, while the lr falls in a cosine.").svg
 
 
 # The marked places ----------------------------------------------------------------------------------------------------------
@@ -279,7 +335,7 @@ def steps(rule: Rule, reader: str) -> str:
 
     w = torch.nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
-    rules = {"direction": "sgd", rule.kind: rule.name}
+    rules = {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
     try:
         wd.Optimizer([w], lr=0.1, reader=reader, **rules).step()
     except (RuntimeError, ValueError):
@@ -312,7 +368,52 @@ def propositions_block(_: str) -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[str], str]] = {"derive": derive_block, "rules": rules_block, "propositions": propositions_block}
+def laws_block(package: str) -> str:
+    """Return what `bench/identify_peers.py` found of a package: a row per law, and what is odd."""
+    found = json.loads((DOCS / "data/identify.json").read_text(encoding="utf-8"))["packages"][package]
+    groups: dict[tuple[str, str], list[str]] = {}
+    shares: dict[tuple[str, str], list[float]] = {}
+    odd, errors = [], dict[str, list[str]]()
+    for name, law in found["laws"].items():
+        if "error" in law:
+            reason = re.split(r"float32: |does not run: ", law["error"])[-1].replace(f"{name}.", "")
+            errors.setdefault(plain(reason), []).append(f"`{name}`")
+            continue
+        key = law_in_words(law), "" if law["kind"] == "none" else law["strength"] or "not told"
+        groups.setdefault(key, []).append(f"`{name}`")
+        shares.setdefault(key, []).extend([] if law["bfloat16_share"] is None else [law["bfloat16_share"]])
+        odd += [f"* `{name}`, {trial}: {plain(text)}" for trial, text in law["remarks"].items()]
+        if key[1] == "not told" or (law["kind"] == "none" and law["dtype"]):
+            odd.append(f"* {plain(law['text'])}")
+    rows = ["| the decay is | of size | in bfloat16 it keeps | optimizers |", "| --- | --- | --- | --- |"]
+    for key, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+        low, high = min(shares[key], default=None), max(shares[key], default=None)
+        kept = "" if low is None else f"{low:.0%}" if round(low, 2) == round(high, 2) else f"{low:.0%} to {high:.0%}"
+        rows.append(f"| {key[0]} | {key[1]} | {kept} | {', '.join(names)} |")
+    if errors:
+        reasons = [f"{', '.join(names)} ({reason})" for reason, names in errors.items()]
+        odd.append(f"* Not run: {'; '.join(reasons)}.")
+    return "\n".join([f"`{found['module']}`, version {found['version']}:", "", *rows, *([""] if odd else []), *odd])
+
+
+def law_in_words(law: dict[str, Any]) -> str:
+    """Return the kind of a law, with its rule where that is another word."""
+    rule = law["rule"]
+    named = f"{law['kind']} (`{rule}`)" if rule not in (None, "l2", law["kind"]) else law["kind"]
+    return f"{named}, on the new weight" if law["weight"] == "new" and law["kind"] == "decoupled" else named
+
+
+def plain(text: str) -> str:
+    """Return text that Markdown and MyST take as it is."""
+    return re.sub(r"([|<>_*{}\[\]$])", r"\\\1", text)
+
+
+BLOCKS: dict[str, Callable[[str], str]] = {
+    "derive": derive_block,
+    "rules": rules_block,
+    "propositions": propositions_block,
+    "laws": laws_block,
+}
 
 
 def filled(text: str) -> str:
@@ -341,6 +442,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--pictures"]:
         for rule in ours():
             (PAGES / f"{rule.kind}_{rule.name}.svg").write_text(draw(rule), encoding="utf-8")
+        (DOCS / "schedules.svg").write_text(draw_schedules(), encoding="utf-8")
         run_page("meter")
         return 0
     expected = contents()

@@ -13,6 +13,8 @@ from weightdecay.words import absolute, maximum, sign
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RULES = tuple(wd.rules().values())
 WITH_LAMBDA = tuple(rule for rule in RULES if "lam" in rule.numbers)
+NOT_THE_IDENTITY = ("trust_ratio",)
+"""The rules that do something else than `none` at λ = 0."""
 DIRECTIONS = tuple(wd.rules().of("direction"))
 _PATTERN = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
@@ -23,7 +25,13 @@ def name(value):
 
 
 def weights(dtype=torch.float64, count=33):
-    return torch.nn.Parameter(torch.randn(count).to(dtype))
+    """Return a matrix, which every rule takes."""
+    return torch.nn.Parameter(torch.randn(count).to(dtype).view(3, -1))
+
+
+def laid_for(rule, values):
+    """Return numbers in a row as a tensor that a rule takes: one of matrices is given a row."""
+    return values.view(1, -1) if rule.ndim == 2 else values
 
 
 def twin(param):
@@ -54,9 +62,17 @@ def optimizer_with(rule, params, *, lam=0.0, lr=0.1, direction="sgd", **options)
     """Return an optimizer with this rule, with sgd unless it says otherwise, and with nothing else."""
     if rule.kind == "direction":
         return wd.Optimizer(params, lr, direction=rule.name, **options)
+    if not fits(rule, direction):
+        direction = "adam"
     weight = "penalty_weight" if rule.kind == "penalty" else "weight_decay"
     given = {rule.kind: rule.name, **({weight: lam} if "lam" in rule.numbers else {})}
     return wd.Optimizer(params, lr, direction=direction, **given, **options)
+
+
+def fits(rule, direction):
+    """Return whether a direction makes all that the rule asks for; Adam does."""
+    made = wd.rules()["direction", direction].made
+    return all(made.issuperset(REDUCTIONS[key].elements) for key in rule.shared)
 
 
 def walk(optimizer, history, lrs=None):
@@ -65,7 +81,7 @@ def walk(optimizer, history, lrs=None):
     seen = []
     for t, entry in enumerate(history):
         for param, grad in zip(params, entry if isinstance(entry, list) else [entry] * len(params), strict=True):
-            param.grad = None if grad is None else grad.to(param.dtype)
+            param.grad = None if grad is None else grad.to(param.dtype).view(param.shape)
         if lrs is not None:
             for group in optimizer.param_groups:
                 group["lr"] = lrs[t]

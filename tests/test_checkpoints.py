@@ -1,6 +1,7 @@
 """Checkpoints: what is loaded continues as if it had never stopped, here and in torch, or is refused and changes nothing."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -10,7 +11,20 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import Linear, Parameter
-from training import COMBINATIONS, PRESETS, apart, bits, copies, everything, noise, parameters, set_gradients, train
+from training import (
+    COMBINATIONS,
+    KINDS,
+    apart,
+    bits,
+    copies,
+    default_dtype,
+    everything,
+    noise,
+    options_of,
+    parameters,
+    set_gradients,
+    train,
+)
 
 import weightdecay as wd
 
@@ -24,25 +38,43 @@ TWINS = {
     "Adam-decoupled": ("Adam", {**LAM, "decoupled_weight_decay": True}),
     "AdamW": ("AdamW", LAM),
     "AdamW-amsgrad": ("AdamW", {**LAM, "amsgrad": True}),
+    "NAdam": ("NAdam", LAM),
+    "NAdam-decoupled": ("NAdam", {**LAM, "decoupled_weight_decay": True}),
+    "RAdam": ("RAdam", LAM),
+    "Adamax": ("Adamax", LAM),
+    "Adagrad": ("Adagrad", {**LAM, "initial_accumulator_value": 0.5, "lr_decay": 0.1}),
+    "Adadelta": ("Adadelta", {**LAM, "lr": 1.0}),
+    "RMSprop": ("RMSprop", LAM),
+    "RMSprop-centered-momentum": ("RMSprop", {**LAM, "centered": True, "momentum": 0.9}),
 }
 IMPLEMENTATIONS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 twins = pytest.mark.parametrize(("name", "options"), TWINS.values(), ids=TWINS)
 
 
-def presets(params, **options):
-    """Return every preset there is, with momentum where it has some."""
-    for cls in PRESETS:
-        yield cls(params, **LAM, **options, **({"momentum": 0.9} if issubclass(cls, wd.SGD) else {}))
-
-
+kinds = pytest.mark.parametrize("preset", KINDS, ids=lambda cls: cls.__name__)
 combinations = pytest.mark.parametrize("rules", COMBINATIONS.values(), ids=COMBINATIONS)
 
 
 # To and from torch.optim ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
-@twins
+def implementations():
+    """Return every twin with every implementation that torch's optimizer has."""
+    for twin, (name, options) in TWINS.items():
+        for how, flag in IMPLEMENTATIONS.items():
+            if set(flag) <= set(inspect.signature(getattr(torch.optim, name)).parameters):
+                yield pytest.param(name, options, flag, id=f"{twin}-{how}")
+
+
+@pytest.fixture
+def in_float64():
+    """torch's NAdam keeps the product of its momenta in the default dtype."""
+    with default_dtype(torch.float64):
+        yield
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize(("name", "options", "implementation"), list(implementations()))
 def test_a_run_of_torch_continues_here(name, options, implementation):
     params = parameters()
     theirs = getattr(torch.optim, name)(params.values(), **options, **implementation)
@@ -55,6 +87,7 @@ def test_a_run_of_torch_continues_here(name, options, implementation):
     assert apart(fresh, theirs) >= 1e-10 or not theirs.state  # the state that was loaded is what makes them equal
 
 
+@pytest.mark.usefixtures("in_float64")
 @twins
 def test_a_run_from_here_continues_in_torch(name, options):
     params = parameters()
@@ -65,6 +98,16 @@ def test_a_run_from_here_continues_in_torch(name, options):
     for optimizer in (ours, theirs):
         train(optimizer, 5, first=6)
     assert apart(ours, theirs) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_adagrad_has_its_state_before_a_gradient_as_torchs_has(dtype):
+    """In torch 2.10 Adagrad goes on from no checkpoint without it."""
+    ours, theirs = (lib.Adagrad(parameters(dtype).values(), initial_accumulator_value=0.5) for lib in (wd, torch.optim))
+    assert bits(ours.state_dict()["state"]) == bits(theirs.state_dict()["state"])
+    train(ours, 1)
+    train(theirs, 1)
+    assert apart(ours, theirs) <= 1e-6
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
@@ -160,11 +203,11 @@ def test_resuming_is_bit_for_bit_never_having_stopped(way, dtype, rounding, rule
     assert everything(resumed) == everything(optimizer)
 
 
-@pytest.mark.parametrize("place", range(len(PRESETS)), ids=[cls.__name__ for cls in PRESETS])
+@kinds
 @ways
-def test_every_preset_resumes(way, place):
+def test_every_kind_of_preset_resumes(way, preset):
     def build(params):
-        return list(presets(list(params), rounding="stochastic", seed=7))[place]
+        return preset(params, **options_of(preset), rounding="stochastic", seed=7)
 
     params = parameters(torch.bfloat16)
     optimizer = build(params.values())
@@ -265,15 +308,15 @@ def test_a_key_that_an_older_version_lacked_keeps_its_value(rules):
 
 
 @pytest.mark.parametrize("number", [int, float])
-@pytest.mark.parametrize("place", range(len(PRESETS)), ids=[cls.__name__ for cls in PRESETS])
-def test_a_step_may_be_a_plain_number(place, number):
+@kinds
+def test_a_step_may_be_a_plain_number(preset, number):
     params = parameters()
-    optimizer = list(presets(list(params.values())))[place]
+    optimizer = preset(params.values(), **options_of(preset))
     train(optimizer, 3)
     older = copy.deepcopy(optimizer.state_dict())
     for state in older["state"].values():
         state["step"] = number(state["step"])
-    resumed = list(presets(list(copies(params).values())))[place]
+    resumed = preset(copies(params).values(), **options_of(preset))
     resumed.load_state_dict(older)
     assert bits(resumed.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
 

@@ -292,3 +292,111 @@ def test_without_its_libraries_the_command_says_what_to_install():
     assert result.returncode == 1
     assert "pip install 'weightdecay[sweep]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# weightdecay groups -----------------------------------------------------------------------------------------------------
+
+MODELS = """
+from torch import nn
+
+model = nn.ModuleDict({"ln_f": nn.RMSNorm(4), "head": nn.Linear(4, 4)})
+
+def make():
+    return model
+
+class Small(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 2)
+
+def broken():
+    raise RuntimeError("no weights today")
+
+frozen = nn.Linear(2, 2).requires_grad_(False)
+number = 3
+"""
+
+
+@pytest.fixture
+def models(folder):
+    Path(f"{folder}.py").write_text(MODELS)
+    return folder
+
+
+def test_groups_prints_the_table_that_the_library_makes(models):
+    from torch import nn
+
+    expected = wd.param_groups(nn.ModuleDict({"ln_f": nn.RMSNorm(4), "head": nn.Linear(4, 4)}), 0.3)
+    for name in ("model", "make"):
+        result = run("--app-dir", ".", "groups", f"{models}:{name}", "-w", "0.3")
+        assert result.output == f"{expected}\n"
+        assert result.exit_code == 0
+    result = run("--app-dir", ".", "groups", f"{models}:model", "-w", "0.3", "--json")
+    assert json.loads(result.output) == expected.to_dict()
+    result = run("--app-dir", ".", "groups", f"{models}:Small", "--style", "timm", "--json")
+    assert [row["weight_decay"] for row in json.loads(result.output)] == [0.1, 0.0]
+
+
+def test_groups_shows_what_a_style_would_do_otherwise_and_lists_the_roles(models):
+    result = run("--app-dir", ".", "groups", f"{models}:model", "--diff", "hf")
+    assert "1 of 3 tensors, 4 values, are treated otherwise by hf." in result.output
+    result = run("--app-dir", ".", "groups", f"{models}:model", "--diff", "hf", "--json")
+    assert [row["name"] for row in json.loads(result.output)] == ["ln_f.weight"]
+    rows = json.loads(run("groups", "--roles", "--json").output)
+    assert {"embedding", "norm.around_one", "lora.a"} <= {row["name"] for row in rows}
+    assert "norm.around_one (does not decay)" in run("groups", "--roles").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["number"], 1, "is a int; name a torch.nn.Module"),
+        (["broken"], 1, "RuntimeError: no weights today"),
+        (["frozen"], 1, "no trainable parameters"),
+        (["nothing"], 1, "has no 'nothing'"),
+        (["model", "-w", "-1"], 1, "weight_decay must be finite"),
+        (["model", "--style", "gpt"], 2, "'gpt' is not one of"),
+    ],
+)
+def test_groups_refuses_with_a_reason_and_no_traceback(models, arguments, code, message):
+    result = run("--app-dir", ".", "groups", f"{models}:{arguments[0]}", *arguments[1:])
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_groups_needs_a_model():
+    assert "a model is missing" in run("groups").output
+
+
+def test_identify_prints_the_law_and_json():
+    result = run("identify", "torch.optim:SGD", "--set", "momentum=0.9")
+    assert result.exit_code == 0
+    assert result.output.startswith("torch.optim:SGD(momentum=0.9) is coupled: ")
+    found = json.loads(run("identify", "torch.optim:AdamW", "--json").output)
+    assert (found["kind"], found["strength"]["formula"]) == ("decoupled", "lr·λ")
+    assert found["evidence"]["unexplained"]["the decay decoupled on the old weight"] < 1e-9
+
+
+def test_identify_sets_words_flags_and_pairs():
+    rules = ["--set", "direction=adam", "--set", "decay=cautious", "--set", "reader=eager", "--set", "betas=(0.8, 0.9)"]
+    assert "cautious" in run("identify", "weightdecay:Optimizer", *rules).output
+    assert run("identify", "torch.optim:SGD", "--set", "momentum").exit_code == 2
+    assert run("identify", "torch.optim:SGD", "--set", "lr=1", "--set", "lr=2").exit_code == 2
+
+
+def test_identify_fails_where_the_decay_is_another():
+    assert run("identify", "torch.optim:AdamW", "--expect", "decoupled").exit_code == 0
+    result = run("identify", "torch.optim:Adam", "--expect", "decoupled")
+    assert result.exit_code == 1
+    assert "expected decoupled, found coupled (l2)" in " ".join(result.stderr.split())
+
+
+def test_identify_refuses_what_is_no_optimizer():
+    for name, reason in (
+        ("torch.optim:Nothing", "has no 'Nothing'"),
+        ("torch.nn:Linear", "does not run"),
+        ("math:pi", "cannot be called"),
+    ):
+        result = run("identify", name)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert reason in " ".join(result.stderr.split())

@@ -1,13 +1,15 @@
 """A decomposition is the next step, taken apart and not done: g·w − lr·h is what `step()` then makes of every weight."""
 
 import copy
+import inspect
 import json
 import math
 import random
 
 import pytest
 import torch
-from runs import RULES, assert_close, decays_of_ones_own, name, same_bits
+from runs import RULES, assert_close, decays_of_ones_own, fits, name, same_bits
+from training import default_dtype
 
 import weightdecay as wd
 from weightdecay.words import absolute, where
@@ -19,12 +21,20 @@ LOW = (torch.bfloat16, torch.float16)
 
 
 def combinations():
-    """Return every direction with every penalty, every decay and L2 beside each of them; new rules join by themselves."""
+    """Return sgd and adam with every penalty, every decay and L2 beside each of them, and the other directions with the usual.
+
+    New rules join by themselves.
+    """
     found = []
-    for direction in BY_KIND["direction"]:
+    for direction in [rule for rule in BY_KIND["direction"] if not rule.whole]:
         for penalty in [None, *BY_KIND["penalty"]]:
             for decay in [None, *BY_KIND["decay"]]:
                 if penalty is not None and decay is not None and (penalty.name != "l2" or decay.name == "none"):
+                    continue
+                usual = {rule and rule.name for rule in (penalty, decay)} <= {None, "l2", "decoupled"}
+                if not usual and direction.name not in ("sgd", "adam"):
+                    continue
+                if decay is not None and not fits(decay, direction.name):
                     continue
                 given = {rule.kind: rule.name for rule in (direction, penalty, decay) if rule is not None}
                 if penalty is not None:
@@ -39,6 +49,11 @@ def combinations():
 
 
 every_combination = pytest.mark.parametrize("rules", combinations())
+BY_NO_LAMBDA = ("constrained", "hyperball")
+"""Decays that have no λ: a bound or a norm says how much they shrink, whatever the learning rate is."""
+by_lambda = pytest.mark.parametrize(
+    "rules", [case for case in combinations() if case.values[0].get("decay") not in BY_NO_LAMBDA]
+)
 
 
 def with_momentum(rules):
@@ -153,7 +168,7 @@ def test_the_split_is_the_next_step(rules, dtype):
         next_gradients(params)
 
 
-@every_combination
+@by_lambda
 def test_without_lambda_g_is_one(rules):
     without = {key: value for key, value in with_momentum(rules).items() if key not in ("penalty_weight", "weight_decay")}
     (param,) = tensors((6,))
@@ -161,13 +176,17 @@ def test_without_lambda_g_is_one(rules):
     for _ in range(2):
         split = decomposed(optimizer)[param]
         assert (split.g == 1).all()
-        assert split.decoupled == 0
+        assert not split.decoupled > 0
         optimizer.step()
 
 
-@every_combination
+@by_lambda
 def test_with_lambda_g_is_not_one(rules):
     """What λ does to the factor is far above the rounding that the other tests allow."""
+    if rules["direction"] in ("lion", "signum") and rules.get("decay") is None:
+        pytest.skip("a sign holds no factor of λ")
+    if rules.get("decay") == "selective_projection":
+        pytest.skip("it is idle in most steps")
     (param,) = tensors((6,))
     optimizer = wd.Optimizer([param], LR, **with_momentum(rules))
     optimizer.step()
@@ -177,7 +196,7 @@ def test_with_lambda_g_is_not_one(rules):
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-30])
-@every_combination
+@by_lambda
 def test_a_learning_rate_of_zero_divides_by_nothing(rules, lr):
     (param,) = tensors((6,))
     optimizer = wd.Optimizer([param], lr, **with_momentum(rules))
@@ -192,7 +211,7 @@ def test_a_learning_rate_of_zero_divides_by_nothing(rules, lr):
         assert_close(foreseen, param.detach(), tolerance=1e-15)
 
 
-@every_combination
+@by_lambda
 def test_h_at_learning_rate_zero_is_its_limit(rules):
     """It is the h of a small learning rate, and no λ hides in it that g would have at any other."""
     (param,) = tensors((6,))
@@ -303,6 +322,10 @@ PAIRS = [
     ("AdamW", {"weight_decay": LAMBDA, "maximize": True, "amsgrad": True}),
     ("AdamW", {"weight_decay": LAMBDA, "lr": torch.tensor(LR, dtype=torch.float64)}),
 ]
+PAIRS += [(name, {"weight_decay": LAMBDA}) for name in ("NAdam", "RAdam", "Adamax", "Adagrad")]
+PAIRS += [("Adadelta", {"weight_decay": LAMBDA, "lr": 1.0, "eps": 1e-2})]
+PAIRS += [("NAdam", {"weight_decay": LAMBDA, "decoupled_weight_decay": True, "maximize": True})]
+PAIRS += [("RMSprop", {"weight_decay": LAMBDA, "centered": True, "momentum": 0.9})]
 TORCHS = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
 
 
@@ -310,7 +333,8 @@ def cases():
     found = []
     for optimizer, options in PAIRS:
         shown = f"{optimizer}-" + "-".join(f"{key}={value}" for key, value in options.items() if key != "weight_decay")
-        for flags in [None, *TORCHS]:
+        known = inspect.signature(getattr(torch.optim, optimizer)).parameters
+        for flags in [None, *(flags for flags in TORCHS if set(flags) <= set(known))]:
             tensor = any(isinstance(value, torch.Tensor) for value in options.values())
             if flags and tensor and flags != {"foreach": False}:
                 continue  # torch's own implementations refuse these
@@ -328,11 +352,12 @@ def test_an_optimizer_of_torchs_is_split_as_it_steps(optimizer, options, flags, 
     for t in range(4):
         found = decomposed(running)
         assert found.title == optimizer
-        if t == 0:
+        if t == 0 and optimizer != "Adagrad":  # which has its state from the start
             assert not running.state
         foreseen = predicted(found, params)
         before = [param.detach().clone() for param in params]
-        running.step()
+        with default_dtype(dtype):  # in which torch's NAdam keeps the product of its momenta
+            running.step()
         for w, param, each in zip(before, params, foreseen, strict=True):
             scale = torch.maximum(w.abs(), param.detach().abs()).max()
             bound = (1e-12 if dtype == torch.float64 else 2e-6) * scale
@@ -674,7 +699,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one(tmp_pat
 # What is refused ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.LBFGS, torch.optim.NAdam, torch.optim.Adagrad])
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.Rprop, torch.optim.ASGD])
 def test_another_optimizer_is_refused(make):
     running = make(tensors((3,)))
     with pytest.raises(TypeError, match=rf"{make.__name__}.*only this package's optimizers, torch\.optim\.SGD.*AdamW"):

@@ -17,7 +17,7 @@ import pytest
 import sympy as sp
 import torch
 from matplotlib.mathtext import MathTextParser
-from runs import RULES, assert_close, decays_of_ones_own, numbers_of, reduced, same_bits, walk
+from runs import RULES, assert_close, decays_of_ones_own, fits, numbers_of, reduced, same_bits, walk
 
 import weightdecay as wd
 from weightdecay.step import Equation, step
@@ -61,7 +61,10 @@ def settings_of(direction):
 
 
 def combinations():
-    """Return every direction with every penalty, every decay, and one pair of both, in each of its settings."""
+    """Return sgd and adam with every penalty and every decay, in each of their settings, and the others with l2 and decoupled.
+
+    One direction of each kind, linear in the gradient or not, is enough: what stands beside it knows u alone.
+    """
     pairs = [(None, None), *((p, None) for p in BY_KIND["penalty"]), *((None, d) for d in BY_KIND["decay"])]
     lambdas = [[rule for rule in BY_KIND[kind] if "lam" in rule.numbers] for kind in ("penalty", "decay")]
     both = next(((p, d) for p in lambdas[0] for d in lambdas[1] if (p.name, d.name) == ("l2", "cautious")), None)
@@ -69,6 +72,10 @@ def combinations():
     for direction in BY_KIND["direction"]:
         for penalty, decay in [*pairs, *([both] if both else [])]:
             switched = {rule and rule.name for rule in (penalty, decay)} <= {None, "l2", "decoupled"}
+            if not switched and direction.name not in ("sgd", "adam"):
+                continue
+            if decay is not None and not fits(decay, direction.name):
+                continue
             for settings in settings_of(direction)[: None if switched else 2]:
                 names = [rule and rule.name for rule in (direction, penalty, decay)]
                 shown = [name for name in names if name] + [f"{key}={value}" for key, value in settings.items()]
@@ -123,8 +130,8 @@ def on_columns(function):
 class Case:
     """One combination with numbers: what the rules make of five weights on floats, and how to evaluate an expression."""
 
-    def __init__(self, direction, penalty, decay, settings, *, t=7, count=5, without_lambda=False):
-        draw = random.Random(f"{direction}{penalty}{decay}{t}")
+    def __init__(self, direction, penalty, decay, settings, *, t=7, count=5, without_lambda=False, seed=0):
+        draw = random.Random(f"{direction}{penalty}{decay}{t}{seed}")
         self.equation = rules_of(direction, penalty, decay)
         self.derivation = derived(direction, penalty, decay, **settings)
         given = {"momentum": 0.8, **settings} if self.equation.direction.name == "sgd" else settings
@@ -136,9 +143,11 @@ class Case:
         }
         self.w = Column(draw.choice([-1, 1]) * draw.uniform(0.5, 2) for _ in range(count))
         self.g = Column(draw.choice([-1, 1]) * draw.uniform(0.5, 2) for _ in range(count))
-        self.state = [Column(draw.uniform(0.3, 2) for _ in range(count)) for _ in self.equation.direction.state]
-        self.asked = {}
-        values = {"w": self.w, "g": self.g, **dict(zip(self.equation.direction.state, self.state, strict=True))}
+        kept = [kept.name for rule in self.equation.rules for kept in rule.keeps if kept.per_element]
+        self.kept = {name: Column(draw.uniform(0.3, 2) for _ in range(count)) for name in kept}
+        self.asked = {name: 0.7 for rule in self.equation.rules for name in rule.shared}
+        self.numbers = self.equation.with_shared(self.numbers, self.asked)
+        values = {"w": self.w, "g": self.g, **self.kept}
         self.after = step(self.equation, self.numbers, values, bind=on_columns, reduce=self._reduce)
 
     def _reduce(self, reduction, values, numbers):
@@ -154,7 +163,7 @@ class Case:
             found |= {f"lambda_{kind}": LAMBDA[kind] if "lam" in self.numbers[kind] else 0.0 for kind in LAMBDA}
             found |= {f"lambda_{kind}": self.numbers[kind]["lam"] for kind in LAMBDA}
         found |= self.asked | {"w": self.w[place], "∇L": self.g[place]}
-        found |= {name: column[place] for name, column in zip(self.equation.direction.state, self.state, strict=True)}
+        found |= {name: column[place] for name, column in self.kept.items()}
         return {
             self.derivation.symbols[name]: mpmath.mpf(value) for name, value in found.items() if name in self.derivation.symbols
         }
@@ -200,13 +209,28 @@ def as_steps(t):
 @pytest.mark.parametrize("t", [1, 7], ids=as_steps)
 @every_combination
 def test_the_step_is_what_the_rules_compute(direction, penalty, decay, settings, t):
-    case = Case(direction, penalty, decay, settings, t=t)
-    without = Case(direction, penalty, decay, settings, t=t, without_lambda=True)
-    effect = max(abs(x - y) for x, y in zip(case.after[0], without.after[0], strict=True)) if has_lambda(case) else None
+    case, effect = seen(direction, penalty, decay, settings, t)
     assert_close(case.everywhere(case.derivation.step), case.after[0], tolerance=TOLERANCE, effect=effect)
-    assert list(case.derivation.state) == list(case.equation.direction.state)
-    for x, column in zip(case.derivation.state.values(), case.after[1], strict=True):
-        assert_close(case.everywhere(x), column, tolerance=TOLERANCE)
+    assert set(case.derivation.state) == set(case.after[1])
+    for key, x in case.derivation.state.items():
+        assert_close(case.everywhere(x), case.after[1][key], tolerance=TOLERANCE)
+
+
+RARELY_SEEN = ({"lion", "l2"}, {"signum", "l2"}, {"sgd", "selective_projection"})
+"""What needs a sign that λ turns round, or a gradient that points back and a step that leads away."""
+
+
+def seen(direction, penalty, decay, settings, t):
+    """Return a case, and how much λ does in it: among some draws there is one in which a sign or a condition feels it."""
+    for seed in range(20):
+        case, without = (Case(direction, penalty, decay, settings, t=t, seed=seed, without_lambda=off) for off in (False, True))
+        if not has_lambda(case):
+            return case, None
+        effect = max(abs(x - y) for x, y in zip(case.after[0], without.after[0], strict=True))
+        if effect > 0:
+            return case, effect
+    assert {direction, penalty or decay} in RARELY_SEEN, "λ does nothing in twenty cases"
+    return case, None
 
 
 def has_lambda(case):
@@ -246,16 +270,21 @@ def test_g_and_h_hold_nothing_that_is_not_defined(direction, penalty, decay, set
 
 @every_combination
 def test_lambda_zero_leaves_g_at_one(direction, penalty, decay, settings):
-    derivation = derived(direction, penalty, decay, **settings)
-    lambdas = [x for name, x in derivation.symbols.items() if name.startswith("lambda")]
-    assert sp.simplify(derivation.g.subs(dict.fromkeys(lambdas, 0))) == 1
+    case = Case(direction, penalty, decay, settings, without_lambda=True)
+    if not has_lambda(case) and (penalty or decay):
+        pytest.skip("it has no λ")
+    with mpmath.workdps(50):
+        for place in range(len(case.w)):
+            assert abs(case.evaluated(case.derivation.g, case.with_lines(place)) - 1) <= TOLERANCE
 
 
 @every_combination
 def test_g_is_one_number_where_it_says_so(direction, penalty, decay, settings):
     case = Case(direction, penalty, decay, settings)
     if case.derivation.is_number:
-        assert len({float(x) for x in case.everywhere(case.derivation.g)}) == 1
+        with mpmath.workdps(50):
+            g = [float(case.evaluated(case.derivation.g, case.with_lines(place))) for place in range(len(case.w))]
+        assert max(g) - min(g) <= TOLERANCE
         assert not any("vector" in note for note in case.derivation.notes)
     else:
         assert any("vector" in note for note in case.derivation.notes)
@@ -296,7 +325,8 @@ def inserted(x, derivation, **values):
     """Return an expression with numbers, and with those of this file for what is not given."""
     equation = derivation.equation
     defaults = {name: value for rule in equation.rules for name, value in rule.defaults.items()}
-    known = {**defaults, "eta": LR, "eta_max": LR_MAX, "epsilon": 1e-8, "mu": 0.8}
+    known = {**defaults, "eta": LR, "eta_max": LR_MAX, "epsilon": 1e-8}
+    known |= {"mu": 0.8} if equation.direction.name == "sgd" else {}
     known["lambda"] = LAMBDA["penalty" if equation.penalty else "decay"]
     known |= {f"lambda_{kind}": value for kind, value in LAMBDA.items()} | values
     with mpmath.workdps(50):
@@ -308,9 +338,15 @@ def with_momentum(equation, settings):
     return {**settings, "momentum": settings.get("momentum", 0.8)} if equation.direction.name == "sgd" else settings
 
 
-CLOSED = {
-    (direction, None, decay) for direction in ("adam", "amsgrad", "sgd") for decay in ("cautious", "decoupled", "independent")
-} | {("sgd", penalty, None) for penalty in ("elastic_net", "l1", "l2")}
+CLOSED = (
+    {(direction, None, "decoupled") for direction in ("amsgrad", "lion", "radam", "rmsprop")}
+    | {
+        (direction, None, decay)
+        for direction in ("adam", "sgd")
+        for decay in ("cautious", "decoupled", "implicit", "independent")
+    }
+    | {("sgd", penalty, None) for penalty in ("elastic_net", "l1", "l2")}
+)
 
 
 def test_there_are_closed_forms_where_there_should_be():
@@ -416,7 +452,12 @@ def test_a_weight_at_the_fixed_point_stays(direction, penalty, decay, settings):
     derivation = derived(direction, penalty, decay, **settings)
     if derivation.fixed_point is None:
         pytest.skip("it has no formula for the fixed point")
-    full = with_momentum(derivation.equation, settings)
+    if any(rule.keeps for rule in derivation.equation.rules if rule.kind != "direction"):
+        pytest.skip("it leads back to where training began, which this test puts at the fixed point itself")
+    if direction == "adadelta":
+        pytest.skip("its means take a hundred million steps to settle")
+    short = {"radam": {"betas": (0.9, 0.9)}, "rmsprop": {"alpha": 0.9}}.get(direction, {})  # memories of these 300 steps
+    full = {**with_momentum(derivation.equation, settings), **short}
     gradient = torch.tensor([0.7, -1.3, 2.0], dtype=torch.float64)
     w = [float(inserted(derivation.fixed_point, derivation, **{"∇L": g}, **user_numbers(full))) for g in gradient.tolist()]
     w = torch.tensor(w, dtype=torch.float64)
@@ -528,8 +569,10 @@ def test_adamw():
     assert not any("leaves out" in note for note in d.notes)
 
 
-@pytest.mark.parametrize("decay", [rule.name for rule in BY_KIND["decay"]])
-@pytest.mark.parametrize("direction", [rule.name for rule in BY_KIND["direction"] if not rule.whole])
+@pytest.mark.parametrize(
+    ("direction", "decay"),
+    [(name, rule.name) for name in ("adam", "lion", "sgd") for rule in BY_KIND["decay"] if fits(rule, name)],
+)
 def test_a_decay_leaves_nothing_in_the_state(direction, decay):
     d = derived(direction, decay=decay)
     lam = d.symbols.get("lambda")
@@ -889,7 +932,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("rules", "numbers", "error", "says"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("rules", "numbers", "error", "says"), REFUSED, ids=lambda value: str(value).partition(" at 0x")[0][:40]
+)
 def test_what_cannot_be_meant_is_refused_in_words(rules, numbers, error, says):
     with pytest.raises(error) as found:
         wd.derive(*rules, **numbers)

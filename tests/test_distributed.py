@@ -12,7 +12,7 @@ import weightdecay as wd
 
 SHAPE = (5, 3)  # which two processes cannot share evenly
 STEPS = 4
-STEPPED = [rule for rule in RULES if not (rule.kind == "direction" and rule.whole)]
+STEPPED = RULES
 
 
 def data():
@@ -76,9 +76,10 @@ METERED = {
     "AdamW": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5, reader="eager"),
     "SGD with L2": lambda params: wd.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.5, reader="eager"),
     "stochastic": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5),
+    "a number of all tensors": lambda params: wd.AdamS(params, lr=0.1, weight_decay=0.5, reader="eager"),
     "a reduction": lambda params: wd.Optimizer(params, 0.1, direction="adam", decay="norm_control", weight_decay=0.5),
     "torch's AdamW": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.5, foreach=False),
-    "unknown": lambda params: torch.optim.Adadelta(params, lr=0.1, foreach=False),
+    "unknown": lambda params: torch.optim.Rprop(params, lr=0.1, foreach=False),
 }
 
 

@@ -57,16 +57,16 @@ def test_the_readmes_lines_print_what_it_shows(capsys, tmp_path, monkeypatch):
 def test_the_decay_of_contributing_works_as_typed(tmp_path, own_registry):
     (page,) = blocks("CONTRIBUTING.md", "python")
     assert len(page.splitlines()) < 25
-    path = tmp_path / "implicit.py"
+    path = tmp_path / "divided.py"
     path.write_text(page)
-    spec = importlib.util.spec_from_file_location("implicit", path)
+    spec = importlib.util.spec_from_file_location("divided", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     w = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = wd.Optimizer([w], 0.5, direction="sgd", decay="implicit", weight_decay=2.0)
+    optimizer = wd.Optimizer([w], 0.5, direction="sgd", decay="divided", weight_decay=2.0)
     w.grad = torch.tensor([0.5])
     optimizer.step()
-    assert w.item() == module.implicit(1.0, 0.5, eta=0.5, lam=2.0) == 0.375
+    assert w.item() == module.divided(1.0, 0.5, eta=0.5, lam=2.0) == 0.375
 
 
 def test_the_task_of_the_docs_sweeps_as_typed(tmp_path):

@@ -139,7 +139,8 @@ def test_weights_decay_and_nothing_else_does(build, weights):
 
 def test_a_norm_by_the_name_of_its_class_or_a_base_holds_vectors_only():
     model = nn.Sequential(ChannelRMSNorm(4), Grn(4), ScaleOnly(4), NormalisedLinear())
-    assert decays(model) == {"0.gamma": False, "1.gamma": False, "2.gamma": True, "3.weight": True}
+    assert decays(model) == {"0.gamma": False, "1.gamma": False, "2.gamma": False, "3.weight": True}
+    assert reasons(param_groups(model, LAMBDA))["2.gamma"] == "one vector"
 
 
 def test_a_gain_tied_to_a_norm_is_a_gain():
@@ -151,19 +152,24 @@ def test_a_gain_tied_to_a_norm_is_a_gain():
 def test_scalars_and_vectors_of_any_name_do_not_decay():
     model = nn.Linear(2, 2)
     model.temperature = nn.Parameter(torch.tensor(1.0))
+    model.depth = nn.Parameter(torch.tensor(1.0))
     model.slopes = nn.Parameter(torch.ones(3))
     groups = param_groups(model, LAMBDA)
-    assert reasons(groups) == {"temperature": "scalar", "slopes": "1-D tensor", "weight": "weight", "bias": "bias"}
+    assert reasons(groups) == {
+        "temperature": "logit scale",
+        "depth": "scalar",
+        "slopes": "1-D tensor",
+        "weight": "weight",
+        "bias": "bias",
+    }
 
 
-def test_a_bias_is_told_by_name_and_shape_not_by_a_substring():
-    t5 = nn.Module()
-    t5.relative_attention_bias = nn.Embedding(32, 8)
-    direct = nn.Module()
-    direct.relative_attention_bias = nn.Parameter(torch.ones(32, 8))
-    direct.unbiased = nn.Parameter(torch.ones(1, 8))
-    assert decays(t5) == {"relative_attention_bias.weight": True}
-    assert decays(direct) == {"relative_attention_bias": True, "unbiased": True}
+def test_a_bias_is_told_by_a_word_of_its_name_and_not_by_a_substring():
+    xlnet = nn.Module()
+    xlnet.r_w_bias = nn.Parameter(torch.ones(4, 8))
+    xlnet.unbiased = nn.Parameter(torch.ones(1, 8))
+    xlnet.bias_proj = nn.Linear(8, 8)
+    assert decays(xlnet) == {"r_w_bias": False, "unbiased": True, "bias_proj.weight": True, "bias_proj.bias": False}
 
 
 def test_one_bias_per_expert_is_a_bias():
@@ -182,7 +188,8 @@ def test_embeddings_decay_by_choice_and_a_tied_head_with_them(head_first):
     for embeddings in (True, False):
         groups = param_groups(model, LAMBDA, embeddings=embeddings, names=True)
         assert decay_of(groups) == {first: LAMBDA * embeddings, "body.weight": LAMBDA, "body.bias": 0.0}
-        assert reasons(groups)[first] == f"embedding; tied with {second}"
+        why = "" if embeddings else "; embeddings=False sets weight_decay=0.0"
+        assert reasons(groups)[first] == f"embedding{why}; tied with {second}"
     row = next(row for row in groups.to_dict() if row["name"] == first)
     assert row["tied"] == [second]
     assert decays(nn.EmbeddingBag(5, 3), embeddings=False) == {"weight": False}
@@ -522,8 +529,12 @@ def test_a_lambda_that_is_no_finite_number_from_zero_is_refused_by_name(value, e
 def test_pairs_are_grouped_by_name_and_shape():
     model = Wrapper(transformer())
     assert decays(model.named_parameters()) == decays(model)
-    table = ("relative_attention_bias", nn.Parameter(torch.ones(32, 8)))
-    assert decays([table, ("out_bias", nn.Parameter(torch.ones(8)))]) == {"relative_attention_bias": True, "out_bias": False}
+    pairs = [("pos_embed", nn.Parameter(torch.ones(32, 8))), ("pos_proj", nn.Parameter(torch.ones(8, 8)))]
+    assert decays([*pairs, ("out_bias", nn.Parameter(torch.ones(8)))]) == {
+        "pos_embed": False,
+        "pos_proj": True,
+        "out_bias": False,
+    }
     shared = nn.Parameter(torch.ones(2, 2))
     assert reasons(param_groups([("a", shared), ("b", shared)], LAMBDA)) == {"a": "weight; tied with b"}
 
@@ -536,7 +547,9 @@ def test_pairs_have_no_module_types_and_no_two_equal_names():
         param_groups(pairs + pairs, LAMBDA)
 
 
-@pytest.mark.parametrize("model", [list(nn.Linear(2, 2).parameters()), 3, torch.ones(2, 2), "model"], ids=str)
+@pytest.mark.parametrize(
+    "model", [list(nn.Linear(2, 2).parameters()), 3, torch.ones(2, 2), "model"], ids=lambda model: type(model).__name__
+)
 def test_what_is_neither_module_nor_pairs_is_refused(model):
     with pytest.raises(TypeError, match=r"model must be a module or \(name, parameter\) pairs, got \w+. Pass the model"):
         param_groups(model, LAMBDA)
@@ -583,9 +596,9 @@ def test_a_parametrised_tensor_keeps_the_reason_of_what_it_makes():
     assert reasons(param_groups(model, LAMBDA, embeddings=False)) == {
         "0.weight": "weight",
         "0.parametrizations.bias.original": "bias",
-        "1.bias": "norm (ParametrizedLayerNorm)",
+        "1.bias": "bias",
         "1.parametrizations.weight.original": "norm (ParametrizedLayerNorm)",
-        "2.parametrizations.weight.original": "embedding",
+        "2.parametrizations.weight.original": "embedding; embeddings=False sets weight_decay=0.0",
     }
 
 
@@ -603,7 +616,7 @@ def test_rows_are_json_and_survive_copy_and_pickle():
     groups = param_groups(Tied(), LAMBDA, patterns={"body": {"lr": 1e-4}})
     rows = groups.to_dict()
     assert json.loads(json.dumps(rows)) == rows
-    assert set(rows[0]) == {"name", "shape", "decays", "weight_decay", "group", "reason", "tied"}
+    assert set(rows[0]) == {"name", "role", "shape", "decays", "weight_decay", "group", "reason", "tied"}
     for other in (copy.deepcopy(groups), pickle.loads(pickle.dumps(groups))):
         assert isinstance(other, ParamGroups)
         assert other.to_dict() == rows

@@ -63,7 +63,7 @@ def test_a_trainers_log_says_what_the_decay_does(tmp_path):
     assert [entry["step"] for entry in logged] == [3, 6, 9, 12]  # the samples of steps 1, 4, 8 and 12
     assert [sample.step for sample in callback.meter.history()] == [1, 4, 8, 12]
     last = logged[-1]
-    assert {name for name in KNOWN if f"weight_decay/matrix/{name}" in last} == KNOWN
+    assert {name for name in KNOWN if f"weight_decay/weight/{name}" in last} == KNOWN
     assert last["weight_decay/group0/shrink"] == pytest.approx(LR * LAMBDA)
     assert last["weight_decay/group0/kept"] == pytest.approx(1, abs=0.01)
     assert last["weight_decay/group0/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 12)
@@ -146,10 +146,10 @@ def test_lightning_logs_what_the_decay_does(tmp_path):
     assert seen == {sample.step: pytest.approx(sample.readings["group0"].angle) for sample in meter.history()}
     assert list(seen) == [1, 4, 8]
     metrics = meter.metrics()
-    assert {name for name in KNOWN if f"weight_decay/matrix/{name}" in metrics} == KNOWN
+    assert {name for name in KNOWN if f"weight_decay/weight/{name}" in metrics} == KNOWN
     assert metrics["weight_decay/group0/shrink"] == pytest.approx(LR * LAMBDA)
     assert metrics["weight_decay/group0/kept"] == pytest.approx(1, abs=0.01)
-    assert metrics["weight_decay/matrix/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 5)
+    assert metrics["weight_decay/weight/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 5)
     plain, _ = lightning_run(tmp_path, gradient_clip_val=0.1)
     for metered, other in zip(module.parameters(), plain.parameters(), strict=True):
         assert torch.equal(metered, other)

@@ -417,6 +417,54 @@ REFUSED = {
         """,
         ("def",),
     ),
+    "shapes of single elements": (
+        """
+        @direction(source="a paper", state={"m": "m"}, shapes={"m": lambda shape: shape})
+        def bent(g, m, *, t):
+            return g, m
+        """,
+        ("whole=True", "shapes"),
+    ),
+    "dimensions of single elements": (
+        """
+        @direction(source="a paper", ndim=2)
+        def bent(g, *, t):
+            return g
+        """,
+        ("whole=True", "ndim"),
+    ),
+    "a word where none is listed": (
+        """
+        @direction(source="a paper", whole=True)
+        def bent(g, *, t, how="up"):
+            return g
+        """,
+        ("how='up'", "not a finite number"),
+    ),
+    "a default that is not among the words": (
+        """
+        @direction(source="a paper", whole=True, domain={"how": ("up", "down")})
+        def bent(g, *, t, how="sideways"):
+            return g
+        """,
+        ("how='sideways'", "{up, down}"),
+    ),
+    "a number of u before there is a u": (
+        """
+        @penalty(source="a paper")
+        def bent(w, *, lam, norm_u):
+            return lam * norm_u * w
+        """,
+        ("norm_u", "decay"),
+    ),
+    "a number of the gradient that is there whole": (
+        """
+        @direction(source="a paper", whole=True)
+        def bent(g, *, t, norm_w, dot_gd):
+            return g
+        """,
+        ("dot_gd", "itself"),
+    ),
     "no source text": (
         """
         exec('@penalty(source="a paper")\\ndef bent(w, *, lam):\\n    return lam * w')

@@ -13,7 +13,8 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from training import (
     COMBINATIONS,
-    PRESETS,
+    DIRECTIONS,
+    KINDS,
     all_params,
     apart,
     bits,
@@ -21,6 +22,7 @@ from training import (
     everything,
     noise,
     one_process,
+    options_of,
     parameters,
     set_gradients,
     train,
@@ -30,12 +32,7 @@ import weightdecay as wd
 
 LAM = {"lr": 0.05, "weight_decay": 0.1}
 combinations = pytest.mark.parametrize("rules", COMBINATIONS.values(), ids=COMBINATIONS)
-presets = pytest.mark.parametrize("preset", PRESETS, ids=lambda cls: cls.__name__)
-
-
-def options_of(preset):
-    """Return hyper-parameters under which every part of a preset is at work."""
-    return {**LAM, "momentum": 0.9, "dampening": 0.1} if issubclass(preset, wd.SGD) else LAM
+presets = pytest.mark.parametrize("preset", KINDS, ids=lambda cls: cls.__name__)
 
 
 # A step, and who hears of it --------------------------------------------------------------------------------------------
@@ -89,7 +86,7 @@ def test_it_prints_as_torchs_do(preset):
 @presets
 def test_a_closure_runs_once_with_gradients_and_its_loss_comes_back(preset):
     params = parameters()
-    optimizer = preset(params.values(), **LAM)
+    optimizer = preset(params.values(), **options_of(preset))
     calls = []
 
     def closure():
@@ -197,7 +194,7 @@ def test_derivatives_of_the_step_are_those_of_its_differences(rules, steps):
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize("direction", wd.rules().of("direction"))
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_state_is_never_the_gradient_itself(direction, differentiable):
     """SGD's buffer starts as the first gradient: a copy, which zero_grad does not reach."""
     param = noise((4,), torch.float64, 1) if differentiable else Parameter(noise((4,), torch.float64, 1))
@@ -281,7 +278,7 @@ def test_a_compiled_step_is_one_graph_with_the_same_numbers_and_a_new_lr_compile
 
 @presets
 def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset):
-    optimizer, reference = (preset(parameters(torch.float32).values(), **LAM) for _ in range(2))
+    optimizer, reference = (preset(parameters(torch.float32).values(), **options_of(preset)) for _ in range(2))
     calls = []
     optimizer.register_step_post_hook(lambda *_: calls.append("step"))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=100)
@@ -303,7 +300,7 @@ def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset):
 @presets
 def test_weights_are_averaged_beside_the_optimizer(preset):
     model = Linear(3, 2)
-    optimizer = preset(model.parameters(), **LAM)
+    optimizer = preset(model.parameters(), **options_of(preset))
     averaged = torch.optim.swa_utils.AveragedModel(model)
     scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.01, anneal_epochs=2)
     seen = []
@@ -335,7 +332,7 @@ schedulers = pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDU
 @schedulers
 @presets
 def test_what_a_scheduler_writes_into_the_groups_can_be_saved_and_loaded(preset, schedule):
-    optimizer = preset(parameters().values(), **LAM)
+    optimizer = preset(parameters().values(), **options_of(preset))
     scheduler = schedule(optimizer)
     for t in range(1, 4):
         train(optimizer, 1, first=t)
@@ -345,7 +342,7 @@ def test_what_a_scheduler_writes_into_the_groups_can_be_saved_and_loaded(preset,
     assert everything(resumed) == everything(optimizer)
 
 
-@pytest.mark.parametrize("direction", wd.rules().of("direction"))
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_one_cycle_finds_the_momentum_of_every_direction(direction):
     rule = wd.rules()["direction", direction]
     if not {"mu", "beta1"} & set(rule.defaults):
@@ -507,11 +504,11 @@ def test_a_copy_has_every_public_attribute(preset):
         return {name for name in vars(optimizer) if not name.startswith("_")}
 
     optimizer = preset(parameters().values())
-    twin = copy.deepcopy(optimizer)
+    twin, before = copy.deepcopy(optimizer), everything(optimizer)
     assert public(twin) == public(optimizer)
     assert twin.reader == optimizer.reader
     train(twin, 1)
-    assert not optimizer.state
+    assert everything(optimizer) == before
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from runs import (
     walk,
 )
 
+import weightdecay as wd
+
 STEPS, WEIGHTS, LAMBDA, LR = 40, 7, 0.3, 0.125
 TOLERANCE = 1e-12
 OURS = [rule for rule in RULES if rule.function.__module__.startswith("weightdecay.")]
@@ -24,7 +26,7 @@ OURS = [rule for rule in RULES if rule.function.__module__.startswith("weightdec
 
 def cases(kind):
     """Return every rule of a kind with every setting that its oracle names."""
-    rules = [rule for rule in OURS if rule.kind == kind and oracle(rule)]
+    rules = [rule for rule in OURS if rule.kind == kind and oracle(rule) and not rule.whole]
     return [pytest.param(rule, setting, id=f"{rule.name}-{setting}") for rule in rules for setting in oracle(rule).SETTINGS]
 
 
@@ -112,7 +114,26 @@ def test_a_direction_in_the_optimizer(rule, setting):
     assert_close(seen, expected, tolerance=TOLERANCE)
 
 
-@pytest.mark.parametrize(("rule", "setting"), cases("decay"))
+WHOLE = [
+    pytest.param(rule, setting, shape, id=f"{rule.name}-{setting}-{shape}")
+    for rule in OURS
+    if rule.whole and oracle(rule)
+    for setting in oracle(rule).SETTINGS
+    for shape in oracle(rule).SHAPES
+]
+
+
+@pytest.mark.parametrize(("rule", "setting", "shape"), WHOLE)
+def test_a_direction_of_whole_tensors_in_the_optimizer(rule, setting, shape):
+    draw = np.random.default_rng(0)
+    w, gradients = draw.normal(size=shape), draw.normal(size=(STEPS, *shape)) * draw.lognormal(size=shape)
+    optimizer = wd.Optimizer([parameter(w)], LR, direction=rule.name, reader="eager", **setting)
+    seen = walk(optimizer, torch.tensor(gradients), schedule().tolist())
+    expected = oracle(rule).weights(w, gradients, schedule(), **setting)
+    assert_close(seen, expected.reshape(STEPS, -1), tolerance=oracle(rule).TOLERANCE)
+
+
+@pytest.mark.parametrize(("rule", "setting"), [case for case in cases("decay") if not case.values[0].shared])
 def test_a_decay_on_floats(rule, setting):
     w, updates = data()
     expected = oracle(rule).weights(w, updates, schedule(), lam=LAMBDA, **setting)
@@ -131,6 +152,6 @@ def test_a_decay_in_the_optimizer(rule, setting):
     optimizer = optimizer_with(rule, [parameter(w)], lam=LAMBDA, **peak, **setting)
     seen = walk(optimizer, torch.tensor(updates), schedule().tolist())
     expected = oracle(rule).weights(w, updates, schedule(), lam=LAMBDA, **setting)
-    plain = w - (schedule()[:, None] * updates).cumsum(axis=0)
+    plain = oracle(rule).weights(w, updates, schedule(), lam=0.0, **setting)
     effect = abs(expected - plain).max() if "lam" in rule.numbers else None
     assert_close(seen, expected, tolerance=TOLERANCE, effect=effect)

@@ -1,6 +1,7 @@
 """What the tests train with: small parameters, gradients that follow from the step and the weights, comparison bit for bit."""
 
 import contextlib
+import inspect
 import os
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import Parameter
 
 import weightdecay as wd
-from weightdecay.presets import Preset
+from weightdecay import presets
 
-PRESETS = [cls for cls in vars(wd).values() if isinstance(cls, type) and issubclass(cls, Preset)]
+PRESETS = list(presets.PRESETS.values())
+KINDS = (wd.SGD, wd.SGDW, wd.Adam, wd.AdamW, wd.NAdam, wd.Adagrad, wd.AdamSPD)
+"""Presets for what does not depend on the formula: one of each kind of arguments and state."""
 SHAPES = {"weight": (4, 3), "bias": (3,), "scale": ()}
 LAYOUTS = {
     "transposed": lambda full: full.mT.contiguous().mT,
@@ -27,17 +30,29 @@ LAYOUTS = {
 }
 
 
+DIRECTIONS = [name for name, rule in wd.rules().of("direction").items() if not rule.whole]
+"""Those that take tensors of every shape; tests/test_whole_directions.py has the others."""
+
+
 def _combinations():
-    """Every direction, and every decay and penalty: together all the state there is and all the keys of a group."""
+    """Every such direction, and every decay and penalty that keeps something or asks for more than w and u.
+
+    Together they are all the state there is and all the keys of a group.
+    """
     rules = wd.rules()
-    for direction, rule in rules.of("direction").items():
-        momentum = {"momentum": 0.9} if "mu" in rule.defaults else {}
+    for direction in DIRECTIONS:
+        momentum = {"momentum": 0.9} if "mu" in rules["direction", direction].defaults else {}
         yield direction, {"direction": direction, "decay": "independent", "penalty": "l2", "penalty_weight": 0.01, **momentum}
     for decay, rule in rules.of("decay").items():
-        if "lam" in rule.numbers:
+        if "lam" in rule.numbers and (_asks_for_more(rule) or decay == "decoupled"):
             yield decay, {"direction": "adam", "decay": decay}
-    for penalty in rules.of("penalty"):
-        yield penalty, {"direction": "adam", "decay": "decoupled", "penalty": penalty, "penalty_weight": 0.1}
+    for penalty, rule in rules.of("penalty").items():
+        if _asks_for_more(rule) or penalty == "l2":
+            yield penalty, {"direction": "adam", "decay": "decoupled", "penalty": penalty, "penalty_weight": 0.1}
+
+
+def _asks_for_more(rule):
+    return bool(rule.keeps or rule.reductions or "eta_max" in rule.numbers)
 
 
 COMBINATIONS = dict(_combinations())
@@ -55,6 +70,17 @@ def noise(shape, dtype, seed):
 def parameters(dtype=torch.float64, shapes=SHAPES, seed=0) -> dict[str, Parameter]:
     """Return named parameters with normal values."""
     return {name: Parameter(noise(shape, dtype, seed + place)) for place, (name, shape) in enumerate(shapes.items())}
+
+
+def parameters_of(preset, dtype=torch.float64) -> dict[str, Parameter]:
+    """Return parameters that a preset takes: matrices for one that takes no others."""
+    return parameters(dtype, dict.fromkeys(SHAPES, (4, 3)) if preset.__name__.startswith("Muon") else SHAPES)
+
+
+def options_of(preset) -> dict[str, float]:
+    """Return hyper-parameters under which every part of a preset is at work."""
+    given = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.9, "dampening": 0.1}
+    return {name: given[name] for name in inspect.signature(preset).parameters if name in given}
 
 
 def copies(params: Mapping[str, Parameter]) -> dict[str, Parameter]:
@@ -127,6 +153,17 @@ def output(script, *, timeout=60, **environment):
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=timeout, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def default_dtype(dtype) -> Iterator[None]:
+    """Let torch make tensors of this dtype; its NAdam keeps the product of its momenta, and all count steps, in it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

@@ -11,14 +11,55 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.audit.meter import Meter
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
-from weightdecay.groups import param_groups
+from weightdecay.groups import param_groups, scale_invariant
 from weightdecay.lint import RuleError
+from weightdecay.migration import migrate
 from weightdecay.optimizer import Optimizer
-from weightdecay.presets import SGD, SGDW, Adam, AdamW
+from weightdecay.presets import (
+    LAMB,
+    SGD,
+    SGDC,
+    SGDCWD,
+    SGDW,
+    Adadelta,
+    AdadeltaW,
+    Adafactor,
+    Adagrad,
+    AdagradW,
+    Adam,
+    Adamax,
+    AdamaxW,
+    AdamC,
+    AdamCPR,
+    AdamCWD,
+    AdamH,
+    AdamHD,
+    AdamProx,
+    AdamS,
+    AdamSPD,
+    AdamW,
+    AdamWN,
+    Lion,
+    LionCWD,
+    Muon,
+    MuonH,
+    NAdam,
+    NAdamW,
+    PAdam,
+    ProxAdam,
+    ProxSGD,
+    RAdam,
+    RAdamW,
+    RMSprop,
+    RMSpropW,
+    Signum,
+)
 from weightdecay.rule import decay, direction, penalty, rules
+from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
 from weightdecay.units import convert, half_life, normalized, timescale, transfer
 
@@ -26,30 +67,69 @@ if TYPE_CHECKING:
     from weightdecay.derivation import Derivation, derive
 
 __all__ = [
+    "LAMB",
     "SGD",
+    "SGDC",
+    "SGDCWD",
     "SGDW",
+    "Adadelta",
+    "AdadeltaW",
+    "Adafactor",
+    "Adagrad",
+    "AdagradW",
     "Adam",
+    "AdamC",
+    "AdamCPR",
+    "AdamCWD",
+    "AdamH",
+    "AdamHD",
+    "AdamProx",
+    "AdamS",
+    "AdamSPD",
     "AdamW",
+    "AdamWN",
+    "Adamax",
+    "AdamaxW",
     "Data",
+    "DecayLaw",
     "Decomposition",
     "Derivation",
     "Grid",
+    "Lion",
+    "LionCWD",
     "Meter",
+    "Muon",
+    "MuonH",
+    "NAdam",
+    "NAdamW",
     "Optimizer",
+    "PAdam",
+    "ProxAdam",
+    "ProxSGD",
+    "RAdam",
+    "RAdamW",
+    "RMSprop",
+    "RMSpropW",
     "RuleError",
+    "Signum",
     "Split",
     "Task",
+    "WarmRestarts",
+    "WeightDecayScheduler",
     "convert",
     "decay",
     "decompose",
     "derive",
     "direction",
     "half_life",
+    "identify",
+    "migrate",
     "normalized",
     "param_groups",
     "penalty",
     "remaining",
     "rules",
+    "scale_invariant",
     "sweep",
     "timescale",
     "transfer",

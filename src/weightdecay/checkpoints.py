@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.names import differences, without_wrappers
 from weightdecay.readers import eager
 from weightdecay.rule import KINDS, Kept
 from weightdecay.step import Equation
@@ -37,8 +38,11 @@ class Checkpointed(torch.optim.Optimizer):
 
         Moments keep their precision (torch would cast them to the parameter's). The state is copied, never shared.
 
+        Where both have names (`param_names`), these have to agree, but for the prefixes of wrappers: torch pairs parameters
+        by their places. `weightdecay.migrate` moves a state into other groups.
+
         Raises:
-            ValueError: the groups do not match, a value in them cannot be meant, or the moments are another optimizer's.
+            ValueError: the groups or the names do not match, a value cannot be meant, or the moments are another optimizer's.
         """
         handle = self.register_load_state_dict_pre_hook(lambda _, final: self._sealed(final))  # after all hooks of the user's
         try:
@@ -49,6 +53,7 @@ class Checkpointed(torch.optim.Optimizer):
     def _sealed(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Refuse a state that would not fit, and wrap what belongs to a parameter so that torch cannot cast it."""
         groups = state_dict["param_groups"]
+        _refuse_other_names(groups, self.param_groups)
         if [len(g["params"]) for g in groups] == [len(g["params"]) for g in self.param_groups]:  # else torch says what is wrong
             for index, (saved, live) in enumerate(zip(groups, self.param_groups, strict=True)):
                 group = self._merged(saved, live)
@@ -69,7 +74,7 @@ class Checkpointed(torch.optim.Optimizer):
         known = {each.key: each for rule in equation.rules for each in rule.keeps}
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != "step"}
         held = set(tensors) - {"compensation"}
-        missing = [each.key for each in kept if each.key not in held]
+        missing = [each.key for each in kept if each.key not in held and each.shape_of(param.shape) is not None]
         if (missing and (held or "step" in state)) or (held and not held & set(known)):
             raise ValueError(
                 f"the loaded state of {name} has {', '.join(sorted(held)) or 'a step count'} but no "
@@ -77,13 +82,14 @@ class Checkpointed(torch.optim.Optimizer):
                 f"it comes from another optimizer than {equation}"
             )
         for key in {*known, "compensation"} & set(tensors):
-            shape = param.shape if key not in known or known[key].per_element else torch.Size()
-            if tensors[key].shape != shape:
+            shape = param.shape if key == "compensation" else known[key].shape_of(param.shape)
+            if shape is not None and tensors[key].shape != shape:
                 raise ValueError(f"the loaded {key} of {name} has shape {tuple(tensors[key].shape)}, not {tuple(shape)}")
 
     def _merged(self, saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
         """Return a loaded group; what it lacks (being older, or torch's) and which implementation runs come from ours."""
-        return {**live, **saved, "params": live["params"], **{flag: live[flag] for flag in _OURS}}
+        names = {"param_names": live["param_names"]} if "param_names" in live else {}  # ours, with the prefixes of today
+        return {**live, **saved, "params": live["params"], **names, **{flag: live[flag] for flag in _OURS}}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: torch's three entries and the reader."""
@@ -107,6 +113,22 @@ class Checkpointed(torch.optim.Optimizer):
         for other, entry in list(self.state.items()):
             if isinstance(entry, _Sealed):  # not a parameter's: torch keeps it as it is
                 self.state[other] = entry.content
+
+
+def _refuse_other_names(saved: list[dict[str, Any]], live: list[dict[str, Any]]) -> None:
+    """Refuse groups whose names are not those of the live ones, place by place, where all have names."""
+    if not all(len(group.get("param_names", ())) == len(group["params"]) for group in (*saved, *live)):
+        return
+    theirs, ours = (without_wrappers([name for group in groups for name in group["param_names"]]) for groups in (saved, live))
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved, live)]
+    if ours == theirs and sizes[0] == sizes[1]:
+        return
+    what = differences(ours, theirs) or f"  groups of {sizes[1]} parameters in the optimizer, of {sizes[0]} in the checkpoint"
+    raise ValueError(
+        "the loaded state has other parameters or another order, and moments would go to whatever stands in their place:\n"
+        f"{what}\nIf the parameters were grouped anew, weightdecay.migrate(optimizer, state_dict, weight_decay=…, lr=…) moves "
+        "the state by name."
+    )
 
 
 class _Sealed:

@@ -1,7 +1,7 @@
 """What the next step of a running optimizer does to each weight: w_t = g·w − η·h, in numbers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.optimizer import Optimizer
-from weightdecay.presets import SGD, Adam
+from weightdecay.presets import PRESETS, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
-from weightdecay.rule import Kept
+from weightdecay.rule import kept_for
 from weightdecay.shrink import at_rest, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
@@ -27,7 +27,10 @@ _MOST_SORTED = 2**20
 _QUANTILES = (0.05, 0.5, 0.95)
 _CONSTANT = ("none", "decoupled", "independent", "corrected")
 """The decays that take the same share of every weight, whatever its step."""
-_OURS: Mapping[type, Callable[..., Optimizer]] = {torch.optim.SGD: SGD, torch.optim.Adam: Adam, torch.optim.AdamW: Adam}
+_OURS: Mapping[type, Callable[..., Optimizer]] = {
+    **{getattr(torch.optim, name): preset for name, preset in PRESETS.items() if hasattr(torch.optim, name)},
+    torch.optim.AdamW: Adam,  # whose flag a group of torch's may turn round
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +171,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     """Split the next step of an optimizer into the factor of each weight and the rest, without doing it.
 
     Args:
-        optimizer: any of this package's, or torch.optim's SGD, Adam or AdamW, with gradients present. It is not changed.
+        optimizer: any of this package's, or torch.optim's of the same name, with gradients present. It is not changed.
             Its tensors have names if its groups do: from model.named_parameters(), or weightdecay.param_groups(…, names=True).
 
     Returns:
@@ -190,12 +193,15 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     Source: the shape is Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
     ours = as_ours(optimizer)
-    splits = {}
     with torch.no_grad():
-        for index, group in enumerate(ours.param_groups):
-            for place, param in enumerate(group["params"]):
-                if param.grad is not None:
-                    splits[param] = _split(ours, index, place)
+        upcoming = [
+            Upcoming(ours, index, place)
+            for index, group in enumerate(ours.param_groups)
+            for place, param in enumerate(group["params"])
+            if param.grad is not None
+        ]
+        shared = shared_numbers(upcoming)
+        splits = {each.param: each.split(shared) for each in upcoming}
     if not splits:
         raise ValueError("no parameter has a gradient: call loss.backward() first, and decompose before step() and zero_grad()")
     title = type(optimizer).__name__
@@ -224,43 +230,36 @@ def as_ours(optimizer: TorchOptimizer) -> Optimizer:
     return found
 
 
-@dataclass(frozen=True, eq=False)
 class Upcoming:
-    """The next step of one parameter, with all that it is computed from; nothing has been computed or changed."""
+    """The next step of one parameter, with all that it starts from."""
 
-    equation: Equation
-    given: Mapping[str, Mapping[str, Any]]
-    """What stands right of each rule's `*`, by kind of rule."""
-    values: Mapping[str, Tensor]
-    """What the rules take per element, in the dtype of the computation."""
-    state: Mapping[str, Any]
-    kept: tuple[Kept, ...]
-    t: float
-    """The number of the step, from 1."""
-    how: str
-    """How the result is rounded."""
-
-    @classmethod
-    def of(cls, optimizer: Optimizer, index: int, place: int) -> "Upcoming":
-        """Return the step of the parameter at a place in a group."""
-        group = optimizer.param_groups[index]
-        param = group["params"][place]
+    def __init__(self, optimizer: Optimizer, index: int, place: int) -> None:
+        self.group = group = optimizer.param_groups[index]
+        self.param = param = group["params"][place]
+        self.name = name_of(group, index, place)
         if param.grad.layout != torch.strided:
-            name = name_of(group, index, place)
-            raise RuntimeError(f"the gradient of {name} is sparse ({param.grad.layout}), and no step is made with it")
-        equation, kept, how = optimizer.way(group)
-        state = dict(optimizer.state.get(param, {}))
-        held = [each for each in kept if state.get(each.key) is not None]
-        t = float(state["step"]) + 1 if state.get("step") is not None else 1.0 + any(each.changes for each in held)
-        given = optimizer.numbers(group, t)
-        for each in kept:
-            if state.get(each.key) is None:
-                state[each.key] = eager.start(each, param, equation.asking(each, given), moment_dtype(param))
-        how = rounding.resolve(how, param.dtype)
-        from_pair = "nearest" if state.get("compensation") is None else how
+            raise RuntimeError(f"the gradient of {self.name} is sparse ({param.grad.layout}), and no step is made with it")
+        if names := group.get("param_names"):
+            self.name = names[place]
+        self.equation, every, how = optimizer.way(group)
+        self.kept = kept_for(param.shape, every)
+        self.state = dict(optimizer.state.get(param, {}))
+        held = [each for each in self.kept if self.state.get(each.key) is not None]
+        counted = self.state.get("step")
+        self.t = float(counted) + 1 if counted is not None else 1.0 + any(each.changes for each in held)
+        self.given = optimizer.numbers(group, self.t)
+        for each in self.kept:
+            if self.state.get(each.key) is None:
+                self.state[each.key] = eager.start(each, param, self.equation.asking(each, self.given), moment_dtype(param))
+        self.how = self.result = rounding.resolve(how, param.dtype)
+        if self.state.get("compensation") is None and self.how == "compensated":
+            self.how = "nearest"  # is how the weight has come to be; `result` is what becomes of the next
         grad = -param.grad if group["maximize"] else param.grad
-        values = eager.operands(equation, param, grad, state, kept, from_pair, 1.0)
-        return cls(equation, given, values, state, kept, t, how)
+        self.values = eager.operands(self.equation, param, grad, self.state, self.kept, self.how, 1.0)
+
+    def numbers(self, dtype: torch.dtype) -> eager.Numbers:
+        """Return what stands right of each rule's `*`, numbers of all tensors aside."""
+        return eager.remembered(self.equation, eager.numbers_in(dtype, self.given), self.state, self.kept)
 
     def shrink(self) -> float | None:
         """Return the share that the step takes of every weight alike; None where there is no such number."""
@@ -269,28 +268,33 @@ class Upcoming:
             return None
         return at_rest(decay, {name: float(x) for name, x in self.given["decay"].items()})
 
-    def numbers(self, dtype: torch.dtype) -> eager.Numbers:
-        """Return the numbers of all rules, what they remember among them, for values of a dtype."""
-        return eager.remembered(self.equation, eager.numbers_in(dtype, self.given), self.state, self.kept)
+    def share(self, name: str) -> eager.Share:
+        """Return what this parameter adds to a number of all tensors."""
+        total, count = eager.share(self.equation, name, self.numbers(self.values["w"].dtype), self.values)
+        return name, [total.item()], count
+
+    def split(self, shared: Mapping[str, float]) -> Split:
+        """Take the step apart."""
+        dtype = self.values["w"].dtype
+        factor, rest = eager.split(self.equation, self.equation.with_shared(self.numbers(dtype), shared), self.values)
+        numbers = self.equation.with_shared(self.numbers(torch.float64), shared)
+        exact, _ = eager.split(self.equation, numbers, {name: value.double() for name, value in self.values.items()})
+        low = self.how == "nearest" and self.param.dtype in rounding.LOW_PRECISION
+        return Split(
+            self.name,
+            factor,
+            rest,
+            (1 - exact).to(factor.dtype),
+            float(self.group["lr"]),
+            _one_shrink(self.equation, self.given),
+            rounded_away(self.param.dtype) if low else 0.0,
+        )
 
 
-def _split(optimizer: Optimizer, index: int, place: int) -> Split:
-    """Split the next step of one parameter."""
-    group = optimizer.param_groups[index]
-    param, step = group["params"][place], Upcoming.of(optimizer, index, place)
-    factor, rest = eager.split(step.equation, step.numbers(eager.compute_dtype(param.dtype)), step.values)
-    doubled = {name: value.double() for name, value in step.values.items()}
-    exact, _ = eager.split(step.equation, step.numbers(torch.float64), doubled)
-    low = step.how == "nearest" and param.dtype in rounding.LOW_PRECISION
-    return Split(
-        names[place] if (names := group.get("param_names")) else name_of(group, index, place),
-        factor,
-        rest,
-        (1 - exact).to(factor.dtype),
-        float(group["lr"]),
-        _one_shrink(step.equation, step.given),
-        rounded_away(param.dtype) if low else 0.0,
-    )
+def shared_numbers(upcoming: Sequence[Upcoming]) -> dict[str, float]:
+    """Return the numbers of all tensors that decays among these steps ask for."""
+    asked = {name for each in upcoming for name in each.equation.decay.shared}
+    return eager.means(each.share(name) for name in asked for each in upcoming if each.equation.supplies(name))
 
 
 def _one_shrink(equation: Equation, numbers: Mapping[str, Mapping[str, Any]]) -> float:

@@ -13,12 +13,10 @@ from torch import Tensor
 from weightdecay import hyperparameters
 from weightdecay.long_run import AtRest, at_rest, fixed_point
 from weightdecay.notation import Notation
-from weightdecay.presets import SGD, SGDW, Adam, AdamW, Preset
+from weightdecay.presets import PRESETS, Preset
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line, System
 from weightdecay.step import Equation, RuleLike
-
-_PRESETS: Mapping[str, type[Preset]] = {preset.__name__: preset for preset in (SGD, SGDW, Adam, AdamW)}
 
 
 def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike | None = None, **numbers: Any) -> "Derivation":
@@ -44,11 +42,11 @@ def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike
 
     Source: the shape is Loshchilov & Hutter 2019, arXiv:1711.05101; each rule names its own.
     """
-    preset = direction if isinstance(direction, type) else _PRESETS.get(direction) if isinstance(direction, str) else None
+    preset = direction if isinstance(direction, type) else PRESETS.get(direction) if isinstance(direction, str) else None
     if preset is not None and issubclass(preset, Preset):
         if penalty is not None or decay is not None:
             raise ValueError(f"{preset.__name__} has a penalty or decay of its own: name its direction, such as adam, instead")
-        optimizer = preset([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # type: ignore[call-arg]
+        optimizer = preset([torch.nn.Parameter(torch.zeros(1, 1))], lr=1.0)  # type: ignore[call-arg]
         return Derivation(optimizer.equation(optimizer.param_groups[0]), numbers)
     return Derivation(Equation.of(direction, penalty, decay), numbers)
 
@@ -71,6 +69,8 @@ def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
             value = hyperparameters.given(name, given)
             if isinstance(value, sp.Expr) and (value.is_Rational or not value.is_number):
                 found[name] = value
+            elif isinstance(default, str | tuple):
+                continue  # which is of a direction of whole tensors, and of that nothing is shown
             elif value is not None:
                 found[name] = symbolic.number(hyperparameters.given(name, group))
             elif not default and name not in open_:
@@ -190,7 +190,8 @@ class Derivation:
 
     @property
     def _made(self) -> set[sp.Symbol]:
-        return {line.left for line in self.system} - set(self._system.reductions)
+        of_the_tensor = {*self._system.reductions, *map(self.notation.moved, self._system.memory)}
+        return {line.left for line in self.system} - of_the_tensor
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

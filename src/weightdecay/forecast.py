@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from weightdecay import hyperparameters
 from weightdecay.arguments import whole
 from weightdecay.decomposition import as_ours
 from weightdecay.optimizer import Optimizer
@@ -125,7 +126,11 @@ class _Walk:
         self._done = 0
 
     def go(self) -> None:
-        """Do a step at the group's present numbers."""
+        """Do a step at the group's present numbers, and count it in the group's schedules."""
+        self._step()
+        hyperparameters.count(self._group)
+
+    def _step(self) -> None:
         equation, _, _ = self._optimizer.way(self._group)
         coupled = equation.penalty is not None
         self._done += 1

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.interval import Interval
+from weightdecay import schedules
+from weightdecay.interval import Choice, Interval
 from weightdecay.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.step import Equation
 
@@ -22,8 +23,13 @@ _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
 _DOMAINS = {name: Interval("[0, inf)") for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "seed")}
 _FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "centered", "amsgrad", "decoupled_weight_decay")
 _OTHERS = ("params", "param_names", "betas", "rounding", "foreach", "fused", "direction", "penalty", "decay")
+SCHEDULES = {key: f"{key}_schedule" for key in ("weight_decay", "penalty_weight")}
+"""By the key of a λ, that of its schedule; a group without one has no such key."""
 ROUNDINGS = ("auto", "nearest", "stochastic", "compensated")
-_WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_lr", "base_momentum", "max_momentum", "swa_lr")
+_WRITTEN_BY_SCHEDULERS = (
+    *("initial_lr", "max_lr", "min_lr", "base_lr", "base_momentum", "max_momentum", "swa_lr"),
+    *("initial_weight_decay", "initial_penalty_weight"),
+)
 
 
 def defaults(rules: Iterable[Rule]) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def numbers(rule: Rule, group: Mapping[str, Any], *, lam: str, t: Any) -> dict[s
         if name == "t":
             found[name] = t
         elif name == "lam":
-            found[name] = group[lam]
+            found[name] = scheduled(group, lam)
         elif name == "eta_max":
             found[name] = peak_lr(group)
         else:
@@ -78,6 +84,33 @@ def peak_lr(group: Mapping[str, Any]) -> Any:
     return 1.0
 
 
+def scheduled(group: Mapping[str, Any], key: str) -> Any:
+    """Return λ at the group's next step: what stands under its key, times the share of its schedule."""
+    schedule = group.get(f"{key}_schedule")
+    if schedule is None:
+        return group[key]
+    if schedules.by_lr(schedule):
+        return group[key] * schedules.share(schedule, lr=group["lr"], peak=peak_lr(group))
+    return group[key] * schedules.share(schedule, step=schedule["step"])
+
+
+def counts(group: Mapping[str, Any]) -> bool:
+    """Return whether a λ of the group changes from step to step by itself."""
+    return any("step" in (group.get(key) or ()) for key in SCHEDULES.values())
+
+
+def count(group: dict[str, Any]) -> None:
+    """Count a step in the group's schedules."""
+    for key in SCHEDULES.values():
+        if "step" in (group.get(key) or ()):
+            group[key] = schedules.advanced(group[key])
+
+
+def looks_at_lr(group: Mapping[str, Any]) -> bool:
+    """Return whether a λ of the group follows the learning rate."""
+    return any(schedules.by_lr(group.get(key)) for key in SCHEDULES.values())
+
+
 def _value(name: str, group: Mapping[str, Any]) -> Any:
     if name.startswith("beta") and name[4:].isdigit():
         return group["betas"][int(name[4:]) - 1]
@@ -91,11 +124,14 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
         TypeError: a value is not a number, or a flag not a bool.
         ValueError: a number is NaN, infinite or outside its domain, or a key looks like a misspelt hyper-parameter.
     """
-    domains = dict(_DOMAINS)
+    domains: dict[str, Interval | Choice] = dict(_DOMAINS)
+    tuples: dict[str, tuple[Any, ...]] = {}
     for rule in equation.rules:
-        for name in rule.defaults:
+        for name, default in rule.defaults.items():
             user = _USER_NAMES.get(name, name)
             domains.setdefault(user, rule.domain.get(name, Interval("(-inf, inf)")))
+            if isinstance(default, tuple):
+                tuples[user] = default
     for flag in _FLAGS:
         domains.pop(flag, None)
         if flag in group and not isinstance(group[flag], bool):
@@ -104,13 +140,14 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
         group["betas"] = _betas(group["betas"], equation, domains, where)
     for key in list(group):
         if key in domains and not (key in ("lr_max", "lr_at_start") and group[key] is None):
-            group[key] = _number(key, group[key], domains[key], where)
+            group[key] = _setting(key, group[key], domains[key], tuples.get(key), where)
     if group["rounding"] not in ROUNDINGS:
         raise ValueError(f"rounding={group['rounding']!r} in {where} is unknown: there are {', '.join(ROUNDINGS)}")
     if int(group["seed"]) != group["seed"]:
         raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
     group["seed"] = int(group["seed"])
-    _refuse_misspelt(group, {*domains, *_FLAGS, *_OTHERS}, where)
+    _check_schedules(group, equation, where)
+    _refuse_misspelt(group, {*domains, *_FLAGS, *_OTHERS, *SCHEDULES.values()}, where)
     _refuse_shared(equation, where)
     for rule in equation.rules:
         if rule.check is not None:
@@ -120,9 +157,24 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
                 raise ValueError(f"{where}: {error}") from None
 
 
+def _check_schedules(group: dict[str, Any], equation: Equation, where: str) -> None:
+    """Refuse a schedule that cannot be meant; the others get all their numbers."""
+    for key in SCHEDULES.values():
+        if group.get(key) is None:
+            continue
+        first = next(iter(group["params"]))
+        param = first[1] if isinstance(first, tuple) else first
+        group[key] = schedules.counting(f"{key} in {where}", group[key], param.device if group["capturable"] else None)
+        if schedules.by_lr(group[key]) and "eta_max" in equation.decay.numbers and "lam" in equation.decay.numbers:
+            raise ValueError(
+                f"{key}={group[key]['name']!r} in {where}: the decay {equation.decay.name} follows the lr by itself; "
+                "with decay='decoupled' the schedule does"
+            )
+
+
 def _refuse_shared(equation: Equation, where: str) -> None:
     """Refuse rules that call different numbers by one name: a group holds one value for it."""
-    taken: dict[str, tuple[Rule, float, Interval | None]] = {}
+    taken: dict[str, tuple[Rule, Any, Interval | Choice | None]] = {}
     for rule in equation.rules:
         for name, default in rule.defaults.items():
             other, value, domain = taken.setdefault(name, (rule, default, rule.domain.get(name)))
@@ -133,12 +185,28 @@ def _refuse_shared(equation: Equation, where: str) -> None:
                 )
 
 
-def _betas(betas: Any, equation: Equation, domains: Mapping[str, Interval], where: str) -> tuple[Any, ...]:
+def _betas(betas: Any, equation: Equation, domains: Mapping[str, Any], where: str) -> tuple[Any, ...]:
     names = [name for rule in equation.rules for name in rule.defaults if re.fullmatch(r"beta\d", name)]
     if not isinstance(betas, tuple | list) or (names and len(betas) != len(names)):
         raise ValueError(f"betas={betas!r} in {where} should be {len(names)} numbers, as in betas=(0.9, 0.999)")
     fallback = Interval("[0, 1)")
     return tuple(_number(f"betas[{i}]", beta, domains.get(f"beta{i + 1}", fallback), where) for i, beta in enumerate(betas))
+
+
+def _setting(key: str, value: Any, allowed: Interval | Choice, default: tuple[Any, ...] | None, where: str) -> Any:
+    """Return a hyper-parameter if it can be meant: a number, one of a few words, or as many numbers as its default has."""
+    if isinstance(allowed, Choice):
+        if value not in allowed:
+            raise ValueError(f"{key}={value!r} in {where} is not one of {allowed}")
+        return value
+    if default is None:
+        return _number(key, value, allowed, where)
+    if not isinstance(value, tuple | list) or len(value) != len(default):
+        raise ValueError(f"{key}={value!r} in {where} should be {len(default)} numbers, as in {key}={default}")
+    return tuple(
+        None if each is None and usual is None else _number(f"{key}[{place}]", each, allowed, where)
+        for place, (each, usual) in enumerate(zip(value, default, strict=True))
+    )
 
 
 def check_number(key: str, value: Any, where: str) -> Any:
@@ -189,7 +257,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: object) ->
 
 def refuse_unused(given: Iterable[str], takes: set[str], equation: Equation, where: str) -> None:
     """Refuse a group's key that is some rule's number, or chooses rules, and would do nothing here."""
-    every = {*defaults(REGISTRY.values()), "lr_max", "penalty_weight", "direction", "penalty", "decay"}
+    every = {*defaults(REGISTRY.values()), "lr_max", "penalty_weight", "direction", "penalty", "decay", *SCHEDULES.values()}
     for key in given:
         if key in every and key not in takes:
             raise ValueError(f"{key!r} in {where} would be ignored: {equation} takes {', '.join(sorted(takes & every))}")

@@ -35,3 +35,20 @@ class Interval:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A few words, of which one is allowed; None stands for a word that is not given.
+
+    >>> "up" in Choice(("up", "down")), str(Choice(("up", "down", None)))
+    (True, '{up, down}')
+    """
+
+    words: tuple[str | None, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return any(value is word or (isinstance(value, str) and value == word) for word in self.words)
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(word for word in self.words if word is not None)}}}"

@@ -1,7 +1,7 @@
 """How the quantities of a step are written: one symbol each, with its TeX and its plain text."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sympy as sp
@@ -112,6 +112,12 @@ class Notation:
         """Return the symbol of a sum over a whole tensor."""
         plain = re.sub(r"Abs\((\w+)\)", r"|\1|", str(term)).replace("**", "^")
         return self._symbol(f"sum({term})", rf"\textstyle\sum {self.tex(term)}", f"Σ {plain}")
+
+    def mean(self, elements: Iterable[str]) -> sp.Symbol:
+        """Return the symbol of a mean over all tensors of what a step makes."""
+        made = [self.new(element) for element in elements]
+        tex, plain = (" ".join(names[each] for each in made) for names in (self.tex_names, self.plain_names))
+        return self._symbol(f"mean({plain})", rf"\mathrm{{mean}}\,{tex}", f"mean({plain})")
 
     def _element(self, name: str, tex: str, plain: str) -> sp.Symbol:
         symbol = self._symbol(name, tex, plain)

@@ -1,6 +1,6 @@
 """A torch.optim.Optimizer around the one equation."""
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast, overload
 
@@ -11,11 +11,12 @@ from torch.optim.optimizer import ParamsT
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed, moment_dtype, name_of
 from weightdecay.readers import cpu, eager, rounding
-from weightdecay.rule import REGISTRY, Kept
+from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.step import Equation, RuleLike
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 _SCHEDULED = {"lr", "weight_decay", "penalty_weight"}
+Schedule = str | Mapping[str, Any]
 _FLAGS = {
     "maximize": False,
     "foreach": None,
@@ -40,6 +41,9 @@ class Optimizer(Checkpointed):
         direction, penalty, decay: rules, by name or as functions; `weightdecay.rules()` lists them.
         weight_decay: λ of the decay, in the unit that the decay's page states: per unit of lr for most.
         penalty_weight: λ of the penalty.
+        weight_decay_schedule, penalty_weight_schedule: by what λ is multiplied at each step, as plain data, so that a
+            checkpoint holds it: {"name": "cosine", "steps": 1000}, or a name alone. By the step: "constant" (with a warm-up),
+            "linear", "cosine", "step", "inverse_time"; by the learning rate: "constant_timescale", "follow_lr".
         rounding: how bfloat16 and float16 weights are rounded: "nearest", "stochastic", "compensated" (16 more bits per
             weight), or "auto", which is "stochastic", because "nearest" loses the decay. float32 and float64 are always
             rounded to nearest.
@@ -81,6 +85,8 @@ class Optimizer(Checkpointed):
         decay: RuleLike | None = None,
         weight_decay: float | Tensor = 0.0,
         penalty_weight: float | Tensor = 0.0,
+        weight_decay_schedule: Schedule | None = None,
+        penalty_weight_schedule: Schedule | None = None,
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
@@ -95,7 +101,8 @@ class Optimizer(Checkpointed):
         rules = {kind: rule and REGISTRY.find(kind, rule).name for kind, rule in names.items()}  # type: ignore[arg-type]
         equation = self.equation(rules)
         takes = hyperparameters.defaults(equation.rules)
-        hyperparameters.refuse_unknown(numbers, self._takes(equation), equation)
+        of_lambdas = {"weight_decay_schedule": weight_decay_schedule, "penalty_weight_schedule": penalty_weight_schedule}
+        hyperparameters.refuse_unknown(numbers, self._takes(equation, of_lambdas), equation)
         lambdas = {"weight_decay": weight_decay, "penalty_weight": penalty_weight}
         defaults = {"lr": lr, **rules, **lambdas, **takes, **numbers}
         self._start(
@@ -109,6 +116,7 @@ class Optimizer(Checkpointed):
             reader=reader,
             rounding=rounding,
             seed=seed,
+            **of_lambdas,
         )
 
     def _start(self, params: ParamsT, defaults: dict[str, Any], *, reader: str = "auto", **flags: Any) -> None:
@@ -116,7 +124,8 @@ class Optimizer(Checkpointed):
         if isinstance(params, torch.nn.Module):
             raise TypeError("params is a module: pass model.parameters(), or weightdecay.param_groups(model, weight_decay=…)")
         self.reader = readers.resolve(reader)
-        super().__init__(params, {**defaults, **_FLAGS, **flags})
+        given = {key: flag for key, flag in flags.items() if flag is not None or key in _FLAGS}  # no schedule, no key
+        super().__init__(params, {**defaults, **_FLAGS, **given})
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -127,10 +136,15 @@ class Optimizer(Checkpointed):
         """Return the rules that a parameter group is trained with."""
         return Equation.of(group["direction"], group["penalty"], group["decay"])
 
-    @staticmethod
-    def _takes(equation: Equation) -> set[str]:
-        """Return the keys of a group that these rules read, besides those that every optimizer has."""
-        return {*hyperparameters.defaults(equation.rules), *(["lr_max", "lr_at_start"] if _needs_peak(equation) else [])}
+    def _takes(self, equation: Equation, group: Mapping[str, Any]) -> set[str]:
+        """Return the keys of a group that its rules and schedules read, besides those that every optimizer has."""
+        peak = ["lr_max", "lr_at_start"] if _needs_peak(equation, group) else []
+        scheduled = (hyperparameters.SCHEDULES[key] for key in self._weighed(equation))
+        return {*hyperparameters.defaults(equation.rules), *peak, *scheduled}
+
+    def _weighed(self, equation: Equation) -> set[str]:
+        """Return the keys of the λ that these rules take."""
+        return {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
 
     def numbers(self, group: Mapping[str, Any], t: Any) -> dict[str, dict[str, Any]]:
         """Return what the rules of a group take at step t, under the rules' own names, by kind of rule."""
@@ -160,7 +174,7 @@ class Optimizer(Checkpointed):
             group.setdefault(key, value)
         self._complete(group, where)
         equation = self.equation(group)
-        hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation)}, equation, where)
+        hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation, group)}, equation, where)
         super().add_param_group(group)
 
     def _complete(self, group: dict[str, Any], where: str) -> None:
@@ -171,7 +185,7 @@ class Optimizer(Checkpointed):
                 group[rule.kind] = rule.name
         for key, value in hyperparameters.defaults(equation.rules).items():
             group.setdefault(key, value)
-        if _needs_peak(equation):
+        if _needs_peak(equation, group):
             lr = group["lr"]
             group.setdefault("lr_max", None)
             group.setdefault("lr_at_start", lr.item() if isinstance(lr, Tensor) else lr)
@@ -184,9 +198,17 @@ class Optimizer(Checkpointed):
         if group["differentiable"] != self.defaults["differentiable"]:
             raise ValueError(f"differentiable={group['differentiable']} in {where}: it is set for all groups or for none")
         hyperparameters.check(group, equation, where)
-        used = {self._lambdas[rule.kind] for rule in equation.rules if "lam" in rule.numbers}
+        if equation.direction.whole:
+            _refuse_shapes(equation.direction, group["params"], where)
+        used = self._weighed(equation)
+        for key, schedule in hyperparameters.SCHEDULES.items():
+            if group.get(schedule) is not None and key not in used:
+                raise ValueError(f"{schedule} in {where} does nothing: {equation} takes no {key}; leave it out, or None there")
         for kind, key in self._lambdas.items():
             if key not in used and group[key] != 0:
+                for rule in equation.rules:
+                    if self._lambdas.get(rule.kind) == key and rule.name != "none":
+                        raise ValueError(f"{key}={group[key]} in {where} does nothing: the {rule.kind} {rule.name} has no λ")
                 other = next((name for name in used if group[name] == 0), None)
                 hint = f"; the λ of the {equation} is {other}" if other else ""
                 raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…{hint}")
@@ -225,6 +247,8 @@ class Optimizer(Checkpointed):
                 self._step_with_eager(factor, differentiable)
             else:
                 self._step_with_kernels(factor)
+            for group in self.param_groups:
+                hyperparameters.count(group)
         return loss
 
     def _step_with_eager(self, factor: float, differentiable: bool) -> None:
@@ -236,9 +260,10 @@ class Optimizer(Checkpointed):
             self._check_changes()
             self._plan = None  # which would not hear of what has changed here
         self._check_layouts()
+        shared = eager.means(self._shares(self.ways(), factor, differentiable))
         first = 0
         for group in self.param_groups:
-            self._step_group(group, first, factor, differentiable)
+            self._step_group(group, first, factor, differentiable, shared)
             first += len(group["params"])
 
     def _step_with_kernels(self, factor: float) -> None:
@@ -271,11 +296,12 @@ class Optimizer(Checkpointed):
             signed = -factor if group["maximize"] else factor
             plan.write_row(index, self.numbers(group, 0), 1.0 if is_whole else signed, group["seed"])
         untold.clear()  # only now: a step that was refused has told no kernel
-        plan.run(self._direct)
+        shared = eager.means([*self._shares(plan.ways, factor, left=plan.left), *plan.begin()])
+        plan.run(self._direct, shared)
         first = 0
         for index, group in enumerate(groups):
             if index in plan.left:
-                self._step_group(group, first, factor, differentiable=False, places=plan.left[index])
+                self._step_group(group, first, factor, differentiable=False, shared=shared, places=plan.left[index])
             first += len(group["params"])
 
     def _direct(self, entry: cpu.Entry) -> Tensor | None:
@@ -291,7 +317,7 @@ class Optimizer(Checkpointed):
             entry.param,
             entry.param.grad,
             entry.state,
-            kept=[each for each in kept if each not in equation.decay.keeps],
+            kept=[each for each in kept_for(entry.param.shape, kept) if each not in equation.decay.keeps],
             how=rounding.resolve(rounding_, entry.param.dtype),
             factor=-self._factor if group["maximize"] else self._factor,
         )
@@ -304,10 +330,12 @@ class Optimizer(Checkpointed):
         for index, place, number, param in self._every_param():
             group = self.param_groups[index]
             state = self.state.get(param, {})
-            held = {key: state[key] for key in self._keys(group, param) if isinstance(state.get(key), Tensor)}
+            wanted = self._shapes(group, param)
+            held = {key: state[key] for key in wanted if isinstance(state.get(key), Tensor)}
             for key, tensor in {**held, **({} if param.grad is None else {"gradient": param.grad})}.items():
-                if tensor.shape != param.shape:
-                    shapes = f"has shape {tuple(tensor.shape)}, not {tuple(param.shape)}"
+                shape = wanted.get(key, param.shape)
+                if tensor.shape != shape:
+                    shapes = f"has shape {tuple(tensor.shape)}, not {tuple(shape)}"
                     raise ValueError(f"the {key} of {name_of(group, index, place)} {shapes}")
             refusal = cpu.refusal(param, param.grad, *held.values())
             if refusal is not None and param.grad is not None:
@@ -315,10 +343,12 @@ class Optimizer(Checkpointed):
                 refused[number] = refusal
         for group in self.param_groups:
             self._init_group(group, [], [])
+        ways = self.ways()
+        asked = _asked_of_all(ways)
         for index, _, number, param in self._every_param():
             group, state = self.param_groups[index], self.state.get(param, {})
             memory = (each.key for each in self.way(group)[1] if not each.per_element)
-            keys = ("step", *self._keys(group, param), *memory)
+            keys = ("step", *self._shapes(group, param), *memory)
             if number in refused:
                 continue
             if not all(isinstance(state.get(key), Tensor) for key in keys) or state["step"].dtype != torch.float32:
@@ -326,7 +356,7 @@ class Optimizer(Checkpointed):
             elif cpu.refusal(param, None, *(state[key] for key in keys)) is not None:
                 waiting.append(param)
             else:
-                entries[number] = self._entry(param, state, index, number)
+                entries[number] = self._entry(param, state, index, number, asked)
         for number in cpu.overlapping(entry for _, entry in entries.values()):
             index, place = next((i, p) for i, p, n, _ in self._every_param() if n == number)
             self._refuse_for_cpu(index, place, "it shares memory with another parameter")
@@ -341,7 +371,6 @@ class Optimizer(Checkpointed):
                 signature, entry = entries[number]
                 is_whole = self.way(self.param_groups[index])[0].direction.whole
                 (halves if is_whole else kernels).setdefault(signature, []).append(entry)
-        ways = [self.way(group) for group in self.param_groups]
         return cpu.Plan(self.state, self.param_groups, ways, REGISTRY.changes, kernels, halves, left, waiting)
 
     def _every_param(self) -> Iterator[tuple[int, int, int, Tensor]]:
@@ -357,7 +386,9 @@ class Optimizer(Checkpointed):
             name = name_of(self.param_groups[index], index, place)
             raise ValueError(f"reader='cpu' cannot step {name}: {why}; use reader='auto'")
 
-    def _entry(self, param: Tensor, state: dict[str, Any], index: int, number: int) -> tuple[cpu.Signature, cpu.Entry]:
+    def _entry(
+        self, param: Tensor, state: dict[str, Any], index: int, number: int, asked: Sequence[str]
+    ) -> tuple[cpu.Signature, cpu.Entry]:
         """Return what a kernel needs to know of a parameter, and which kernel."""
         group = self.param_groups[index]
         equation, kept, how = self.way(group)
@@ -368,7 +399,8 @@ class Optimizer(Checkpointed):
             kept = tuple(each for each in kept if each in equation.decay.keeps)
         elements = [each for each in kept if each.per_element]
         moments = tuple(state[each.key].dtype for each in elements)
-        signature = cpu.Signature(equation, param.dtype, grad, kept, moments, resolved)
+        shares = tuple(name for name in asked if equation.supplies(name))
+        signature = cpu.Signature(equation, param.dtype, grad, kept, moments, resolved, shares)
         keys = [each.key for each in elements] + ["compensation"] * (resolved == "compensated")
         memory = (each.key for each in kept if not each.per_element)
         return signature, cpu.Entry(param, state, ("step", *keys, *memory), index, number)
@@ -381,33 +413,83 @@ class Optimizer(Checkpointed):
             equation = replace(equation, penalty=None)  # bit for bit: 0·w is not 0 for an infinite w
         return equation, equation.kept(self.numbers(group, 0)), group["rounding"]
 
-    def _step_group(
-        self, group: dict[str, Any], first: int, factor: float, differentiable: bool, places: Container[int] | None = None
-    ) -> None:
-        """Step a group, or what stands at some places in it, with torch's operations."""
+    def ways(self) -> list[tuple[Equation, tuple[Kept, ...], str]]:
+        """Return what decides how each group is stepped."""
+        return [self.way(group) for group in self.param_groups]
+
+    def _shares(
+        self,
+        ways: Sequence[tuple[Equation, Any, Any]],
+        factor: float,
+        differentiable: bool = False,
+        left: Mapping[int, Container[int]] | None = None,
+    ) -> Iterator[eager.Share]:
+        """Yield what parameters, or those left to torch's operations, add to the numbers of all tensors that are asked for."""
+        asked = _asked_of_all(ways)
+        for index, group in enumerate(self.param_groups if asked else ()):
+            equation, every, how = ways[index]
+            names = [name for name in asked if equation.supplies(name)]
+            places = None if left is None else left.get(index, ())
+            for param, _, t, numbers in self._moving(group, places) if names and places != () else ():
+                grad, kept = cast(Tensor, param.grad), kept_for(param.shape, every)
+                numbers = eager.remembered(equation, numbers, self.state[param], kept)
+                values = eager.operands(
+                    equation,
+                    param,
+                    -grad if group["maximize"] else grad,
+                    self.state[param],
+                    kept,
+                    rounding.resolve(how, param.dtype),
+                    factor,
+                    differentiable,
+                )
+                on_device = differentiable or isinstance(t, Tensor) or param.device.type != "cpu"
+                for name in names:
+                    total, count = eager.share(equation, name, numbers, values)
+                    yield name, [total if on_device else total.item()], count
+
+    def _moving(
+        self, group: dict[str, Any], places: Container[int] | None = None
+    ) -> Iterator[tuple[Tensor, int, Any, eager.Numbers]]:
+        """Yield what has a gradient in a group, or at some places in it: the parameter, its place, its next t, its numbers."""
         params: list[Tensor] = []
         found: list[int] = []
         self._init_group(group, params, found)
-        equation, kept, rounding_ = self.way(group)
-        numbers: dict[Any, dict[str, dict[str, Any]]] = {}
+        numbers: dict[Any, eager.Numbers] = {}
         for param, place in zip(params, found, strict=True):
             if places is not None and place not in places:
                 continue
-            state = self.state[param]
-            state["step"] += 1
-            t = state["step"] if group["capturable"] else state["step"].item()
+            step = self.state[param]["step"]
+            t = step + 1 if group["capturable"] else step.item() + 1
             dtype = eager.compute_dtype(param.dtype)
             if (t, dtype) not in numbers:
                 numbers[t, dtype] = eager.numbers_in(dtype, self.numbers(group, t))
+            yield param, place, t, numbers[t, dtype]
+
+    def _step_group(
+        self,
+        group: dict[str, Any],
+        first: int,
+        factor: float,
+        differentiable: bool,
+        shared: Mapping[str, Any],
+        places: Container[int] | None = None,
+    ) -> None:
+        """Step a group, or what stands at some places in it, with torch's operations."""
+        equation, kept, rounding_ = self.way(group)
+        for param, place, t, numbers in self._moving(group, places):
+            state = self.state[param]
+            state["step"] += 1
+            dtype = eager.compute_dtype(param.dtype)
             how = rounding.resolve(rounding_, param.dtype)
             grad = cast(Tensor, param.grad)
             eager.update(
                 equation,
-                numbers[t, dtype],
+                equation.with_shared(numbers, {name: eager.scalar(value, dtype) for name, value in shared.items()}),
                 param,
                 -grad if group["maximize"] else grad,
                 state,
-                kept=kept,
+                kept=kept_for(param.shape, kept),
                 how=how,
                 key=rounding.keys(group["seed"], t if group["capturable"] else int(t), first + place)
                 if how == "stochastic"
@@ -429,7 +511,7 @@ class Optimizer(Checkpointed):
 
     def _init_state(self, group: Mapping[str, Any], param: Tensor, numbers: Mapping[str, Mapping[str, Any]]) -> None:
         equation, state = self.equation(group), self.state[param]
-        kept = equation.kept(numbers)
+        kept = kept_for(param.shape, equation.kept(numbers))
         step = state.get("step")
         if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
             state["step"] = torch.tensor(float(step), dtype=torch.float32)  # an old checkpoint's, or the user's own
@@ -444,11 +526,11 @@ class Optimizer(Checkpointed):
         if rounding.resolve(group["rounding"], param.dtype) == "compensated" and state.get("compensation") is None:
             state["compensation"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
 
-    def _keys(self, group: Mapping[str, Any], param: Tensor) -> tuple[str, ...]:
-        """Return the state's keys of what is kept for every element of a parameter."""
+    def _shapes(self, group: Mapping[str, Any], param: Tensor) -> dict[str, tuple[int, ...]]:
+        """Return the state's keys of all that a parameter keeps but numbers, with their shapes."""
         _, kept, how = self.way(group)
-        keys = tuple(each.key for each in kept if each.per_element)
-        return (*keys, "compensation") if rounding.resolve(how, param.dtype) == "compensated" else keys
+        shapes = {each.key: shape for each in kept if each.per_element and (shape := each.shape_of(param.shape)) is not None}
+        return {**shapes, "compensation": param.shape} if rounding.resolve(how, param.dtype) == "compensated" else shapes
 
     def _kept(self, group: Mapping[str, Any]) -> tuple[Kept, ...]:
         """Return what the group's rules keep, a penalty's with λ = 0 too: λ may change."""
@@ -485,13 +567,18 @@ class Optimizer(Checkpointed):
                     self._complete(group, where)
                 seen[index] = now
                 untold.add(index)
-            elif any(_holds_tensor(value) for value in group.values()):
+            elif hyperparameters.counts(group) or any(_holds_tensor(value) for value in group.values()):
                 untold.add(index)
         return untold
 
 
-def _needs_peak(equation: Equation) -> bool:
-    return any("eta_max" in rule.numbers for rule in equation.rules)
+def _asked_of_all(ways: Iterable[tuple[Equation, Any, Any]]) -> tuple[str, ...]:
+    """Return the numbers of all tensors that the decay of any group asks for."""
+    return tuple(dict.fromkeys(name for equation, *_ in ways for name in equation.decay.shared))
+
+
+def _needs_peak(equation: Equation, group: Mapping[str, Any]) -> bool:
+    return any("eta_max" in rule.numbers for rule in equation.rules) or hyperparameters.looks_at_lr(group)
 
 
 def _refuse_dtypes(params: list[Any], where: str) -> None:
@@ -504,10 +591,27 @@ def _refuse_dtypes(params: list[Any], where: str) -> None:
             raise ValueError(f"{name} is expanded: several of its elements share a place in memory; clone() it first")
 
 
+def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
+    """Refuse tensors that a direction of whole tensors could not take, if it looks at their dimensions."""
+    looks = direction.ndim is not None or any(kept.shape is not None for kept in direction.keeps)
+    for place, entry in enumerate(params):
+        name, param = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
+        elsewhere = "give it to another optimizer, such as AdamW, or in weightdecay.Optimizer to a group with direction='adam'"
+        if isinstance(param, Tensor) and param.is_complex() and looks:  # a pair of reals is one dimension more
+            raise ValueError(f"{name} is complex, and the direction {direction.name} takes real tensors only: {elsewhere}")
+        if isinstance(param, Tensor) and direction.ndim not in (None, param.ndim):
+            raise ValueError(
+                f"{name} has shape {tuple(param.shape)}, and the direction {direction.name} takes tensors of {direction.ndim} "
+                f"dimensions only: {elsewhere}"
+            )
+
+
 def _as_seen(value: Any) -> Any:
     """Return what of a group's value is compared between steps: of a tensor, which one it is."""
     if isinstance(value, tuple):
         return tuple(_as_seen(each) for each in value)
+    if isinstance(value, dict):  # a schedule, whose step is another one every time
+        return {key: each for key, each in value.items() if key != "step"}
     return id(value) if isinstance(value, Tensor) else value
 
 

@@ -14,18 +14,20 @@ import ast
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
-from weightdecay.interval import Interval
+from weightdecay.interval import Choice, Interval
 from weightdecay.lint import RuleError, lint
 from weightdecay.reductions import REDUCTIONS
 
 Kind = Literal["penalty", "direction", "decay"]
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+Shape = Callable[[tuple[int, ...]], tuple[int, ...] | None]
 
 KINDS: tuple[Kind, ...] = ("penalty", "direction", "decay")
 CONTEXT = {
@@ -58,11 +60,24 @@ class Kept:
     """The value before the first step: a number, `w`, or the name of a reduction."""
     unless: str | None = None
     """The hyper-parameter without which (at zero) it is neither kept nor read."""
+    shape: Shape | None = None
+    """What makes its shape of the parameter's, if it has another."""
 
     def is_kept(self, numbers: Mapping[str, Any]) -> bool:
         """Return whether it is needed at these hyper-parameters."""
         value = numbers[self.unless] if self.unless is not None else 1
         return not isinstance(value, int | float) or value != 0
+
+    def shape_of(self, param: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return its shape for a parameter of this shape; None if such a parameter has none of it."""
+        if not self.per_element:
+            return ()
+        return param if self.shape is None else self.shape(param)
+
+
+def kept_for(shape: tuple[int, ...], kept: Iterable[Kept]) -> tuple[Kept, ...]:
+    """Return those of what rules keep that a parameter of this shape has."""
+    return tuple(each for each in kept if each.shape_of(shape) is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +92,14 @@ class Rule:
     """What it keeps from step to step, in the order in which it takes and returns it."""
     numbers: tuple[str, ...]
     """Every name right of the `*`."""
-    defaults: Mapping[str, float]
-    """The hyper-parameters, with their defaults."""
-    domain: Mapping[str, Interval]
+    defaults: Mapping[str, Any]
+    """The hyper-parameters, with their defaults: numbers, and where tensors are seen whole also words and tuples."""
+    domain: Mapping[str, Interval | Choice]
     check: Callable[..., None] | None
     whole: bool = False
     """Whether a direction sees whole tensors, as torch does, and is a function of torch's operations."""
+    ndim: int | None = None
+    """The number of dimensions that such a tensor must have, if it matters."""
     body: tuple[ast.stmt, ...] = field(default=(), repr=False)
     """The statements of the function, as the lint read them; none of one of whole tensors."""
 
@@ -111,6 +128,30 @@ class Rule:
         """Return the numbers that are computed from the whole tensor."""
         return tuple(name for name in self.numbers if name in REDUCTIONS)
 
+    @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """Return those among them that are of all tensors of the optimizer together."""
+        return tuple(name for name in self.reductions if REDUCTIONS[name].of_all)
+
+    @cached_property
+    def made(self) -> frozenset[str]:
+        """Return the names that the rule's lines make, such as m_hat and v_hat."""
+        targets = (target for line in self.body if isinstance(line, ast.Assign) for target in line.targets)
+        return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+    def up_to(self, name: str) -> "Rule":
+        """Return the rule that ends where this one has made a name, and returns that alone."""
+        last = max(place for place, line in enumerate(self.body) if name in replace(self, body=(line,)).made)
+        body = (*self.body[: last + 1], ast.Return(ast.Name(name, ast.Load())))
+        lines = "".join(f"    {ast.unparse(line)}\n" for line in body)
+        text = f"def {self.name}({', '.join(self.elements)}, *, {', '.join(self.numbers)}):\n{lines}"
+        module = compile(text, f"<{self.name}, up to {name}>", "exec")
+        code = next(each for each in module.co_consts if isinstance(each, types.CodeType))
+        function = types.FunctionType(code, self.function.__globals__)
+        rule = replace(self, function=function, body=body, keeps=tuple(replace(kept, changes=False) for kept in self.keeps))
+        function.rule = rule  # type: ignore[attr-defined]
+        return rule
+
     @property
     def summary(self) -> str:
         """Return the first paragraph of the rule's page, or of its function where several share a file."""
@@ -127,7 +168,7 @@ class Rule:
             "summary": self.summary,
             "source": self.source,
             "numbers": list(self.numbers),
-            "defaults": dict(self.defaults),
+            "defaults": {name: list(value) if isinstance(value, tuple) else value for name, value in self.defaults.items()},
             "domain": {name: str(interval) for name, interval in self.domain.items()},
             "state": {kept.name: kept.key for kept in self.keeps},
             "reductions": list(self.reductions),
@@ -200,8 +241,13 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
 REGISTRY = Registry()
 
 
-def _as_typed(numbers: Mapping[str, float]) -> str:
-    return ", ".join(f"{name}={value:g}" for name, value in numbers.items())
+def _as_typed(numbers: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={as_typed(value)}" for name, value in numbers.items())
+
+
+def as_typed(value: Any) -> str:
+    """Return a default as one would type it, and a number as short as it can be told."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def penalty(
@@ -227,20 +273,26 @@ def direction(
     memory: Mapping[str, tuple[str, float | str]] | None = None,
     optional: Mapping[str, str] | None = None,
     start: Mapping[str, str] | None = None,
-    domain: Mapping[str, str] | None = None,
+    domain: Mapping[str, str | tuple[str | None, ...]] | None = None,
     check: Callable[..., None] | None = None,
     whole: bool = False,
+    ndim: int | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a direction: a function (g, *state, *, t, …) that returns u and the new state.
 
     `state` names each moment's key in the optimizer's `state_dict`, in the order of the arguments; a moment starts at
     zero, or at the hyper-parameter that `start` names. With `optional={"m": "mu"}` the moment m is neither kept nor read
-    while mu is 0. `memory` is the same for numbers, one per tensor, each with its key and its start. With `whole=True` the
-    function is not math per element but a function of whole tensors, in torch's operations (an orthogonalised momentum,
-    say); the decay beside it is an ordinary rule. The rest is as in `penalty`.
+    while mu is 0. `memory` is the same for numbers, one per tensor, each with its key and its start.
+
+    With `whole=True` the function is not math per element but a function of whole tensors, in torch's operations (an
+    orthogonalised momentum, say); the decay beside it is an ordinary rule. It may ask for reductions of w. `ndim` is the
+    number of dimensions that it needs, and `shapes={"row": rows}` gives a moment another shape than the parameter's: what
+    rows(shape) returns, or no such moment where that is None. Its hyper-parameters may also be tuples of numbers, and words,
+    of which `domain` then lists the allowed. The rest is as in `penalty`.
     """
-    kept = _kept(state or {}, {}, memory or {}, optional or {}, start or {})
-    return _registering("direction", source, domain, check, kept, whole)
+    kept = _kept(state or {}, {}, memory or {}, optional or {}, start or {}, shapes or {})
+    return _registering("direction", source, domain, check, kept, whole, ndim)
 
 
 def decay(
@@ -265,11 +317,16 @@ def _kept(
     memory: Mapping[str, tuple[str, float | str]],
     optional: Mapping[str, str],
     start: Mapping[str, str] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> tuple[Kept, ...]:
     """Return what a rule keeps, in the order of its arguments."""
+    starts, shapes = start or {}, shapes or {}
     fixed = {name: (key, name.removesuffix("_0")) for name, key in (reference or {}).items()}
     return (
-        *(Kept(name, key, True, True, (start or {}).get(name, 0.0), optional.get(name)) for name, key in state.items()),
+        *(
+            Kept(name, key, True, True, starts.get(name, 0.0), optional.get(name), shapes.get(name))
+            for name, key in state.items()
+        ),
         *(Kept(name, key, True, False, of) for name, (key, of) in fixed.items() if of not in REDUCTIONS),
         *(Kept(name, key, False, True, value) for name, (key, value) in memory.items()),
         *(Kept(name, key, False, False, of) for name, (key, of) in fixed.items() if of in REDUCTIONS),
@@ -307,10 +364,11 @@ def bind(function: Callable[..., Any], meaning: Mapping[str, Any]) -> Callable[.
 def _registering(
     kind: Kind,
     source: str,
-    domain: Mapping[str, str] | None,
+    domain: Mapping[str, Any] | None,
     check: Callable[..., None] | None,
     keeps: tuple[Kept, ...],
     whole: bool = False,
+    ndim: int | None = None,
 ) -> Callable[[Function], Function]:
     def register(function: Function) -> Function:
         name = getattr(function, "__name__", repr(function))
@@ -318,7 +376,7 @@ def _registering(
             raise RuleError(f"{kind} {name} needs source=…: the paper or the code that it comes from")
         if not isinstance(function, types.FunctionType):
             raise RuleError(f"{kind} {name} is not written with a plain def")
-        rule = _describe(function, kind, source, domain or {}, check, keeps, whole)
+        rule = _describe(function, kind, source, domain or {}, check, keeps, whole, ndim)
         if not whole:
             rule = replace(rule, body=lint(function, kind))
             _run_once(rule)
@@ -333,10 +391,11 @@ def _describe(
     function: types.FunctionType,
     kind: Kind,
     source: str,
-    domain: Mapping[str, str],
+    domain: Mapping[str, Any],
     check: Callable[..., None] | None,
     keeps: tuple[Kept, ...],
     whole: bool,
+    ndim: int | None,
 ) -> Rule:
     """Read a rule's signature, and refuse one that a reader could not fill."""
     name = function.__name__
@@ -374,17 +433,29 @@ def _describe(
         if key not in defaults:
             raise RuleError(f"{kind} {name}: {key} is not one of its hyper-parameters ({', '.join(defaults)})")
     try:
-        intervals = {key: Interval(text) for key, text in domain.items()}
+        allowed = {
+            key: Choice(among) if whole and isinstance(among, tuple) else Interval(among) for key, among in domain.items()
+        }
     except ValueError as error:
         raise RuleError(f"{kind} {name}: the domain {error}") from None
     for key, value in defaults.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise RuleError(f"{kind} {name}: the default {key}={value!r} is not a finite number")
-        if key in intervals and value not in intervals[key]:
-            raise RuleError(f"{kind} {name}: the default {key}={value!r} is outside {intervals[key]}")
-    if whole and set(numbers) & set(REDUCTIONS):
-        raise RuleError(f"{kind} {name} sees whole tensors and computes {', '.join(set(numbers) & set(REDUCTIONS))} itself")
-    return Rule(name, kind, function, source, keeps, tuple(numbers), defaults, intervals, check, whole)
+        among = allowed.get(key, Interval("(-inf, inf)"))
+        for each in value if whole and isinstance(value, tuple) else (value,):
+            if isinstance(among, Interval) and each is None and isinstance(value, tuple):
+                continue
+            if isinstance(among, Interval) and (not isinstance(each, int | float) or not math.isfinite(each)):
+                raise RuleError(f"{kind} {name}: the default {key}={value!r} is not a finite number")
+            if each not in among:
+                raise RuleError(f"{kind} {name}: the default {key}={value!r} is outside {among}")
+    for number in numbers if kind != "decay" else ():
+        if number in REDUCTIONS and not {"w", "g", "w_0"}.issuperset(REDUCTIONS[number].elements):
+            raise RuleError(f"{kind} {name}: {number} is not there before the direction is: only a decay may ask for it")
+    own = [number for number in numbers if number in REDUCTIONS and REDUCTIONS[number].elements != ("w",)]
+    if whole and own:
+        raise RuleError(f"{kind} {name} sees whole tensors and computes {', '.join(own)} itself")
+    if not whole and (ndim is not None or any(kept.shape is not None for kept in keeps)):
+        raise RuleError(f"{kind} {name} sees one element at a time: only whole=True knows ndim and shapes")
+    return Rule(name, kind, function, source, keeps, tuple(numbers), defaults, allowed, check, whole, ndim)
 
 
 def _run_once(rule: Rule) -> None:

@@ -30,11 +30,28 @@ class Equation:
     @classmethod
     def of(cls, direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike | None = None) -> "Equation":
         """Return the equation of rules by name or as functions; without a decay the weight takes its step and no more."""
-        return cls(
+        found = cls(
             None if penalty is None else REGISTRY.find("penalty", penalty),
             REGISTRY.find("direction", direction),
             REGISTRY.find("decay", "none" if decay is None else decay),
         )
+        for name in found.decay.shared:
+            found.check_supply(name)
+        return found
+
+    def check_supply(self, name: str) -> None:
+        """Refuse a direction that does not make what the decay asks it for."""
+        for element in REDUCTIONS[name].elements:
+            if element not in self.direction.made:
+                others = [rule.name for rule in REGISTRY.of("direction").values() if element in rule.made]
+                raise ValueError(
+                    f"the decay {self.decay.name} asks for {name}, and the direction {self.direction.name} makes no {element}: "
+                    f"{', '.join(others)} do"
+                )
+
+    def supplies(self, name: str) -> bool:
+        """Return whether a tensor that is stepped so counts in this number of all tensors."""
+        return self.direction.made.issuperset(REDUCTIONS[name].elements)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -57,6 +74,17 @@ class Equation:
         """
         return replace(self, decay=_UP_TO_U), Equation(None, _FROM_U, self.decay)
 
+    def up_to(self, name: str) -> "Equation":
+        """Return the equation that ends with what a line of the direction makes."""
+        return replace(self, direction=self.direction.up_to(name), decay=_UP_TO_U)
+
+    def with_shared(
+        self, numbers: Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Return the numbers with those of all tensors that the decay asks for."""
+        asked = {name: shared[name] for name in self.decay.shared if name in shared}
+        return {**numbers, "decay": {**numbers["decay"], **asked}} if asked else numbers
+
     def __str__(self) -> str:
         return " + ".join(f"{rule.name} {rule.kind}" for rule in self.rules if rule.name != "none")
 
@@ -73,20 +101,28 @@ def step(
 
     `values` holds w, g and what is kept for every element by the names in the rules, `numbers` what stands right of each
     rule's `*`, by kind of rule. A reader says how to `bind` a rule to its backend and how to `reduce` a whole tensor to a
-    number.
+    number. A number of all tensors (`Reduction.of_all`) cannot be had from one, and has to be among the numbers.
     """
     values = dict(values)
     kept: dict[str, Any] = {}
 
     def apply(rule: Rule) -> Any:
         given = {name: numbers[rule.kind][name] for name in rule.numbers if name not in rule.reductions}
-        asked = {name: reduce(REDUCTIONS[name], values, given) for name in rule.reductions}
+        asked = {name: ask(rule, name, given) for name in rule.reductions}
         found = bind(rule.function)(*(values[name] for name in rule.elements), **given, **asked)
         if not rule.returned:
             return found
         found, *changed = found
         kept.update(zip(rule.returned, changed, strict=True))
         return found
+
+    def ask(rule: Rule, name: str, given: Mapping[str, Any]) -> Any:
+        reduction = REDUCTIONS[name]
+        if not reduction.of_all:
+            return reduce(reduction, values, given)
+        if name not in numbers[rule.kind]:
+            raise ValueError(f"the {rule.kind} {rule.name} asks for {name}, which is of all tensors and has to be given")
+        return numbers[rule.kind][name]
 
     if equation.penalty is not None:
         values["g"] = values["g"] + apply(equation.penalty)

@@ -6,6 +6,7 @@ the gradient, a direction by its whole past in one sum, a decay by the weights i
     SETTINGS                                         hyper-parameters to try, under their users' names
     value(w, *, lam, …)                              penalty: the number that is added to the loss
     updates(gradients, …)                            direction: u_1 … u_T from g_1 … g_T, both of shape (T, weights)
+    weights(w, gradients, lrs, …), SHAPES, TOLERANCE direction of whole tensors: w_1 … w_T, without a decay
     weights(w, updates, lrs, *, lam)                 decay: w_1 … w_T from w_0 and u_1 … u_T, with one learning rate per step
 """
 

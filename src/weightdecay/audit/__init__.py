@@ -1,1 +1,1 @@
-"""What an optimizer really does: measured, not promised."""
+"""Find out what a decay really does: by experiment and by measurement, on any optimizer."""

@@ -1,6 +1,6 @@
 """What the decay of a running optimizer does: `wd.Meter(optimizer)`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
-from weightdecay import groups
 from weightdecay.arguments import number, whole
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
-from weightdecay.decomposition import Upcoming, as_ours
+from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
+from weightdecay.groups.params import params_of
+from weightdecay.groups.roles import role_of
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import rounding
 
@@ -47,15 +48,15 @@ class Meter:
     until they are asked for. `weightdecay.audit.readings.Reading` says what they are. DTensors (`fully_shard`) are measured
     whole: every rank has the same numbers, and every rank needs the meter.
 
-    This package's optimizers and torch's SGD, Adam and AdamW are known from their rules. Of another optimizer the meter knows
+    This package's optimizers, and torch's of the same names, are known from their rules. Of another optimizer the meter knows
     the norms, the change and the angle; what the decay has to do with them is NaN, and `unknown` says why.
 
     Args:
         optimizer: of any kind; what accelerate and Lightning wrap around one is taken off.
         every: measure the first step and each whose number is a multiple of this.
-        roles: what to sum up beside the groups: a model, whose tensors are told apart as embedding, matrix, norm, bias,
-            vector and scalar, or a role by the name of each parameter, which the optimizer's groups have to know then
-            (`weightdecay.param_groups(…, names=True)`). A tensor may be left out.
+        roles: what to sum up beside the groups: a model, whose tensors have the roles that `weightdecay.param_groups` gives
+            them (weight, embedding, norm, bias, …), or a role by the name of each parameter, which the optimizer's groups
+            have to know then (`weightdecay.param_groups(…, names=True)`). A tensor may be left out.
         steps_per_epoch: optimizer steps, to know half-life and timescale in epochs as well.
 
     Raises:
@@ -137,35 +138,39 @@ class Meter:
             ours = as_ours(optimizer)
         except (TypeError, ValueError):
             ours = None
-        first = 0
-        for index, group in enumerate(optimizer.param_groups):
-            places = [place for place, param in enumerate(group["params"]) if param.grad is not None]
-            self._take_group(taken, optimizer, ours, index, places, first)
-            first += len(group["params"])
+        scale = getattr(optimizer, "grad_scale", None)
+        shared: Mapping[str, float] = {}
+        if ours is not None and any(ours.equation(group).decay.shared for group in ours.param_groups):
+            shared = shared_numbers([step for _, step, _ in self._splits(_Taken(0, None, None), optimizer, ours, scale)])
+        sums.add_before(self._splits(taken, optimizer, ours, scale), shared)
         return taken
 
-    def _take_group(
-        self, taken: _Taken, optimizer: TorchOptimizer, ours: Optimizer | None, index: int, places: list[int], first: int
-    ) -> None:
-        """Add the tensors of a group, the first of which has this number among all."""
-        expected: dict[float, Expected] = {}
-        splits: list[tuple[sums.Tally, Upcoming, sums.Key]] = []
-        for place in places:
-            param = optimizer.param_groups[index]["params"][place]
-            how = "nearest" if ours is None else rounding.resolve(ours.param_groups[index]["rounding"], param.dtype)
-            tally = sums.Tally(param, optimizer.state, how)
-            law = None
-            if ours is None or param.grad.layout != torch.strided:
-                tally.refuse()
-            else:
-                step = Upcoming.of(ours, index, place)
-                law = expected[step.t] = expected.get(step.t) or Expected.of(step)
-                splits.append((tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), first + place)))
-            labels = (f"{GROUP}{index}", *([role] if (role := self._roles.get(param)) else []))
-            count = param.numel() * (2 if param.is_complex() else 1)
-            taken.known.append(Known(labels, count, param.ndim > 1, law))
-            taken.tallies.append(tally)
-        sums.add_before(splits, getattr(optimizer, "grad_scale", None))
+    def _splits(
+        self, taken: _Taken, optimizer: TorchOptimizer, ours: Optimizer | None, scale: Tensor | None
+    ) -> Iterator[tuple[sums.Tally, Upcoming, sums.Key]]:
+        """Take the tensors one by one, and yield each whose step can be taken apart with that step."""
+        number = -1
+        for index, group in enumerate(optimizer.param_groups):
+            expected: dict[float, Expected] = {}
+            for place, param in enumerate(group["params"]):
+                number += 1
+                if param.grad is None:
+                    continue
+                how = "nearest" if ours is None else rounding.resolve(ours.param_groups[index]["rounding"], param.dtype)
+                tally, law = sums.Tally(param, optimizer.state, how), None
+                if ours is None or param.grad.layout != torch.strided:
+                    tally.refuse()
+                else:
+                    step = Upcoming(ours, index, place)
+                    if scale is not None:  # as the step unscales
+                        step.values["g"] = step.values["g"] * scale.double().reciprocal().float().to(param.device)
+                    law = expected[step.t] = expected.get(step.t) or Expected.of(step)
+                labels = (f"{GROUP}{index}", *([role] if (role := self._roles.get(param)) else []))
+                count = param.numel() * (2 if param.is_complex() else 1)
+                taken.known.append(Known(labels, count, param.ndim > 1, law))
+                taken.tallies.append(tally)
+                if law is not None and ours is not None:
+                    yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), number)
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
@@ -278,7 +283,7 @@ def _roles(given: nn.Module | Mapping[str, str] | None, optimizer: TorchOptimize
     if given is None:
         return {}
     if isinstance(given, nn.Module):
-        return {param.tensor: _role(param) for param in groups._params(given)}
+        return {param.tensor: role_of(param)[0].name for param in params_of(given)}
     if not isinstance(given, Mapping):
         raise TypeError(f"roles is a {type(given).__name__}: pass the model, or a role by the name of each parameter")
     known: dict[str, Tensor] = {}
@@ -293,9 +298,3 @@ def _roles(given: nn.Module | Mapping[str, str] | None, optimizer: TorchOptimize
             hint = (f"did you mean {close[0]!r}?" if close else f"it has {', '.join(list(known)[:3])}, …") if known else why
             raise ValueError(f"roles names {name!r}, which is no parameter of the optimizer; {hint}")
     return {known[name]: role for name, role in given.items()}
-
-
-def _role(param: groups.Param) -> str:
-    """Return what a tensor is in its model."""
-    recognise = (groups.bias, groups.norm, groups.scalar, groups.vector, groups.embedding)
-    return next((each.__name__ for each in recognise if each(param)), "matrix")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from weightdecay import equilibrium
 from weightdecay.audit.sums import AFTER, BEFORE
 from weightdecay.decomposition import Upcoming
@@ -39,7 +41,7 @@ class Expected:
     def of(cls, step: Upcoming) -> "Expected":
         """Read the rules and numbers of a step."""
         penalty, direction, decay = step.equation.penalty, step.equation.direction, step.equation.decay
-        given = {kind: {name: float(x) for name, x in numbers.items()} for kind, numbers in step.given.items()}
+        given = {kind: {name: _plain(x) for name, x in numbers.items()} for kind, numbers in step.given.items()}
         eta, gain = given["decay"]["eta"], _gain(direction, given["direction"])
         shrink = step.shrink()
         if penalty is not None:
@@ -48,6 +50,11 @@ class Expected:
         return cls(
             eta, _degree(direction, given["direction"]), shrink, _balance(direction, given["direction"], eta, shrink, gain)
         )
+
+
+def _plain(x: Any) -> Any:
+    """Return a tensor of one element as a float; a direction of whole tensors may take words and pairs as well."""
+    return float(x) if isinstance(x, Tensor) else x
 
 
 def _gain(direction: Rule, numbers: Mapping[str, float]) -> float:

@@ -73,49 +73,67 @@ Draw = Callable[[slice], Tensor]
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
-def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], scale: Tensor | None) -> None:
-    """Add what the steps of a group's tensors are about to do.
+@dataclass(eq=False)
+class _Batch:
+    """Pieces of tensors whose steps differ in nothing but their weights."""
+
+    pieces: list[tuple[Tally, Upcoming, dict[str, Tensor], Draw, slice]] = field(default_factory=list)
+    size: int = 0
+
+    def add_up(self, shared: Mapping[str, float]) -> None:
+        """Give each tensor the sums over its pieces, and let go of them."""
+        if not self.pieces:
+            return
+        tally, step, flat, *_ = self.pieces[0]
+        nothing = torch.zeros((), dtype=torch.float64, device=tally.before.device)
+        joined = {name: _joined([values[name][cut] for _, _, values, _, cut in self.pieces]) for name in flat}
+        values = {name: joined.get(name, nothing) for name in step.values}
+        bits = _joined([draw(cut) for _, _, _, draw, cut in self.pieces]) if step.result == "stochastic" else None
+        _share(_factors(tally, step, values, bits, shared), [(each.sums[BEFORE], cut) for each, *_, cut in self.pieces])
+        self.pieces, self.size = [], 0
+
+
+def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], shared: Mapping[str, float]) -> None:
+    """Add what the steps of all tensors are about to do.
 
     Args:
-        splits: the tensors with their steps and the keys of their random bits.
-        scale: what a GradScaler has multiplied the gradients by.
+        splits: the tensors with their steps and the keys of their random bits, one after the other.
+        shared: the numbers of all tensors that a decay asks for.
     """
-    alike: dict[Any, list[tuple[Tally, Upcoming, Key]]] = {}
+    batches: dict[Any, _Batch] = {}
     for tally, step, key in splits:
+        w, device = step.values["w"], tally.before.device
         if step.equation.direction.whole or any(rule.reductions or rule.memory for rule in step.equation.rules):
             # It asks for numbers of the whole tensor, or has some of its own: it is neither cut up nor joined with others.
-            values = {name: _unscaled(name, value, scale) for name, value in step.values.items()}
-            bits = _local(rounding.random_bits(step.values["w"], key), tally.param) if step.how == "stochastic" else None
-            tally.sums[BEFORE].append(_dots(_factors(tally, step, values, bits)))
-        else:
-            kind = step.t, tally.param.dtype, tally.before.device, step.how
-            alike.setdefault(kind, []).append((tally, step, key))
-    for each in alike.values():
-        _add_joined(each, scale)
+            bits = _local(rounding.random_bits(w, key), tally.param) if step.result == "stochastic" else None
+            tally.sums[BEFORE].append(_dots(_factors(tally, step, step.values, bits, shared)))
+            continue
+        kind = id(step.group), step.t, tally.param.dtype, device, step.result
+        batch, draw = batches.setdefault(kind, _Batch()), _drawing(w, tally.param, key)
+        names = ("w", "g", *(each.name for each in step.kept if each.per_element))
+        flat = {name: _local(step.values[name], tally.param).reshape(-1) for name in names}
+        start, most = 0, _at_once(device)
+        while start < flat["w"].numel():
+            stop = min(flat["w"].numel(), start + most - batch.size)
+            batch.pieces.append((tally, step, flat, draw, slice(start, stop)))
+            batch.size += stop - start
+            start = stop
+            if batch.size == most:
+                batch.add_up(shared)
+    for batch in batches.values():
+        batch.add_up(shared)
 
 
-def _add_joined(alike: Sequence[tuple[Tally, Upcoming, Key]], scale: Tensor | None) -> None:
-    """Add the sums of tensors whose steps differ in nothing but their weights, some thousands of weights at a time."""
-    first, step, _ = alike[0]
-    names = ("w", "g", *(each.name for each in step.kept if each.per_element))
-    nothing = torch.zeros((), dtype=torch.float64, device=first.before.device)
-    flat = [{name: _local(each.values[name], tally.param).reshape(-1) for name in names} for tally, each, _ in alike]
-    draws = [_drawing(each.values["w"], tally.param, key) for tally, each, key in alike]
-    for batch in _batches([each["w"].numel() for each in flat], first.before.device):
-        joined = {name: _joined([flat[place][name][cut] for place, cut in batch]) for name in names}
-        values = {name: _unscaled(name, joined.get(name, nothing), scale) for name in step.values}
-        bits = _joined([draws[place](cut) for place, cut in batch]) if step.how == "stochastic" else None
-        _share(_factors(first, step, values, bits), [(alike[place][0].sums[BEFORE], cut) for place, cut in batch])
-
-
-def _factors(tally: Tally, step: Upcoming, values: Mapping[str, Tensor], bits: Tensor | None) -> Pairs:
+def _factors(
+    tally: Tally, step: Upcoming, values: Mapping[str, Tensor], bits: Tensor | None, shared: Mapping[str, float]
+) -> Pairs:
     """Return what is multiplied for `BEFORE`, of this rank's weights in float64."""
     dtype = tally.param.dtype.to_real() if tally.param.dtype.is_complex else tally.param.dtype
     shrink = step.shrink()
     if shrink is None:
         # In float32, 1 − g has lost the digits of a small shrink.
         exact = {name: value.double() for name, value in values.items()}
-        g, h = eager.split(step.equation, step.numbers(torch.float64), exact)
+        g, h = eager.split(step.equation, step.equation.with_shared(step.numbers(torch.float64), shared), exact)
         w, factor, h = (_local(x, tally.param).reshape(-1) for x in (exact["w"], g, h))
         decay, moved = (1 - factor) * w, float(step.given["decay"]["eta"]) * h
     else:
@@ -123,18 +141,13 @@ def _factors(tally: Tally, step: Upcoming, values: Mapping[str, Tensor], bits: T
         w, moved = _local(values["w"], tally.param).reshape(-1), step.given["decay"]["eta"] * _local(u, tally.param).reshape(-1)
         decay = shrink * w.double()
     undecayed = (w - moved).to(eager.compute_dtype(dtype))
-    if step.how == "stochastic":
+    if step.result == "stochastic":
         assert bits is not None
         undecayed = rounding.stochastic(undecayed, dtype, bits.reshape(-1))
-    elif step.how == "nearest":
+    elif step.result == "nearest":
         undecayed = undecayed.to(dtype)
     w, moved, gradient = (x.double() for x in (w, moved, _local(values["g"], tally.param).reshape(-1)))
     return [(w, decay), (decay, decay), (moved, moved), (w, undecayed.double() - w), (w, gradient), (gradient, gradient)]
-
-
-def _unscaled(name: str, value: Tensor, scale: Tensor | None) -> Tensor:
-    """Return a value with GradScaler's scale taken from the gradient, as the step does it."""
-    return value * scale.double().reciprocal().float().to(value.device) if name == "g" and scale is not None else value
 
 
 def _drawing(w: Tensor, param: Tensor, key: Key) -> Draw:
@@ -169,7 +182,7 @@ def add_after(tallies: Sequence[Tally]) -> None:
 
 def _batches(sizes: Sequence[int], device: torch.device) -> Iterator[list[tuple[int, slice]]]:
     """Cut tensors of these sizes up and join the pieces, so that each batch has about as many weights as are good at once."""
-    most = _AT_ONCE.get(device.type, _AT_ONCE["cuda"])
+    most = _at_once(device)
     batch: list[tuple[int, slice]] = []
     room = most
     for place, size in enumerate(sizes):
@@ -184,6 +197,10 @@ def _batches(sizes: Sequence[int], device: torch.device) -> Iterator[list[tuple[
                 batch, room = [], most
     if batch:
         yield batch
+
+
+def _at_once(device: torch.device) -> int:
+    return _AT_ONCE.get(device.type, _AT_ONCE["cuda"])
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:

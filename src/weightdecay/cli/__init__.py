@@ -1,4 +1,4 @@
-"""The command line: `weightdecay sweep`, `weightdecay rules`, `weightdecay derive`, `weightdecay plan`.
+"""The command line of this package: a module here for each command.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 refused with a reason, 2 a
 wrong command line, 130 interrupted.
@@ -20,7 +20,7 @@ from weightdecay.cli.console import load_module, look_in
 class _Commands(click.Group):
     """Imports a command when it is asked for: each lives in the module of its name, and drags in what it needs."""
 
-    NAMES: ClassVar = ("derive", "plan", "rules", "sweep")
+    NAMES: ClassVar = ("derive", "groups", "identify", "plan", "rules", "sweep")
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""

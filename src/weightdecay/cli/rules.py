@@ -7,6 +7,7 @@ from rich.table import Table
 
 import weightdecay as wd
 from weightdecay.cli.console import OUT, escaped
+from weightdecay.rule import as_typed
 
 
 @click.command()
@@ -20,6 +21,6 @@ def rules(as_json: bool) -> None:
     for column in ("kind", "rule", "numbers", "what it does"):
         table.add_column(column, overflow="fold")
     for rule in wd.rules().values():
-        given = ", ".join(f"{name}={value:g}" for name, value in rule.defaults.items())
+        given = ", ".join(f"{name}={as_typed(value)}" for name, value in rule.defaults.items())
         table.add_row(rule.kind, f"[bold]{rule.name}[/]", given, escaped(rule.summary))
     OUT.print(table)

@@ -17,10 +17,11 @@ def half_threshold(w, u, *, eta, lam):
     y = w - eta * u
     tau = eta * lam
     size = absolute(y)
-    c = tau / 2 / size / sqrt(size)
-    q = 1 - c / 2
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    q = q - (q * q * q - q + c) / (3 * q * q - 1)
-    return where(size > 1.5 * power(tau, 2 / 3), y * q * q, 0 * y)
+    held = where(size > 1.5 * power(tau, 2 / 3), size, 1)
+    c = where(size > 1.5 * power(tau, 2 / 3), tau / 2 / held / sqrt(held), 0)
+    q1 = 1 - c / 2
+    q2 = q1 - (q1 * q1 * q1 - q1 + c) / (3 * q1 * q1 - 1)
+    q3 = q2 - (q2 * q2 * q2 - q2 + c) / (3 * q2 * q2 - 1)
+    q4 = q3 - (q3 * q3 * q3 - q3 + c) / (3 * q3 * q3 - 1)
+    q5 = q4 - (q4 * q4 * q4 - q4 + c) / (3 * q4 * q4 - 1)
+    return where(size > 1.5 * power(tau, 2 / 3), y * q5 * q5, 0 * y)

@@ -23,4 +23,5 @@ def nadam(g, m, v, *, t, mu_product, beta1=0.9, beta2=0.999, eps=1e-8, momentum_
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g * g
     ahead = mu_next * m / (1 - mu_product * mu_next) + (1 - mu) * g / (1 - mu_product)
-    return ahead / (sqrt(v / debias(beta2, t)) + eps), m, v, mu_product
+    v_hat = v / debias(beta2, t)
+    return ahead / (sqrt(v_hat) + eps), m, v, mu_product

@@ -27,7 +27,7 @@ def write_metrics(writer: Writer, meter: Meter, *, step: int | None = None, pref
     ...         print(tag, round(value, 3), step)
     >>> w = torch.nn.Parameter(torch.ones(4))
     >>> w.grad = torch.zeros(4)
-    >>> optimizer = torch.optim.RMSprop([w])
+    >>> optimizer = torch.optim.Rprop([w])
     >>> meter = Meter(optimizer)
     >>> optimizer.step()
     >>> write_metrics(Printing(), meter, step=7)

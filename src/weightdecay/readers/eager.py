@@ -3,7 +3,7 @@
 Everything is computed out of place in float32 (float64 stays float64) and rounded once, at the write.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from weightdecay.step import Equation
 from weightdecay.step import step as one_step
 
 Numbers = Mapping[str, Mapping[str, Any]]
+Share = tuple[str, list[Any], int]
+"""What tensors add to a number of all tensors: its name, sums of terms, and how many terms there are."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -96,7 +98,8 @@ def _of_whole(function: Callable[..., Any], g: Tensor, *state: Tensor, **numbers
     if u.shape != g.shape:
         name = function.__name__
         raise ValueError(f"the direction {name} made a u of shape {tuple(u.shape)} for a tensor of shape {tuple(g.shape)}")
-    return (u.to(g.dtype), *new)
+    u = u.to(g.dtype)
+    return (u, *new) if new else u
 
 
 def prepare(equation: Equation, dtype: torch.dtype) -> None:
@@ -144,6 +147,31 @@ def step(
     return one_step(equation, numbers, values, bind=bind, reduce=over)
 
 
+def share(equation: Equation, name: str, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    """Return what one tensor adds to a number of all tensors: the sum of its terms, in float64, and how many they are."""
+    reduction, bind = REDUCTIONS[name], partial(bound, dtype=values["w"].dtype)
+    lines = [one_step(equation.up_to(each), numbers, values, bind=bind, reduce=reduce)[0] for each in reduction.elements]
+    terms = bound(reduction.term, torch.float64)(*(each.double() for each in lines))
+    return _plain(terms.sum()), terms.numel()
+
+
+def means(shares: Iterable[Share]) -> dict[str, Any]:
+    """Return the numbers of all tensors from what each adds; where that is floats, in whatever order it comes."""
+    sums: dict[str, list[Any]] = {}
+    counts: dict[str, int] = {}
+    for name, totals, count in shares:
+        sums.setdefault(name, []).extend(totals)
+        counts[name] = counts.get(name, 0) + count
+    return {name: _sum(totals) / max(counts[name], 1) for name, totals in sums.items()}
+
+
+def _sum(totals: Sequence[Any]) -> Any:
+    device = next((total.device for total in totals if isinstance(total, Tensor)), None)
+    if device is None:
+        return sum(sorted(totals))
+    return torch.stack([torch.as_tensor(total, dtype=torch.float64).to(device) for total in totals]).sum()
+
+
 def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return g and h of a step, with w_t = g·w − η·h; arguments as `step` takes them, without a stack.
 
@@ -163,6 +191,10 @@ def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) ->
         return torch.where(holds, 0.0, x), torch.where(holds, part, 0.0)
 
     eta = numbers["decay"]["eta"]
+    if eta == 0 and (equation.decay.reductions or any(kept.per_element for kept in equation.decay.keeps)):
+        # A pull to a reference is in h, or u times a ratio: its limit is that of a learning rate that no other term can feel.
+        nearly = {**numbers, "decay": {**numbers["decay"], "eta": 2.0**-60}}
+        return torch.ones_like(w), split(equation, nearly, values)[1]
     factor, rest = lifting.split(
         equation, numbers, values, read=read, reduce=reduce, quotient=quotient, by_eta=lambda x, u: u if eta == 0 else x / eta
     )
@@ -175,10 +207,12 @@ def _like(value: Any, w: Tensor) -> Tensor:
 
 def numbers_in(dtype: torch.dtype, numbers: Numbers) -> dict[str, dict[str, Any]]:
     """Return the numbers with tensors among them as scalars of this dtype; floats stay what they are."""
-    return {
-        kind: {name: value.to(dtype).reshape(()) if isinstance(value, Tensor) else value for name, value in given.items()}
-        for kind, given in numbers.items()
-    }
+    return {kind: {name: scalar(value, dtype) for name, value in given.items()} for kind, given in numbers.items()}
+
+
+def scalar(value: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor of one element as a number of this dtype; a float stays what it is."""
+    return value.to(dtype).reshape(()) if isinstance(value, Tensor) else value
 
 
 def update(
@@ -243,8 +277,12 @@ def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dt
         value: Any = _plain(reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers))
     else:
         value = numbers[each.start] if isinstance(each.start, str) else each.start
+    shape = each.shape_of(param.shape)
+    if each.shape is not None and shape is not None:
+        return param.detach().new_full(shape, float(value), dtype=dtype)
     if each.per_element:
-        return torch.full_like(param, float(value), dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+        fill = complex(float(value), float(value)) if param.is_complex() else float(value)  # a complex number is two
+        return torch.full_like(param, fill, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     return torch.as_tensor(value, dtype=torch.float64, device=param.device).clone()
 
 

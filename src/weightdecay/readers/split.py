@@ -169,9 +169,16 @@ def is_factor(decay: Rule) -> bool:
     """
     numbers = {**dict.fromkeys(decay.numbers, 0.5), **decay.defaults}
     read = bind(decay.function, lifted({name: getattr(words, name) for name in WORDS}))
-    others = [0.0] * (len(decay.elements) - 1)
-    for w in (-40.0, -1.5, 0.25, 1e-3):
-        found = read(Linear(w, 0.0, 1.0), *others, **numbers)
-        if pieces(found[0] if decay.returned else found)[0]:
-            return False
-    return True
+    more = [0.0] * (len(decay.elements) - 2)
+
+    def after(w: float, u: float) -> tuple[Any, Any]:
+        found = read(Linear(w, 0.0, 1.0), u, *more, **numbers)
+        found = found[0] if decay.returned else found
+        return whole(found), pieces(found)
+
+    sizes = (-40.0, -1.5, 0.25, 1e-3)
+    if any(after(w, 0.0)[1][0] for w in sizes):
+        return False
+    # A factor that differs from size to size of w − η·u, wherever that came from, is one of the weight after its step.
+    differs = len({after(w, 0.0)[1][1] for w in map(abs, sizes)}) > 1
+    return not differs or any(after(w, 1.0)[0] != after(w - numbers["eta"], 0.0)[0] for w in sizes)

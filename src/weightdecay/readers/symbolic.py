@@ -76,6 +76,10 @@ def _over(x: Any, w: Any) -> Any:
     return 1 / sp.Abs(w) if x == sp.sign(w) else x / w
 
 
+_LONG = 12
+"""A factor names what a rule names where it takes more operations than this."""
+
+
 class Walk:
     """Evaluates a rule's statements in order over a backend's operators and words."""
 
@@ -188,10 +192,10 @@ class Line:
         return self.typed.xreplace(here) if here else self.typed
 
 
-def _unknown(rule: Rule, elements: Iterable[Any]) -> Any:
+def _unknown(rule: Rule, elements: Iterable[Any], numbers: Mapping[str, Any]) -> Any:
     """Return what a direction of whole tensors makes, as functions of which nothing is known."""
     names = (rule.name, *(f"{rule.name}_{name}" for name in rule.returned))
-    found = tuple(sp.Function(name)(*elements) for name in names)
+    found = tuple(sp.Function(name)(*elements, *(numbers[each] for each in rule.reductions)) for name in names)
     return found if rule.returned else found[0]
 
 
@@ -238,7 +242,8 @@ class System:
 
     def generic(self, truth: Any) -> Any:
         """Settle a condition as it is from the second step on, for a weight that is not zero."""
-        return settled(truth, self.w, self.t, [*self.reductions, self.numbers["decay"]["eta"]])
+        sizes = [symbol for symbol, reduction in self.reductions.items() if reduction.is_size]
+        return settled(truth, self.w, self.t, [*sizes, self.numbers["decay"]["eta"]])
 
     def lines(self) -> tuple[Line, ...]:
         """Return the lines of a step as the rules have them, the new weight last."""
@@ -268,7 +273,8 @@ class System:
                 right = sp.Add(self.gradient, *pulls, evaluate=False) if pulls else self.gradient
                 g = named(notation.new("g"), right)
                 if rule.whole:
-                    u = named(notation.new("u"), sp.Function(rule.name)(g, *state))
+                    asked = (numbers[name] for name in rule.reductions)
+                    u = named(notation.new("u"), sp.Function(rule.name)(g, *state, *asked))
                     return (u, *(notation.new(name) for name in rule.returned)) if rule.returned else u
                 result = self.walked(rule, (g, *state), numbers, as_typed(), lambda n, v: named(notation.new(n), v))
                 u, *new = result if isinstance(result, tuple) else (result,)
@@ -276,6 +282,9 @@ class System:
                 return (u, *new) if rule.returned else u
 
             def decay(*elements: Any, **numbers: Any) -> Any:
+                for name in rule.shared:
+                    named(numbers[name], notation.mean(REDUCTIONS[name].elements))
+
                 def own(name: str, value: Any) -> sp.Symbol:
                     return named(notation.moved(name), value) if name in rule.memory else local(name, value)
 
@@ -307,7 +316,7 @@ class System:
         def read(function: Callable[..., Any]) -> Callable[..., Any]:
             rule: Rule = function.rule  # type: ignore[attr-defined]
             if rule.whole:
-                return lambda *elements, **_: _unknown(rule, elements)
+                return lambda *elements, **numbers: _unknown(rule, elements, numbers)
             return lambda *elements, **numbers: self.walked(rule, elements, numbers, evaluated(vocabulary(decide)))
 
         return step(self.equation, self.numbers, self.values, bind=read, reduce=self.symbol_of)
@@ -323,12 +332,14 @@ class System:
         ends: list[sp.Symbol] = []
 
         def local(name: str, value: Any) -> Any:
-            """Name what a tensor remembers, and where the step ends before a decay that acts on that."""
+            """Name what a tensor remembers, where the step ends before a decay that acts on it, and what is long from there."""
             if name in self.memory:
                 return self.notation.moved(name)
             if isinstance(value, Linear) and not is_factor(self.equation.decay) and not ends:
                 ends.append(self.notation.local(name))
                 return Linear(ends[0], value.rest, value.part)
+            if ends and not isinstance(value, Linear) and sp.count_ops(value) > _LONG:
+                return self.notation.local(name)
             return value
 
         def read(rule: Rule) -> Callable[..., Any]:
@@ -449,10 +460,15 @@ def formula(rule: Rule, notation: Notation, *, in_one_line: bool = False) -> tup
     def decide(truth: Any) -> Any:
         if not in_one_line:
             return truth
-        return settled(truth, starts["w"], notation.number("t"), [numbers[name] for name in rule.reductions])
+        sizes = [numbers[name] for name in rule.reductions if REDUCTIONS[name].is_size]
+        return settled(truth, starts["w"], notation.number("t"), sizes)
 
     for name in rule.reductions:
         reduction = REDUCTIONS[name]
+        if reduction.of_all:
+            if not in_one_line:
+                lines.append(Line(numbers[name], notation.mean(reduction.elements)))
+            continue
         of = {"w_0": notation.at("w", "0"), **starts}
         term, finish = (bind(half, vocabulary()) for half in (reduction.term, reduction.finish))
         total = term(*(of[element] for element in reduction.elements), **reduction.given(reduction.term, numbers))

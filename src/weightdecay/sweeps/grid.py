@@ -7,18 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from weightdecay import presets
 from weightdecay.groups import param_groups
 from weightdecay.optimizer import Optimizer
+from weightdecay.presets import PRESETS, SGD
 from weightdecay.rule import REGISTRY
 from weightdecay.step import Equation
 from weightdecay.sweeps.task import Grid, Task
 
-NAMED: dict[str, type[Optimizer]] = {
-    name: preset
-    for name, preset in vars(presets).items()
-    if isinstance(preset, type) and issubclass(preset, presets.Preset) and preset is not presets.Preset
-}
 DEFAULT_OPTIMIZERS = ("SGD", "SGDW", "Adam", "AdamW")
 
 
@@ -91,7 +86,7 @@ class Choice:
             return task.grids[self.name]
         equation = self._equation()
         family = "sgd" if equation.direction.name == "sgd" else "adam"
-        unit = "independent" if "eta_max" in equation.decay.numbers else self.kind
+        unit = "independent" if equation.decay.name == "independent" else self.kind
         return _GRIDS[family, unit]
 
     def _equation(self) -> Equation:
@@ -101,14 +96,16 @@ class Choice:
 
 def choose(name: str) -> Choice:
     """Return the optimizer that a name means: "AdamW", or a direction and a penalty or decay, as in "adam+cautious"."""
-    if name in NAMED:
-        preset = NAMED[name]
-        extra: dict[str, Any] = {"momentum": 0.9} if issubclass(preset, presets.SGD) else {}
+    if name in PRESETS:
+        preset = PRESETS[name]
+        if not preset.has_lambda():
+            raise ValueError(f"optimizer {name!r} has no λ to sweep: its decay holds a norm or a bound instead")
+        extra: dict[str, Any] = {"momentum": 0.9} if issubclass(preset, SGD) else {}
         return Choice(name, lambda groups, lr: preset(groups, lr=lr, **extra), "weight_decay")
     direction, plus, other = name.partition("+")
     if not plus:
-        known = ", ".join(NAMED)
-        same = next((preset for preset in NAMED if preset.lower() == name.lower()), None)
+        known = ", ".join(PRESETS)
+        same = next((preset for preset in PRESETS if preset.lower() == name.lower()), None)
         if same:
             raise ValueError(f"optimizer {name!r} is unknown: did you mean {same!r}?")
         raise ValueError(

@@ -136,6 +136,9 @@ class Stack:
         whole = {equation.direction.name for equation in self.equations if equation.direction.whole}
         if whole:
             raise NotStackable(f"the direction {', '.join(whole)} sees whole tensors")
+        shared = {equation.decay.name for equation in self.equations if equation.decay.shared}
+        if shared:
+            raise NotStackable(f"the decay {', '.join(shared)} asks for a number of all tensors of a model")
         rules = {rule for equation in self.equations for rule in equation.rules}
         keeping = sorted(rule.name for rule in rules if any(not kept.per_element or kept.start != 0 for kept in rule.keeps))
         if keeping:

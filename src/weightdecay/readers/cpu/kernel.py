@@ -12,7 +12,7 @@ A rule that asks for a reduction costs further passes over the elements, which w
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from llvmlite import ir
@@ -20,7 +20,7 @@ from llvmlite import ir
 from weightdecay.readers import rounding
 from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
-from weightdecay.reductions import Reduction
+from weightdecay.reductions import REDUCTIONS, Reduction
 from weightdecay.rule import Kept
 from weightdecay.step import Equation, step
 
@@ -50,6 +50,8 @@ class Signature:
     """The dtypes of that which is kept for every element."""
     how: str
     """The rounding, resolved."""
+    shares: tuple[str, ...] = ()
+    """The numbers of all tensors in which these count; each is a pass of its own, and then a number of the row."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ class Signature:
             (rule.kind, name)
             for rule in self.equation.rules
             for name in rule.numbers
-            if name not in (*rule.reductions, *rule.memory, "t")
+            if name in rule.shared or name not in (*rule.reductions, *rule.memory, "t")
         )
         return (*own, ("", "factor"), ("", "seed"))
 
@@ -117,7 +119,7 @@ def can_hold(dtype: torch.dtype) -> bool:
 
 def _compile(signature: Signature) -> Kernel:
     module = ir.Module(name=str(signature.equation))
-    passes = _passes(signature.equation)
+    passes = _passes(signature)
     for place in range(len(passes)):
         _Pass(module, signature, passes, place).write()
     _write_advance(module, signature)
@@ -131,13 +133,14 @@ def _compile(signature: Signature) -> Kernel:
 class _Sum:
     """One pass for a reduction: of its terms, or of the largest element, in whose units its terms are taken."""
 
-    reduction: int
-    """Which of the reductions that the rules ask for, in the order of the step."""
+    reduction: int | str
+    """Which of the reductions that the rules ask for, in the order of the step; one of all tensors by its name."""
     largest: bool
 
 
-def _passes(equation: Equation) -> tuple[_Sum | None, ...]:
+def _passes(signature: Signature) -> tuple[_Sum | None, ...]:
     """Return what each pass over the elements is for; None writes."""
+    equation = signature.equation
     asked: list[Reduction] = []
 
     def reduce(reduction: Reduction, *_: Any) -> float:
@@ -153,7 +156,7 @@ def _passes(equation: Equation) -> tuple[_Sum | None, ...]:
 
     step(equation, numbers, nothing, bind=zeros, reduce=reduce)
     sums = ([_Sum(k, True), _Sum(k, False)] if reduction.norm else [_Sum(k, False)] for k, reduction in enumerate(asked))
-    return (*(each for pair in sums for each in pair), None)
+    return (*(_Sum(name, False) for name in signature.shares), *(each for pair in sums for each in pair), None)
 
 
 class _Reached(Exception):  # noqa: N818
@@ -300,12 +303,14 @@ class _Pass:
             rule.kind: {
                 name: self.number["", name] if name == "t" or name in rule.memory else self.number[rule.kind, name]
                 for name in rule.numbers
-                if name not in rule.reductions
+                if name in rule.shared or name not in rule.reductions
             }
             for rule in equation.rules
         }
         self.reduced = 0
         try:
+            if self.purpose is not None and isinstance(self.purpose.reduction, str):
+                self._share(REDUCTIONS[self.purpose.reduction], numbers, values)
             found, new = step(equation, numbers, values, bind=writer.bound, reduce=self._reduce)
         except _Reached as reached:
             (term,) = writer.alike(reached.term)
@@ -391,6 +396,16 @@ class _Pass:
         total = self._partial(_Sum(number, largest=False))
         found = writer.bound(reduction.finish)(total, **reduction.given(reduction.finish, given)) * unit
         return writer.converted(writer.converted(found, self.real), DOUBLE)
+
+    def _share(self, reduction: Reduction, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> NoReturn:
+        """End the pass with this tensor's terms of a number of all tensors."""
+        writer, equation = self.writer, self.signature.equation
+        lines = [
+            step(equation.up_to(name), numbers, values, bind=writer.bound, reduce=self._reduce)[0]
+            for name in reduction.elements
+        ]
+        elements = [writer.converted(writer.alike(line, values["w"])[0], DOUBLE) for line in lines]
+        raise _Reached(writer.bound(reduction.term)(*elements))
 
     def _partial(self, which: _Sum) -> Value:
         """Return the sum, or the largest, of what an earlier pass has left for the chunks of this tensor."""

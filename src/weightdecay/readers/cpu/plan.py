@@ -59,10 +59,17 @@ class Plan:
             if group in table.groups:
                 table.write_row(group, numbers, factor, seed)
 
-    def run(self, direct: Callable[[Entry], Tensor | None]) -> None:
-        """Do the kernels' part of the step; `direct` makes u where torch does."""
+    def begin(self) -> list[tuple[str, list[float], int]]:
+        """Begin the step, and return what the kernels' parameters add to numbers of all tensors."""
         for table in self.tables:
-            table.run()
+            table.begin()
+        return [share for table in self.tables for share in table.shares()]
+
+    def run(self, direct: Callable[[Entry], Tensor | None], shared: Mapping[str, float]) -> None:
+        """Do the kernels' part of a step that has begun; `direct` makes u where torch does."""
+        for table in self.tables:
+            table.write_shared(shared)
+            table.end()
         for entry, table in self.halves:
             u = direct(entry)
             if not table.read([None if u is None else u.contiguous()]):

@@ -8,7 +8,7 @@ import ctypes
 import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, compress, pairwise, repeat
 from operator import attrgetter, is_, itemgetter
@@ -84,6 +84,7 @@ class Table:
         for name, column in zip(FIXED_COLUMNS, (starts, self.ends, self.sizes, rows, indices), strict=False):
             self._write(name, column)
         self.grads: list[Tensor | None] = []
+        self.copies: list[tuple[Tensor | None, Tensor]] = []
         self.addresses = self._where()
         self.layouts = [entry.layouts() for entry in entries[self.plain :]]
         held = signature.columns[len(FIXED_COLUMNS) : len(signature.columns) - len(signature.next)]
@@ -116,9 +117,16 @@ class Table:
 
     def write_row(self, row: int, numbers: Mapping[str, Mapping[str, Any]], factor: float, seed: int) -> None:
         """Set the numbers of one parameter group."""
-        given = (numbers[kind][name] for kind, name in self.signature.numbers[:-2])
+        given = (numbers[kind].get(name, 0.0) for kind, name in self.signature.numbers[:-2])  # one of all tensors comes later
         values = (value.item() if isinstance(value, Tensor) else value for value in given)
         self.numbers.pack_into(self.rows, row * self.numbers.size, *values, factor, seed & _MASK)
+
+    def write_shared(self, shared: Mapping[str, float]) -> None:
+        """Set the numbers of all tensors, in every row."""
+        for place, (_, name) in enumerate(self.signature.numbers):
+            if name in shared:
+                for start in range(8 * place, len(self.rows), self.numbers.size):
+                    struct.pack_into("d", self.rows, start, shared[name])
 
     # Before a step ------------------------------------------------------------------------------------------------------
 
@@ -175,22 +183,42 @@ class Table:
 
     def run(self) -> None:
         """Step every parameter that has a gradient."""
-        copies = [copy for place in range(self.plain, len(self.entries)) for copy in self._lay_out(place)]
+        self.begin()
+        self.end()
+
+    def begin(self) -> None:
+        """Count the step, and find what these parameters add to numbers of all tensors."""
+        self.copies = [copy for place in range(self.plain, len(self.entries)) for copy in self._lay_out(place)]
         count = threads.threads() if self.chunks > SERIAL else 1
         if count != self.threads:
             self._share_out(count)
-        job = self.job.buffer_info()[0]
-        self.advance(0, 1, job)
-        for each in self.passes:
-            self.job[0] = 0
-            threads.parallel(each, job, self.threads)
+        self.advance(0, 1, self.job.buffer_info()[0])
+        if self.signature.shares:
+            self.partials[:] = array("d", bytes(8 * len(self.partials)))  # what has no gradient now adds nothing
+        self._do(self.passes[: len(self.signature.shares)])
+
+    def shares(self) -> Iterator[tuple[str, list[float], int]]:
+        """Yield the numbers of all tensors, each with this table's sums of its terms, and how many these are."""
+        moving = sum(map(Tensor.numel, self.moving))
+        for place, name in enumerate(self.signature.shares):
+            yield name, self.partials[place * self.chunks : (place + 1) * self.chunks].tolist(), moving
+
+    def end(self) -> None:
+        """Do the rest of a step that has begun."""
+        self._do(self.passes[len(self.signature.shares) :])
         if self.signature.next:
-            self.settle(0, 1, job)
+            self.settle(0, 1, self.job.buffer_info()[0])
         torch.autograd.graph.increment_version(self.moving)
         self.grads = []  # which would take memory during the next backward pass
-        for target, copy in copies:
+        for target, copy in self.copies:
             if target is not None:
                 target.copy_(copy)
+        self.copies = []
+
+    def _do(self, passes: Iterable[Any]) -> None:
+        for each in passes:
+            self.job[0] = 0
+            threads.parallel(each, self.job.buffer_info()[0], self.threads)
 
     def _share_out(self, count: int) -> None:
         """Cut the chunks into parts for this many threads."""

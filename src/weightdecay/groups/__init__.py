@@ -1,0 +1,18 @@
+"""Which parameters decay, and why: roles, the parameter groups made from them, and how other code would have chosen."""
+
+from weightdecay.groups.invariance import Invariance, scale_invariant
+from weightdecay.groups.partition import param_groups
+from weightdecay.groups.roles import ROLES, Role, Roles
+from weightdecay.groups.table import Difference, Differences, ParamGroups
+
+__all__ = [
+    "ROLES",
+    "Difference",
+    "Differences",
+    "Invariance",
+    "ParamGroups",
+    "Role",
+    "Roles",
+    "param_groups",
+    "scale_invariant",
+]

@@ -1,0 +1,151 @@
+"""The groups with their table, and what another style would do otherwise."""
+
+import html
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from weightdecay import arguments
+from weightdecay.groups.styles import Verdict
+
+__all__ = ["Difference", "Differences", "ParamGroups", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; what is in no group has no weight_decay."""
+
+    name: str
+    role: str
+    shape: list[int]
+    decays: bool
+    weight_decay: float | None
+    group: int | None
+    reason: str
+    tied: list[str]
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
+
+    def cells(self) -> tuple[str, ...]:
+        group = "-" if self.group is None else str(self.group)
+        decay = f"{self.weight_decay:g}" if self.decays else "no"
+        return group, self.name, str(tuple(self.shape)), decay, self.reason
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that another style treats otherwise, with both reasons."""
+
+    name: str
+    role: str
+    shape: list[int]
+    decays: bool
+    reason: str
+    other_decays: bool
+    other_reason: str
+
+    def cells(self) -> tuple[str, ...]:
+        here, there = (("decays" if does else "no decay") for does in (self.decays, self.other_decays))
+        return self.name, str(tuple(self.shape)), here, self.reason, there, self.other_reason
+
+
+class Differences(tuple[Difference, ...]):
+    """The tensors that a style treats otherwise; print as a table, or as the sentence that there are none."""
+
+    style: str
+    total: int
+
+    @classmethod
+    def of(cls, style: str, found: Iterable[Difference], total: int) -> "Differences":
+        """Return the differences from a style among a number of tensors."""
+        self = cls(found)
+        self.style, self.total = style, total
+        return self
+
+    def __repr__(self) -> str:
+        if not self:
+            return f"No difference from {self.style}: the same of the {self.total} tensors decay."
+        values = sum(math.prod(each.shape) for each in self)
+        header = ("tensor", "shape", "here", "why", self.style, "why")
+        summary = f"{len(self)} of {self.total} tensors, {values:,} values, are treated otherwise by {self.style}."
+        return "\n".join([*lines([header, *(each.cells() for each in self)]), "", summary])
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the rows for JSON: name, role, shape, decays and reason, other_decays and other_reason."""
+        return [asdict(each) for each in self]
+
+
+class ParamGroups(list[dict[str, Any]]):
+    """Hold the groups for an optimizer; print as the table of what decays and why."""
+
+    header = ("group", "tensor", "shape", "decay", "why")
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdict]]
+    ) -> None:
+        super().__init__(groups)
+        self.rows = tuple(rows)
+        self._verdicts = verdicts  # of each style on each grouped tensor, and of what was chosen here under ""
+
+    def diff(self, style: str) -> Differences:
+        """Return the tensors that a style would treat otherwise than these groups do, with both reasons.
+
+        Args:
+            style: "hf", "timm", "nanogpt", or "weightdecay" for the defaults of `param_groups`.
+
+        Raises:
+            ValueError: the style is unknown, or needs the model where the groups were made from (name, parameter) pairs.
+
+        >>> from torch import nn
+        >>> from weightdecay import param_groups
+        >>> print(param_groups(nn.ModuleDict({"ln_f": nn.RMSNorm(4), "head": nn.Linear(4, 4)}), 0.1).diff("hf"))
+        tensor       shape  here      why             hf      why
+        ln_f.weight  (4,)   no decay  norm (RMSNorm)  decays  no pattern finds the name
+        <BLANKLINE>
+        1 of 3 tensors, 4 values, are treated otherwise by hf.
+        """
+        others = self._verdicts[self.style_known(style)]
+        ours = self._verdicts[""]
+        found = [
+            Difference(row.name, row.role, row.shape, *_pair(ours[row.name]), *_pair(others[row.name]))
+            for row in self.rows
+            if row.name in ours and ours[row.name].decays != others[row.name].decays
+        ]
+        return Differences.of(style, found, len(ours))
+
+    def style_known(self, style: str) -> str:
+        """Return the style, or refuse one that there is no verdict of."""
+        return arguments.choice("style", style, [name for name in self._verdicts if name])
+
+    def __repr__(self) -> str:
+        return "\n".join([*lines([self.header, *(row.cells() for row in self.rows)]), "", *self._totals()])
+
+    def _repr_html_(self) -> str:
+        def line(cells: Iterable[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(line(row.cells(), "td") for row in self.rows)
+        return f"<table><thead>{line(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the rows for JSON, each with name, role, shape, decays, weight_decay, group, reason and tied."""
+        return [asdict(row) for row in self.rows]
+
+    def _totals(self) -> Iterator[str]:
+        for group in sorted({row.group for row in self.rows}, key=lambda group: math.inf if group is None else group):
+            rows = [row for row in self.rows if row.group == group]
+            title = "in no group" if group is None else f"group {group}"
+            yield f"{title}: decay {rows[0].cells()[3]}, tensors {len(rows)}, values {sum(row.values for row in rows):,}"
+
+
+def lines(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table in plain text, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+
+
+def _pair(verdict: Verdict) -> tuple[bool, str]:
+    return verdict.decays, verdict.why

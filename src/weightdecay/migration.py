@@ -1,0 +1,346 @@
+"""An optimizer's state moved by the names of its parameters: into other groups, another order, another wrapper, another λ."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightdecay import arguments
+from weightdecay.groups.params import params_of
+from weightdecay.names import differences, some, without_wrappers
+
+__all__ = ["Migration", "Moved", "migrate"]
+
+FAMILIES = {
+    "weight_decay": ("weight_decay", "penalty_weight", "initial_weight_decay"),
+    "lr": ("lr", "initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_max", "lr_at_start"),
+}
+"""What follows the policy of a hyper-parameter: what schedulers and rules keep of it, too."""
+POLICIES = ("live", "checkpoint")
+OF_THE_PARAMETERS_SHAPE = frozenset(
+    ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "acc_delta", "grad_avg"]
+)
+"""The moments of torch.optim's optimizers that have a value for every element."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of one parameter."""
+
+    name: str
+    group: int
+    group_in_checkpoint: int | None
+    weight_decay: float | None
+    weight_decay_in_checkpoint: float | None
+    lr: float | None
+    lr_in_checkpoint: float | None
+    has_state: bool
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What `migrate` did; prints as a table of which groups went where.
+
+    `missing` are the optimizer's parameters that the checkpoint does not have, and that start afresh; `unexpected` are the
+    checkpoint's that the optimizer does not have, whose state was dropped.
+    """
+
+    moved: tuple[Moved, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        header = ("from group", "to group", "tensors", "weight_decay", "lr")
+        ways = Counter(
+            (
+                "-" if each.group_in_checkpoint is None else str(each.group_in_checkpoint),
+                str(each.group),
+                _change(each.weight_decay_in_checkpoint, each.weight_decay),
+                _change(each.lr_in_checkpoint, each.lr),
+            )
+            for each in self.moved
+        )
+        table = [header, *((old, new, str(count), decay, lr) for (old, new, decay, lr), count in ways.items())]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+        came = sum(each.group_in_checkpoint is not None for each in self.moved)
+        lines += ["", f"{came} of {len(self.moved)} parameters were found in the checkpoint by name."]
+        lines += [f"new, without a state: {some(self.missing, 10)}"] * bool(self.missing)
+        lines += [f"left behind: {some(self.unexpected, 10)}"] * bool(self.unexpected)
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it for JSON: a row for each parameter in moved, and the names in missing and unexpected."""
+        return {
+            "moved": [asdict(each) for each in self.moved],
+            "missing": list(self.missing),
+            "unexpected": list(self.unexpected),
+        }
+
+
+def migrate(
+    optimizer: torch.optim.Optimizer,
+    state_dict: Mapping[str, Any],
+    *,
+    weight_decay: str,
+    lr: str,
+    model: nn.Module | Iterable[tuple[str, Tensor]] | None = None,
+    saved: Iterable[Any] | None = None,
+    strict: bool = True,
+) -> Migration:
+    """Load a checkpoint whose parameters are grouped, ordered or wrapped otherwise, by their names.
+
+    `optimizer.load_state_dict` of torch pairs parameters by their places: after a regrouping, moments go to other parameters
+    without a word, and the checkpoint's λ replaces the new one. Here each parameter gets the state of its name, and which
+    hyper-parameters hold is said by the caller. It works for any torch optimizer. Everything is checked before anything is
+    loaded.
+
+    Args:
+        optimizer: as it shall go on, with its new groups.
+        state_dict: what `optimizer.state_dict()` returned, or torch's get_optimizer_state_dict. Read a file with
+            torch.load(path, weights_only=True).
+        weight_decay: "live" keeps λ as the optimizer's groups have it now; "checkpoint" gives each group the λ that its
+            parameters had, which has to be one.
+        lr: the same for the learning rate, with what schedulers keep of it (initial_lr, …). A run that goes on under a
+            scheduler takes "checkpoint". All other hyper-parameters stay live.
+        model: the module, or (name, parameter) pairs, that names the optimizer's parameters, if its groups have no
+            param_names, or had another name for a tied tensor.
+        saved: the groups that the checkpoint's optimizer was made with, if they had names and the checkpoint has none:
+            `param_groups(old_model, λ, names=True)`, or a list of names for each group.
+        strict: whether to refuse if the two do not have the same parameters. If not, what the checkpoint lacks starts afresh
+            (its own state, if it has any, is dropped), and what the optimizer lacks is left behind; both are reported.
+
+    Returns:
+        What was moved where.
+
+    Raises:
+        ValueError: names are missing or stand for several parameters; the parameters differ (with a diff of their names); a
+            moment has another shape than its parameter; a group's parameters had different λ or learning rates and
+            "checkpoint" was asked for; the optimizer refuses the state. Nothing has changed then.
+        TypeError: the arguments are not of these kinds.
+
+    >>> import weightdecay as wd
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    >>> old = torch.optim.AdamW(model.named_parameters(), lr=1e-3, weight_decay=0.1)  # everything decays
+    >>> model(torch.ones(3, 2)).sum().backward()
+    >>> old.step()
+    >>> new = wd.AdamW(wd.param_groups(model, 0.05, names=True), lr=1e-2)
+    >>> print(migrate(new, old.state_dict(), weight_decay="live", lr="checkpoint"))
+    from group  to group  tensors  weight_decay  lr
+    0           0         1        0.1 → 0.05    0.001
+    0           1         3        0.1 → 0       0.001
+    <BLANKLINE>
+    4 of 4 parameters were found in the checkpoint by name.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the one that it wraps")
+    policies = {"weight_decay": weight_decay, "lr": lr}
+    for name, policy in policies.items():
+        arguments.choice(name, policy, POLICIES)
+    live = _live_slots(optimizer, model)
+    old = _saved_slots(state_dict, saved)
+    pairs = _paired(live, old)
+    missing = [slot.name for slot, match in zip(live, pairs, strict=True) if match is None]
+    taken = {id(match) for match in pairs}
+    unexpected = [slot.name for slot in old if id(slot) not in taken]
+    if strict and (missing or unexpected):
+        raise ValueError(
+            "the optimizer and the checkpoint do not have the same parameters:\n"
+            f"{differences([slot.name for slot in live], [slot.name for slot in old])}\n"
+            "With strict=False the former start afresh, and the state of the latter is left behind."
+        )
+    _refuse_other_shapes(live, pairs)
+    groups = _new_groups(optimizer, live, pairs, policies)
+    before = [dict(group) for group in optimizer.param_groups]
+    state = {place: match.state for place, match in enumerate(pairs) if match is not None and match.state}
+    optimizer.load_state_dict({**state_dict, "state": state, "param_groups": groups})
+    for group, own in zip(optimizer.param_groups, before, strict=True):
+        _keep_tensors(group, own)
+    rows = [_moved(slot, match, optimizer.param_groups[slot.group]) for slot, match in zip(live, pairs, strict=True)]
+    return Migration(tuple(rows), tuple(missing), tuple(unexpected))
+
+
+@dataclass(eq=False)
+class _Slot:
+    """The place of one parameter in an optimizer or a checkpoint."""
+
+    names: list[str]
+    group: int
+    settings: Mapping[str, Any]
+    param: Tensor | None = None
+    state: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def _live_slots(optimizer: torch.optim.Optimizer, model: nn.Module | Iterable[tuple[str, Tensor]] | None) -> list[_Slot]:
+    slots = [
+        _Slot(_names_in(group, place), index, group, param)
+        for index, group in enumerate(optimizer.param_groups)
+        for place, param in enumerate(group["params"])
+    ]
+    if model is not None:
+        known = {id(param.tensor): param.names for param in params_of(model)}
+        for slot in slots:
+            if id(slot.param) not in known:
+                raise ValueError(f"a parameter of param_groups[{slot.group}], of shape {_shape(slot)}, is not in the model")
+            slot.names = list(known[id(slot.param)])
+    elif not all(slot.names for slot in slots):
+        raise ValueError(
+            "the optimizer's groups have no names: pass model=…, or make it with param_groups(model, λ, names=True) or from "
+            "model.named_parameters()"
+        )
+    return _spelled(slots, "the optimizer")
+
+
+def _saved_slots(state_dict: Mapping[str, Any], saved: Iterable[Any] | None) -> list[_Slot]:
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        keys = f"has {some(map(str, state_dict))}" if isinstance(state_dict, Mapping) else f"is a {type(state_dict).__name__}"
+        raise TypeError(
+            f"state_dict {keys}, not the 'state' and 'param_groups' of an optimizer; pass its part of the checkpoint"
+        )
+    groups = list(state_dict["param_groups"])
+    names = [[_names_in(group, place) for place in range(len(group["params"]))] for group in groups]
+    if saved is not None:
+        names = [[[name] for name in _names_of(group)] for group in saved]
+        sizes = [len(group["params"]) for group in groups]
+        if [len(each) for each in names] != sizes:
+            raise ValueError(
+                f"saved has groups of {[len(each) for each in names]} names, and the checkpoint of {sizes} parameters"
+            )
+    slots = [
+        _Slot(names[index][place], index, group, state=state_dict["state"].get(key, {}))
+        for index, group in enumerate(groups)
+        for place, key in enumerate(group["params"])
+    ]
+    if not all(slot.names for slot in slots):
+        raise ValueError(
+            "the checkpoint has no names: pass saved=…, the groups that its optimizer was made with, as in "
+            "saved=param_groups(model, λ, names=True) or saved=[[name, name, …], …]"
+        )
+    return _spelled(slots, "the checkpoint")
+
+
+def _names_in(group: Mapping[str, Any], place: int) -> list[str]:
+    names, key = group.get("param_names"), group["params"][place]
+    return [names[place]] if names else [key] if isinstance(key, str) else []
+
+
+def _names_of(group: Any) -> list[str]:
+    """Return the names of a group that the user gives."""
+    if isinstance(group, Mapping):
+        entries = group.get("param_names") or [each[0] if isinstance(each, tuple) else each for each in group["params"]]
+    else:
+        entries = group
+    if isinstance(entries, str) or not all(isinstance(name, str) for name in entries):
+        raise TypeError("saved must be groups with names, such as param_groups(model, λ, names=True), or lists of names")
+    return list(entries)
+
+
+def _spelled(slots: list[_Slot], where: str) -> list[_Slot]:
+    """Put the spelling without wrappers before every name, and refuse a name of two parameters."""
+    given = [name for slot in slots for name in slot.names]
+    bare = dict(zip(given, without_wrappers(given), strict=True))
+    for slot in slots:
+        slot.names = list(dict.fromkeys([*(bare[name] for name in slot.names), *slot.names]))
+    counts = Counter(slot.name for slot in slots)
+    if several := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"{where} has several parameters of one name: {some(several)}")
+    return slots
+
+
+def _paired(live: Sequence[_Slot], saved: Sequence[_Slot]) -> list[_Slot | None]:
+    """Return what the checkpoint has for each parameter: under its name, or else under another name or spelling of it."""
+    known: dict[str, _Slot] = {slot.name: slot for slot in saved}
+    for slot in saved:
+        for name in slot.names:
+            known.setdefault(name, slot)
+    found = [next((known[name] for name in slot.names if name in known), None) for slot in live]
+    counts = Counter(id(match) for match in found if match is not None)
+    for slot, match in zip(live, found, strict=True):
+        if match is not None and counts[id(match)] > 1:
+            others = [each.name for each, other in zip(live, found, strict=True) if other is match]
+            raise ValueError(f"{match.name!r} of the checkpoint could be any of {some(others)}; rename {slot.name!r}")
+    return found
+
+
+def _refuse_other_shapes(live: Sequence[_Slot], pairs: Sequence[_Slot | None]) -> None:
+    for slot, match in zip(live, pairs, strict=True):
+        for key, value in (match.state or {}).items() if match is not None else ():
+            of_elements = key in OF_THE_PARAMETERS_SHAPE and isinstance(value, Tensor) and value.ndim > 0
+            if of_elements and slot.param is not None and value.shape != slot.param.shape:
+                shapes = f"{tuple(value.shape)} in the checkpoint and {_shape(slot)} in the optimizer"
+                raise ValueError(f"{slot.name!r} has the shape {shapes} ({key}): it is another parameter of the same name")
+
+
+def _new_groups(
+    optimizer: torch.optim.Optimizer, live: Sequence[_Slot], pairs: Sequence[_Slot | None], policies: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the live groups with what the policies take from the checkpoint, and places for parameters."""
+    groups: list[dict[str, Any]] = []
+    for index, group in enumerate(optimizer.param_groups):
+        places = [place for place, slot in enumerate(live) if slot.group == index]
+        new = {**group, "params": places}
+        for family, policy in policies.items():
+            if policy == "checkpoint":
+                voters = [(live[place].name, match) for place in places if (match := pairs[place]) is not None]
+                new.update(_agreed(family, index, voters))
+        groups.append(new)
+    return groups
+
+
+def _agreed(family: str, index: int, voters: Sequence[tuple[str, _Slot]]) -> Iterator[tuple[str, Any]]:
+    """Yield what the parameters of one new group had in the checkpoint, if they all had the same."""
+    for key in FAMILIES[family]:
+        having = [(name, slot.settings[key]) for name, slot in voters if key in slot.settings]
+        for name, value in having:
+            first, agreed = having[0]
+            if _plain(value) != _plain(agreed):
+                raise ValueError(
+                    f"{family}='checkpoint' cannot be had for param_groups[{index}]: in the checkpoint {key} was "
+                    f"{_plain(agreed):g} for {first!r} and {_plain(value):g} for {name!r}, and a group holds one. "
+                    f"Pass {family}='live', or group them apart."
+                )
+        if having and len(having) == len(voters):
+            yield key, having[0][1]
+
+
+def _keep_tensors(group: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Fill the tensors that a group held (of λ or lr) instead of putting others in their place: graphs and users hold them."""
+    for key, value in own.items():
+        if isinstance(value, Tensor) and key in group:
+            with torch.no_grad():
+                value.fill_(_plain(group[key]))
+            group[key] = value
+
+
+def _moved(slot: _Slot, match: _Slot | None, group: Mapping[str, Any]) -> Moved:
+    then: Mapping[str, Any] = match.settings if match else {}
+    return Moved(
+        slot.name,
+        slot.group,
+        match.group if match else None,
+        weight_decay=_plain(group.get("weight_decay")),
+        weight_decay_in_checkpoint=_plain(then.get("weight_decay")),
+        lr=_plain(group.get("lr")),
+        lr_in_checkpoint=_plain(then.get("lr")),
+        has_state=bool(match and match.state),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _change(old: float | None, new: float | None) -> str:
+    texts = ["-" if value is None else f"{value:g}" for value in (old, new)]
+    return texts[0] if texts[0] == texts[1] else " → ".join(texts)
+
+
+def _shape(slot: _Slot) -> tuple[int, ...]:
+    return tuple(slot.param.shape) if slot.param is not None else ()
