@@ -68,7 +68,7 @@ def test_a_trainers_log_says_what_the_decay_does(tmp_path):
     assert last["weight_decay/group0/kept"] == pytest.approx(1, abs=0.01)
     assert last["weight_decay/group0/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 12)
     assert last["weight_decay/bias/shrink"] == 0
-    assert "weight_decay/embedding/norm" in last
+    assert {"weight_decay/embedding.tied/norm", "weight_decay/position/norm"} <= set(last)
     plain = trainer(tmp_path)
     plain.train()
     for metered, other in zip(run.model.parameters(), plain.model.parameters(), strict=True):
