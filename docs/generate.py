@@ -35,6 +35,8 @@ PAGES = DOCS / "rules"
 FOLDERS = {"penalty": "penalties", "direction": "directions", "decay": "decays"}
 BESIDE = {"l2": "penalty", "decoupled": "decay"}
 """What a direction's page shows it with."""
+SHOWN = ("sgd", "adam", "lion")
+"""What a penalty's or a decay's page shows it with: u that adds up, that divides and that is a sign."""
 
 
 def ours() -> list[Rule]:
@@ -82,13 +84,11 @@ def numbers(rule: Rule) -> Iterator[str]:
 
 
 def splits(rule: Rule) -> Iterator[str]:
-    """Yield the rule's g and h with every rule that it is used with."""
+    """Yield the rule's g and h with the rules that show what it does."""
     if rule.kind == "direction":
         found = {f"`{name}` {kind}": wd.derive(rule.name, **{kind: name}) for name, kind in BESIDE.items()}
     else:
-        found = {
-            f"`{name}`": wd.derive(name, **{rule.kind: rule.name}) for name in wd.rules().of("direction") if fits(rule, name)
-        }
+        found = {f"`{name}`": wd.derive(name, **{rule.kind: rule.name}) for name in SHOWN if fits(rule, name)}
     yield "Every step is $w_t = g\\,w_{t-1} - \\eta\\,h$, with"
     rows = [f"| {'with' if rule.kind == 'direction' else 'direction'} | $g$ | $h$ |", "| --- | --- | --- |"]
     rows += [f"| {name} | {inline(d.notation, d.g)} | {inline(d.notation, d.h)} |" for name, d in found.items()]
