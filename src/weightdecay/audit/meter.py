@@ -20,7 +20,7 @@ from weightdecay.groups.roles import role_of
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import rounding
 
-EVERY = 200
+EVERY = 400
 """By default one step in so many is measured."""
 _MOST_UNREAD = 64
 """So many samples may wait on the device until somebody asks; then they are read, so that they do not fill its memory."""
