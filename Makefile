@@ -3,11 +3,13 @@
 #   TORCH=torch==2.15.0   another torch, as pip names it       PYTHON=python3.12   another interpreter
 #   VENV=.venv-next       another virtual environment          OUT=runs/digits     where the sweep goes
 #   BENCH="--rounds 60"   options of the benchmark (bench/README.md)
+#   JOBS=1                how many processes run the tests; one per core is the default
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 OUT ?= runs/digits
+JOBS ?= auto
 BENCH ?=
 BIN := $(VENV)/bin
 # One stamp per torch: asking for another one installs it.
@@ -23,7 +25,7 @@ run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a
 	$(BIN)/weightdecay sweep digits --out $(OUT)
 
 test: $(INSTALLED)  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 slow: $(INSTALLED)  ## run the tests that need gigabytes
 	$(BIN)/python -m pytest -m slow tests

@@ -35,6 +35,8 @@ PAGES = DOCS / "rules"
 FOLDERS = {"penalty": "penalties", "direction": "directions", "decay": "decays"}
 BESIDE = {"l2": "penalty", "decoupled": "decay"}
 """What a direction's page shows it with."""
+LONG = 60
+"""A formula with more operations than this does not fit into a cell of a table."""
 SHOWN = ("sgd", "adam", "lion")
 """What a penalty's or a decay's page shows it with: u that adds up, that divides and that is a sign."""
 
@@ -320,7 +322,11 @@ def rules_block(_: str) -> str:
     rows = ["| rule | what it does | formula | eager | cpu | symbolic |", "| --- | --- | --- | --- | --- | --- |"]
     for rule in ours():
         notation = Notation()
-        last = None if rule.whole else symbolic.formula(rule, notation, in_one_line=True)[-1]
+        lines = () if rule.whole else symbolic.formula(rule, notation, in_one_line=True)
+        result = [line for line in lines if rule.kind != "direction" or line.left == notation.new("u")]
+        last = result[-1] if result else None
+        if last is not None and sp.count_ops(last.right) > LONG:
+            last = symbolic.formula(rule, notation)[-1]  # with the names that its page explains
         shown = "" if last is None else f"${notation.tex(last.left)} = {notation.tex(last.right)}$".replace("|", r"\vert ")
         summary = rule.summary.replace("|", r"\|")
         link = f"[`{rule.name}`](src/weightdecay/{FOLDERS[rule.kind]}/{rule.name}.py) {rule.kind}"

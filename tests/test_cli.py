@@ -400,3 +400,90 @@ def test_identify_refuses_what_is_no_optimizer():
         result = run("identify", name)
         assert (result.exit_code, result.stdout) == (1, "")
         assert reason in " ".join(result.stderr.split())
+
+
+# weightdecay doctor -----------------------------------------------------------------------------------------------------
+
+SETUPS = """
+import torch
+from torch import nn
+
+def make(groups, lr=1e-3, **more):
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=0.1, **more)
+
+def warned():
+    model = nn.Linear(4, 4)
+    return model, make(model.parameters())
+
+def good():
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = make(model.parameters())
+    return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+
+def bad():
+    model = nn.ModuleDict({"<b>": nn.Linear(4, 4, bias=False)})
+    return model, make(model.parameters(), lr=20.0)
+
+def broken():
+    raise RuntimeError("no weights today")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def setups(folder):
+    Path(f"{folder}.py").write_text(SETUPS)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "found"),
+    [
+        (["good"], 0, []),
+        (["warned"], 0, ["D1"]),
+        (["warned", "--strict"], 1, ["D1"]),
+        (["warned", "--strict", "--ignore", "d1"], 0, []),
+        (["bad"], 1, ["D5"]),
+        (["bad", "--only", "D1,D3"], 0, []),
+    ],
+)
+def test_doctor_exits_with_1_on_errors(setups, arguments, code, found):
+    command = ["--app-dir", ".", "doctor", f"{setups}:{arguments[0]}", *arguments[1:]]
+    result = run(*command, "--json")
+    assert result.exit_code == code
+    assert [each["id"] for each in json.loads(result.output)["findings"]] == found
+    shown = run(*command)
+    assert shown.exit_code == code
+    assert all(each in shown.output for each in found)
+    assert shown.output.startswith("AdamW, ")
+
+
+def test_doctor_writes_a_page(setups):
+    assert run("--app-dir", ".", "doctor", f"{setups}:bad", "--html", "out/report.html").exit_code == 1
+    page = Path("out/report.html").read_text()
+    assert "the decay destroys the weights" in page
+    assert "&lt;b&gt;.weight" in page
+    assert "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["number"], 1, "gives a int"),
+        (["broken"], 1, "RuntimeError: no weights today"),
+        (["nothing"], 1, "has no 'nothing'"),
+        (["good", "--only", "D11"], 2, "'D11' is no check"),
+        (["good", "--steps", "0"], 2, "0 is not in the range"),
+    ],
+)
+def test_doctor_refuses_with_a_reason_and_no_traceback(setups, arguments, code, message):
+    result = run("--app-dir", ".", "doctor", f"{setups}:{arguments[0]}", *arguments[1:])
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_doctor_lists_its_checks_and_needs_a_set_up():
+    assert run("doctor", "--checks").output.startswith("D1  norms")
+    assert "a set-up is missing" in run("doctor").output

@@ -209,6 +209,8 @@ def as_steps(t):
 @pytest.mark.parametrize("t", [1, 7], ids=as_steps)
 @every_combination
 def test_the_step_is_what_the_rules_compute(direction, penalty, decay, settings, t):
+    if decay == "half_threshold" and (direction, t, settings) != ("sgd", 7, {}):
+        pytest.skip("five steps of Newton's in one expression take SymPy long; the lines of the step are tested everywhere")
     case, effect = seen(direction, penalty, decay, settings, t)
     assert_close(case.everywhere(case.derivation.step), case.after[0], tolerance=TOLERANCE, effect=effect)
     assert set(case.derivation.state) == set(case.after[1])

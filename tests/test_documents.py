@@ -92,6 +92,11 @@ def test_every_link_into_the_repository_leads_somewhere(document):
             assert ((ROOT / document).parent / target).exists(), target
 
 
+def test_the_readme_is_for_people():
+    """A formula that is worked out in full may take megabytes, which no page shows."""
+    assert max(map(len, (ROOT / "README.md").read_text().splitlines())) < 2000
+
+
 def test_make_names_every_command_of_the_documents():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in ("README.md", "CONTRIBUTING.md"):

@@ -174,12 +174,21 @@ def test_a_number_may_be_a_tensor_of_one_element(preset, shape):
 @combinations
 def test_derivatives_of_the_step_are_those_of_its_differences(rules, steps):
     """With respect to the weights, every gradient, lr and both λ: what a meta-learner asks for."""
+    if rules.get("decay") == "selective_projection":
+        pytest.skip("it begins at a distance of zero, where a norm has no derivative")
 
     def trained(w, lr, weight_decay, penalty_weight, *gradients):
         param = w.clone()
         lambdas = {"weight_decay": weight_decay, **({"penalty_weight": penalty_weight} if "penalty" in rules else {})}
-        peak = {"lr_max": 0.2} if rules.get("decay") == "independent" else {}
+        peak = {"lr_max": 0.2} if rules.get("decay") in ("corrected", "independent") else {}
         optimizer = wd.Optimizer([param], lr, differentiable=True, **{**rules, **lambdas, **peak})
+        (group,) = optimizer.param_groups
+        given = [kept for rule in optimizer.equation(group).rules for kept in rule.keeps if not kept.changes]
+        if given:  # what training began with is a constant, whatever the weights are now
+            group["lr"], param.grad = 0.0, torch.ones_like(param)
+            optimizer.step()
+            group["lr"], state = lr, {key: value.detach() for key, value in optimizer.state[param].items()}
+            optimizer.state[param] = {**state, **{kept.key: torch.full_like(state[kept.key], 0.5) for kept in given}}
         for grad in gradients:
             param.grad = grad
             optimizer.step()

@@ -98,7 +98,7 @@ def test_without_momentum_sgdw_is_sgd(model):
 def test_sgdw_with_momentum_is_the_algorithm_of_the_paper():
     """Algorithm 1, with α the learning rate, η_t = 1 and λ = α times ours: m ← β₁m + α·g, θ ← θ − m − λθ."""
     param, history, alpha, beta1 = weights(), gradients(50), 0.05, 0.9
-    theta, m = param.detach().clone(), torch.zeros(33, dtype=torch.float64)
+    theta, m = param.detach().flatten().clone(), torch.zeros(33, dtype=torch.float64)
     l2 = twin(param)
     seen = walk(wd.SGDW([param], lr=alpha, momentum=beta1, weight_decay=LAMBDA), history)
     coupled = walk(wd.SGD([l2], lr=alpha, momentum=beta1, weight_decay=LAMBDA), history)

@@ -80,8 +80,11 @@ def test_lambda_is_seen(rule, dtype):
     assert (with_lambda - without).double().abs().max() >= 100 * tolerance
 
 
-@pytest.mark.parametrize("number", [float, torch.tensor], ids=["float-lr", "tensor-lr"])
-@every_rounding
+@pytest.mark.parametrize(
+    ("dtype", "how", "number"),
+    [*((dtype, how, float) for dtype, how in ROUNDINGS), (torch.float64, "nearest", torch.tensor)],
+    ids=lambda value: "tensor" if value is torch.tensor else getattr(value, "__name__", name(value)),
+)
 @every_rule
 def test_a_learning_rate_of_zero_changes_no_bit(rule, dtype, how, number):
     """Distributed checkpointing does such a step to create the state, before the first real step or after some."""

@@ -358,7 +358,7 @@ def test_the_seed_decides_weights_and_batches_and_leaves_the_callers_random_stat
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"optimizers": ["AdmaW"]}, "AdmaW.*SGD, SGDW, Adam, AdamW"),
+        ({"optimizers": ["AdmaW"]}, "AdmaW.*SGDW.*AdamW"),
         ({"optimizers": ["adam+cautius"]}, "did you mean 'cautious'"),
         ({"optimizers": []}, "at least one optimizer"),
         ({"lr": [0.0]}, "lr=0.0"),

@@ -511,8 +511,8 @@ def test_what_cannot_be_foreseen_is_refused():
         wd.remaining(optimizer, lr_scheduler.StepLR(other, 3), 3)
     with pytest.raises(TypeError, match="scheduler is a float, which has no step"):
         wd.remaining(optimizer, 0.5, 3)
-    with pytest.raises(TypeError, match="optimizer is a RMSprop"):
-        wd.remaining(torch.optim.RMSprop([one()]), None, 3)
+    with pytest.raises(TypeError, match="optimizer is a Rprop"):
+        wd.remaining(torch.optim.Rprop([one()]), None, 3)
     with pytest.raises(ValueError, match=r"steps=0 is not"):
         wd.remaining(optimizer, None, 0)
     with pytest.raises(ValueError, match=r"every=0\.5 is not"):

@@ -11,6 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from weightdecay import decays, directions, penalties
+from weightdecay.attachment import Attachment, attach
+from weightdecay.audit.doctor import doctor
+from weightdecay.audit.findings import Report
 from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.audit.meter import Meter
 from weightdecay.decomposition import Decomposition, Split, decompose
@@ -90,6 +93,7 @@ __all__ = [
     "AdamWN",
     "Adamax",
     "AdamaxW",
+    "Attachment",
     "Data",
     "DecayLaw",
     "Decomposition",
@@ -110,17 +114,20 @@ __all__ = [
     "RAdamW",
     "RMSprop",
     "RMSpropW",
+    "Report",
     "RuleError",
     "Signum",
     "Split",
     "Task",
     "WarmRestarts",
     "WeightDecayScheduler",
+    "attach",
     "convert",
     "decay",
     "decompose",
     "derive",
     "direction",
+    "doctor",
     "half_life",
     "identify",
     "migrate",

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +63,40 @@ def remaining(optimizer: TorchOptimizer, scheduler: Any = None, steps: int = 1, 
     """
     steps, every = whole("steps", steps), whole("every", every)
     ours = as_ours(optimizer)
-    stand_in = _StandIn(ours)
-    schedulers = _copied(scheduler, optimizer, stand_in)
-    walks = [_Walk(ours, group, index) for index, group in enumerate(stand_in.param_groups)]
-    for done in range(1, steps + 1):
+    walks: list[_Walk] = []
+    for groups in ahead(optimizer, scheduler, steps, every=every, start=ours):
+        walks = walks or [_Walk(ours, group, index) for index, group in enumerate(groups)]
         for walk in walks:
             walk.go()
+    return Remaining(steps, tuple(walk.left() for walk in walks))
+
+
+def ahead(
+    optimizer: TorchOptimizer, scheduler: Any, steps: int, *, every: int = 1, start: TorchOptimizer | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield what the parameter groups will be at each of the next steps: copies, the same dicts every time.
+
+    Args:
+        optimizer: what the scheduler writes into; it is only read.
+        scheduler: as in `remaining`.
+        steps, every: as in `remaining`.
+        start: an optimizer with the same groups, where they are to be copied from there.
+
+    Raises:
+        TypeError, ValueError: as in `remaining`.
+
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
+    >>> scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    >>> [group["lr"] for (group,) in ahead(optimizer, scheduler, 3)]
+    [0.5, 0.25, 0.125]
+    """
+    stand_in = _StandIn(start or optimizer)
+    schedulers = _copied(scheduler, optimizer, stand_in)
+    for done in range(1, steps + 1):
+        yield stand_in.param_groups
         if done % every == 0 and done < steps:
             for each in schedulers:
                 each.step()
-    return Remaining(steps, tuple(walk.left() for walk in walks))
 
 
 class _StandIn(TorchOptimizer):
@@ -79,7 +104,7 @@ class _StandIn(TorchOptimizer):
 
     _opt_called = True
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: TorchOptimizer) -> None:
         super().__init__([torch.zeros(0)], {})
         self.defaults = dict(optimizer.defaults)
         self.param_groups = [

@@ -13,7 +13,7 @@ from weightdecay.schedules import shares_of_peak
 from weightdecay.shrink import rounded_away
 from weightdecay.units import UNITS, Record, Settings, Timescale, lambda_unit, swings
 
-_LITTLE, _MUCH = 0.01, 0.1
+LITTLE, MUCH = 0.01, 0.1
 _PICTURE = 48
 _PARTLY = ("sklearn", "total_shrink")
 _BARS = "▁▂▃▄▅▆▇█"
@@ -145,9 +145,9 @@ def _warnings(found: Plan, dtype: str, exponent: float, swings: bool) -> dict[st
     if found.shrink >= 1:
         what = "multiplies a weight by " + f"{1 - found.shrink:.3g}".replace("-", "−")
         warnings["destroys"] = f"a step at the peak lr {what}: the decay destroys the weights, whatever they learn"
-    elif found.shrink >= _MUCH:
+    elif found.shrink >= MUCH:
         warnings["destroys"] = (
-            f"a step at the peak lr takes {found.shrink:.0%} of every weight: what was learnt {_MUCH**-1:.0f} steps ago is gone"
+            f"a step at the peak lr takes {found.shrink:.0%} of every weight: what was learnt {MUCH**-1:.0f} steps ago is gone"
         )
     elif found.timescale.epochs is not None and found.timescale.epochs < 1:
         warnings["forgets"] = (
@@ -155,7 +155,7 @@ def _warnings(found: Plan, dtype: str, exponent: float, swings: bool) -> dict[st
         )
     if found.weight_decay == 0:
         warnings["no effect"] = "λ is 0: there is no decay"
-    elif exponent < _LITTLE:
+    elif exponent < LITTLE:
         warnings["no effect"] = (
             f"all {found.steps:,} steps together take {found.units['total_shrink']:.2g} of a weight: this λ cannot matter"
         )
@@ -164,7 +164,7 @@ def _warnings(found: Plan, dtype: str, exponent: float, swings: bool) -> dict[st
             f"L2 with λ {found.weight_decay:g} swings the weights through zero at lr {found.lr:g} and momentum "
             f"{found.momentum:g}: the numbers here do not hold"
         )
-    if found.lost.get(dtype, 0) >= _LITTLE:
+    if found.lost.get(dtype, 0) >= LITTLE:
         warnings["lost"] = f"{dtype} weights that are rounded to nearest lose {found.lost[dtype]:.0%} of the decay; " + (
             "only float64 would keep it" if dtype == "float32" else "this package's optimizers round stochastically and keep it"
         )

@@ -338,7 +338,7 @@ def rules() -> Registry:
 
     >>> import weightdecay as wd
     >>> sorted(wd.rules().of("decay"))[:2]
-    ['cautious', 'decoupled']
+    ['cautious', 'constrained']
     """
     return REGISTRY
 

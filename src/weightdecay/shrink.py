@@ -1,8 +1,11 @@
 """The shrink of a step: the share of itself that a weight without a gradient loses."""
 
+import ast
+import itertools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import cache
 
 import torch
 
@@ -41,6 +44,43 @@ def at_rest(decay: Rule, numbers: Mapping[str, float]) -> float:
         return float(1 - kept)
     except OverflowError:
         return math.inf
+
+
+@cache
+def is_uniform(decay: Rule) -> bool:
+    """Tell whether all that a decay does is multiply every old weight by one number: w becomes (1 − s)·w − η·u.
+
+    Then s is `at_rest`, and neither u nor the old weight has to be known. Asked of the rule, on fractions.
+
+    >>> from weightdecay.rule import REGISTRY
+    >>> is_uniform(REGISTRY["decay", "decoupled"]), is_uniform(REGISTRY["decay", "cautious"])
+    (True, False)
+    """
+    if decay.reductions or decay.keeps or "eta" not in decay.numbers or "t" in decay.numbers or _bends(decay):
+        return False
+    for size, usual in itertools.product((Fraction(1, 2), Fraction(1, 64)), (decay.defaults, {})):
+        numbers = {**dict.fromkeys(decay.numbers, size), **{name: Fraction(x) for name, x in usual.items()}}
+        factor = decay.function(Fraction(1), Fraction(0), **numbers)
+        for w, u in itertools.product(map(Fraction, (-40, -1.5, 0, 0.25, 1e-3)), map(Fraction, (-3, 0, 0.5))):
+            if decay.function(w, u, **numbers) != factor * w - numbers["eta"] * u:
+                return False
+    return True
+
+
+def _bends(decay: Rule) -> bool:
+    """Tell whether a decay hands w, u or what it makes of them to a word or a comparison: no few values settle such a one."""
+    moving = set(decay.elements)
+
+    def touches(node: ast.AST) -> bool:
+        return any(isinstance(each, ast.Name) and each.id in moving for each in ast.walk(node))
+
+    for statement in decay.body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call | ast.Compare) and touches(node):
+                return True
+        if isinstance(statement, ast.Assign) and touches(statement.value):
+            moving |= {each.id for target in statement.targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return False
 
 
 def rounded_away(dtype: torch.dtype) -> float:

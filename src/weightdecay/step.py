@@ -53,6 +53,11 @@ class Equation:
         """Return whether a tensor that is stepped so counts in this number of all tensors."""
         return self.direction.made.issuperset(REDUCTIONS[name].elements)
 
+    @classmethod
+    def given_u(cls, decay: RuleLike) -> "Equation":
+        """Return the equation of a decay alone: u stands among the values, found by somebody else, beside the raw gradient."""
+        return cls(None, _GIVEN_U, REGISTRY.find("decay", decay))
+
     @property
     def rules(self) -> tuple[Rule, ...]:
         """Return the rules in the order in which a step applies them."""
@@ -138,9 +143,10 @@ def step_on_floats(
     return w, tuple(kept[name] for name in equation.direction.returned)
 
 
-def _rule(kind: Kind, name: str, function: Any) -> Rule:
-    return Rule(name, kind, function, "", keeps=(), numbers=(), defaults={}, domain={}, check=None)
+def _rule(kind: Kind, name: str, function: Any, keeps: tuple[Kept, ...] = ()) -> Rule:
+    return Rule(name, kind, function, "", keeps=keeps, numbers=(), defaults={}, domain={}, check=None)
 
 
 _UP_TO_U = _rule("decay", "none", lambda w, u: u)
 _FROM_U = _rule("direction", "none", lambda g: g)
+_GIVEN_U = _rule("direction", "none", lambda g, u: u, (Kept("u", "u", per_element=True, changes=False),))

@@ -20,7 +20,7 @@ from weightdecay.cli.console import load_module, look_in
 class _Commands(click.Group):
     """Imports a command when it is asked for: each lives in the module of its name, and drags in what it needs."""
 
-    NAMES: ClassVar = ("derive", "groups", "identify", "plan", "rules", "sweep")
+    NAMES: ClassVar = ("derive", "doctor", "groups", "identify", "plan", "rules", "sweep")
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""

@@ -8,6 +8,8 @@ from weightdecay.words import sign, where
 def cautious(w, u, *, eta, lam):
     """Multiply w by 1 − ηλ where w and u agree in sign, leave it elsewhere, then step. λ is per unit of learning rate.
 
+    Where half the weights agree, it does half of what decoupled decay does: a comparison at equal λ compares two λ.
+
     >>> cautious(1.0, -0.5, eta=0.1, lam=1.0)
     1.05
     """

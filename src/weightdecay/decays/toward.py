@@ -12,4 +12,4 @@ def toward(w, u, w_0, *, eta, lam):
     >>> toward(2.0, 0.0, 1.0, eta=0.5, lam=0.5)
     1.75
     """
-    return w + eta * lam * (w_0 - w) - eta * u
+    return w - eta * lam * (w - w_0) - eta * u

@@ -17,7 +17,7 @@ from weightdecay.names import WRAPPERS, unwrapped, without_wrappers
 if TYPE_CHECKING:
     from weightdecay.groups.roles import Role
 
-__all__ = ["Param", "params_of"]
+__all__ = ["Param", "params_of", "unheard"]
 
 PARAMETRISED = re.compile(r"(?:^|\.)parametrizations\.([^.]+)\.original\d*$")
 
@@ -128,6 +128,21 @@ def _requests(modules: Mapping[str, nn.Module]) -> Iterator[_Request]:
             if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
                 raise TypeError(f"{who} must return a collection of names, got {names!r}.")
             yield _Request(path, who, tuple(names))
+
+
+def unheard(model: nn.Module) -> list[tuple[str, tuple[str, ...]]]:
+    """Return who names parameters that shall not decay, and the names, where not one of them is a parameter's.
+
+    >>> class Old(nn.Linear):
+    ...     def no_weight_decay(self):
+    ...         return {"pos_embed"}
+    >>> unheard(Old(2, 2))
+    [('Old.no_weight_decay()', ('pos_embed',))]
+    """
+    modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
+    raw = [name for name, _, _ in _walk(modules)]
+    requests = [each for each in _requests(modules) if each.patterns]
+    return [(each.who, each.patterns) for each in requests if not any(map(each.holds, raw))]
 
 
 def _refuse_flattened(model: nn.Module) -> None:

@@ -144,7 +144,8 @@ def step(
             `stacked`, the first dimension counts independent models.
     """
     bind, over = partial(bound, dtype=values["w"].dtype), partial(reduce, stacked=stacked)
-    return one_step(equation, numbers, values, bind=bind, reduce=over)
+    w, kept = one_step(equation, numbers, values, bind=bind, reduce=over)
+    return w.to(values["w"].dtype), kept  # which a number kept in float64 takes along where w is a number, too
 
 
 def share(equation: Equation, name: str, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, int]:
@@ -239,18 +240,23 @@ def update(
     """
     values = operands(equation, param, grad, state, kept, how, factor, differentiable)
     w, new = step(equation, remembered(equation, numbers, state, kept), values)
+    write(param, w, state, how=how, key=key)
+    if not differentiable:
+        keep(kept, new, state)
+        return
+    for each in kept:
+        if each.changes:  # writing in place would cut the graph through earlier steps
+            state[each.key] = torch.view_as_complex(new[each.name]) if state[each.key].is_complex() else new[each.name]
+
+
+def write(param: Tensor, w: Tensor, state: Mapping[str, Any], *, how: str, key: tuple[Any, Any] = (0, 0)) -> None:
+    """Round a weight that was computed, as `how` says, and write it into its parameter."""
     if how == "compensated":
         w, lost = rounding.compensated(w, param.dtype)
         state["compensation"].copy_(lost)
     elif how == "stochastic":
         w = rounding.stochastic(w, param.dtype, rounding.random_bits(w, key))
-    _real(param).copy_(w)
-    if not differentiable:
-        _keep(kept, new, state)
-        return
-    for each in kept:
-        if each.changes:  # writing in place would cut the graph through earlier steps
-            state[each.key] = torch.view_as_complex(new[each.name]) if state[each.key].is_complex() else new[each.name]
+    real(param).copy_(w)
 
 
 def direct(
@@ -268,7 +274,7 @@ def direct(
     first = equation.halves()[0]
     values = operands(first, param, grad, state, kept, how, factor)
     u, new = step(first, remembered(first, numbers, state, kept), values)
-    _keep([each for each in kept if each.name in new], new, state)
+    keep([each for each in kept if each.name in new], new, state)
     return u
 
 
@@ -277,7 +283,7 @@ def start(each: Kept, param: Tensor, numbers: Mapping[str, Any], dtype: torch.dt
     if each.per_element and each.start == "w":
         return param.detach().to(dtype, copy=True)
     if each.start in REDUCTIONS:
-        w = _real(param.detach()).to(compute_dtype(param.dtype))
+        w = real(param.detach()).to(compute_dtype(param.dtype))
         value: Any = _plain(reduce(REDUCTIONS[str(each.start)], {"w": w}, numbers))
     else:
         value = numbers[each.start] if isinstance(each.start, str) else each.start
@@ -300,7 +306,7 @@ def remembered(equation: Equation, numbers: Numbers, state: Mapping[str, Any], k
     }
 
 
-def _keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write what the rules have changed into the tensors of the state."""
     for each in kept:
         if not each.changes:
@@ -309,7 +315,7 @@ def _keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any]
         if not each.per_element:
             old.copy_(torch.as_tensor(_plain(value), dtype=old.dtype))
         else:
-            _real(old).copy_(value)
+            real(old).copy_(value)
 
 
 def _plain(value: Any) -> Any:
@@ -317,7 +323,8 @@ def _plain(value: Any) -> Any:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as its pairs of reals, and any other as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
@@ -333,7 +340,7 @@ def operands(
 ) -> dict[str, Tensor]:
     """Return w, g and what is kept for every element, as they are computed with; what is not kept is zero."""
     dtype = compute_dtype(param.dtype)
-    w, g = _real(param).to(dtype), _real(grad.resolve_conj()).to(dtype)
+    w, g = real(param).to(dtype), real(grad.resolve_conj()).to(dtype)
     if differentiable:  # the write must not reach what autograd has saved, nor a moment be the gradient itself
         w, g = w.clone(), g.clone()
     if factor != 1.0:
@@ -342,5 +349,5 @@ def operands(
         w = rounding.restored(param, state["compensation"])
     nothing = torch.zeros((), dtype=dtype, device=w.device)
     found = {each.name: nothing for rule in equation.rules for each in rule.keeps if each.per_element}
-    found.update({each.name: _real(state[each.key]).to(dtype) for each in kept if each.per_element})
+    found.update({each.name: real(state[each.key]).to(dtype) for each in kept if each.per_element})
     return {**found, "w": w, "g": g}

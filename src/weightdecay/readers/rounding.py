@@ -56,6 +56,15 @@ def random_bits(like: Tensor, key: tuple[Any, Any]) -> Tensor:
     return bits
 
 
+def spread_bits(like: Tensor, key: tuple[Any, Any], count: int) -> Tensor:
+    """Return 16 bits per element (int64) that are uniform over the elements at each count, and over the counts at each element.
+
+    From one count to the next they move on by the golden section. What is rounded with them over and over stays about one
+    unit from what it should be, where independent bits walk away from it.
+    """
+    return (random_bits(like, key) + (count & 0xFFFF) * 0x9E37) & 0xFFFF
+
+
 def halves(place: Tensor, key: tuple[Any, Any]) -> Tensor:
     """Return the 16 random bits of each place in dense memory."""
     drawn: Tensor = mixed(place >> 1, key)

@@ -487,4 +487,5 @@ def formula(rule: Rule, notation: Notation, *, in_one_line: bool = False) -> tup
         for name, value in zip(rule.returned, kept, strict=True):
             named(name, value)
         return (*(line for line in lines if line.left != line.right), Line(notation.new("w"), found))
-    return (*lines, Line(notation.new("u"), found[0] if isinstance(found, tuple) else found))
+    lines.append(Line(notation.new("u"), found[0] if isinstance(found, tuple) else found))
+    return tuple(line for line in lines if line.left != line.right)

@@ -1,0 +1,102 @@
+"""D8: a λ that nobody reads, that does nothing, that acts twice, or that is no number.
+
+Source: tinygrad #17709 (a decay computed and thrown away), huggingface/llama-cookbook #197, dholzmueller/pytabkit #40.
+"""
+
+import math
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from weightdecay.audit.case import Case, names
+from weightdecay.audit.checks.resumed import passed_decay, steps_made
+from weightdecay.audit.findings import Finding
+from weightdecay.audit.law import plain
+
+ID, TITLE = "D8", "a λ that does nothing or acts twice"
+_OTHER_NAMES = ("wd", "l2", "l2_reg", "weightdecay", "decay", "lambda", "reg")
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Yield the numbers that do something else than they say."""
+    dead = [each for each in case.members if each.lam > 0 and case.laws[each.group].kind == "none"]
+    if dead:
+        yield Finding(
+            ID,
+            "error",
+            f"λ does nothing: {case.laws[dead[0].group].text}",
+            names(dead),
+            {"weight_decay": sorted({each.lam for each in dead}), "told_by": case.laws[dead[0].group].source},
+            f"nothing decays in {case.horizon}",
+            case.made(call=case.decoupled),
+        )
+    for index, group in enumerate(case.groups):
+        tensors = names([each for each in case.members if each.group == index])
+        for key in ("weight_decay", "penalty_weight"):
+            value = plain(group.get(key, 0.0))
+            if not math.isfinite(value) or value < 0:
+                yield Finding(
+                    ID,
+                    "error",
+                    f"{key} of param_groups[{index}] is {group[key]!r}: torch checks the constructor's, and not a group's",
+                    tensors,
+                    {key: str(group[key])},
+                    "the weights grow" if value < 0 and math.isfinite(value) else "the step fails, or makes weights NaN",
+                    f'optimizer.param_groups[{index}]["{key}"] = {abs(value) if math.isfinite(value) else 0.0:g}',
+                )
+        yield from _misspelt(case, index, tensors)
+    passed = passed_decay(case)
+    if passed is not None and not steps_made(case):
+        yield Finding(
+            ID,
+            "warning",
+            f"the λ that was passed to the constructor, {passed:g}, is in no group: each has its own",
+            (),
+            {"passed": passed, "of_the_groups": sorted({plain(group.get("weight_decay")) for group in case.groups})},
+            case.left_in_words(range(len(case.groups))),
+            f"# say it once\n{case.made(f'wd.param_groups(model, weight_decay={passed:g})')}",
+        )
+    twice = [
+        each
+        for each in case.decaying
+        if plain(case.groups[each.group].get("penalty_weight", 0.0)) > 0 < plain(case.groups[each.group].get("weight_decay"))
+    ]
+    if twice:
+        group = case.groups[twice[0].group]
+        yield Finding(
+            ID,
+            "warning",
+            "a penalty in the gradient and a decay beside it act on the same tensors",
+            names(twice),
+            {"penalty_weight": plain(group["penalty_weight"]), "weight_decay": plain(group["weight_decay"])},
+            "each shrinks the weights by its own amount",
+            'for group in optimizer.param_groups:\n    group["penalty_weight"] = 0.0',
+        )
+    scaled = {index: plain(group["lr_scale"]) for index, group in enumerate(case.groups) if "lr_scale" in group}
+    reads = any(type(each).__module__.startswith("timm") for each in case.schedulers)
+    if any(scale != 1 for scale in scaled.values()) and case.schedulers and not reads:
+        yield Finding(
+            ID,
+            "warning",
+            "lr_scale is in the groups, and only timm's schedulers read it",
+            tuple(each.name for each in case.members if each.group in scaled),
+            {"lr_scale": sorted(set(scaled.values())), "schedulers": [type(each).__name__ for each in case.schedulers]},
+            "all layers train with the same lr, and so with the same lr·λ",
+            'for group in optimizer.param_groups:  # before the scheduler is made\n    group["lr"] *= group.pop("lr_scale")',
+        )
+
+
+def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:
+    """Torch keeps any key of a group, and says nothing of those that it does not read."""
+    own = {*case.optimizer.defaults, "params", "param_names", "initial_weight_decay"}
+    for key, value in case.groups[index].items():
+        near = get_close_matches(key, ["weight_decay"], cutoff=0.8) or (key.lower() in _OTHER_NAMES)
+        if key not in own and near and "weight_decay" in own and math.isfinite(plain(value)):
+            yield Finding(
+                ID,
+                "error",
+                f"{key}={plain(value):g} in param_groups[{index}] is read by nobody: the key is weight_decay",
+                tensors,
+                {key: plain(value), "weight_decay": plain(case.groups[index].get("weight_decay"))},
+                "the group decays with the constructor's λ: " + case.left_in_words([index]),
+                f'group = optimizer.param_groups[{index}]\ngroup["weight_decay"] = group.pop("{key}")',
+            )

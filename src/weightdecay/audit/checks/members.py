@@ -1,0 +1,107 @@
+"""D6: the optimizer holds the wrong tensors: none of the model's, one twice, or what no gradient reaches.
+
+Source: KellerJordan/Muon #54, iamwangyabin/S-Prompts #2, marin-community/marin #7783.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from weightdecay.audit.case import Case, names
+from weightdecay.audit.findings import Finding
+
+ID, TITLE = "D6", "the wrong set of parameters"
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Yield what is missing, strange, doubled, frozen or never reached by a gradient, and decays."""
+    held = Counter(id(each.tensor) for each in case.members)
+    strange = [each for each in case.members if not each.in_model]
+    missing = [each for each in case.params if each.tensor.requires_grad and id(each.tensor) not in held]
+    if strange and len(strange) == len(case.members):
+        yield Finding(
+            ID,
+            "error",
+            "no tensor of the optimizer is this model's: it was made for another, or before the tensors were replaced",
+            names(strange),
+            {"in_the_optimizer": len(strange), "in_the_model": len(case.params)},
+            "the model does not train",
+            "# after the model is built, wrapped, sharded and moved:\n" + case.made(),
+        )
+        return
+    if strange:
+        yield Finding(
+            ID,
+            "warning",
+            "the optimizer steps tensors that are not the model's",
+            names(strange),
+            {"tensors": len(strange), "decaying": sum(each.lam > 0 for each in strange)},
+            "what they are of may be right; this model does not see them",
+            case.made(),
+        )
+    if missing:
+        values, of = (sum(each.tensor.numel() for each in some) for some in (missing, case.params))
+        yield Finding(
+            ID,
+            "warning",
+            "parameters that ask for gradients are in no group",
+            tuple(each.name for each in missing),
+            {
+                "tensors": len(missing),
+                "values": values,
+                "share_of_the_model": values / of,
+            },
+            "they stay as they are, unless another optimizer trains them (then ignore D6)",
+            case.made(),
+        )
+    twice = {each.name: each for each in case.members if held[id(each.tensor)] > 1}
+    if twice:
+        yield Finding(
+            ID,
+            "error",
+            "a tensor is in the optimizer more than once, and is stepped and decayed each time",
+            tuple(twice),
+            {"times": max(held.values())},
+            "twice the lr and twice the λ, and one state for both",
+            "# each parameter once\n" + case.made(),
+        )
+    yield from _without_gradient(case)
+
+
+def _without_gradient(case: Case) -> Iterator[Finding]:
+    decaying = [each for each in case.decaying if each.in_model]
+    moving = [each for each in decaying if case.laws[each.group].moves_without_gradient and each.tensor.grad is None]
+    frozen = [each for each in decaying if not each.tensor.requires_grad]
+    pulled = [each for each in frozen if each in moving or each.tensor.grad is not None]
+    if pulled:
+        yield Finding(
+            ID,
+            "error",
+            "frozen tensors decay",
+            names(pulled),
+            {"weight_decay": sorted({each.lam for each in pulled})},
+            case.left_in_words([each.group for each in pulled]),
+            "for param in model.parameters():\n    if not param.requires_grad:\n        param.grad = None\n" + case.made(),
+        )
+    reached = [each for each in decaying if each.tensor.requires_grad and each.tensor.grad is not None]
+    idle = [each for each in reached if not each.tensor.grad.any()]  # type: ignore[union-attr]
+    if idle and len(idle) < len(reached):
+        yield Finding(
+            ID,
+            "warning",
+            "tensors decay whose gradient is zero",
+            names(idle),
+            {"gradients_of_zero": len(idle), "gradients": len(reached)},
+            "if it stays so, " + case.left_in_words([each.group for each in idle]),
+            "optimizer.zero_grad(set_to_none=True)  # a tensor without a gradient is neither stepped nor decayed",
+        )
+    unreached = [each for each in moving if each.tensor.requires_grad]
+    if unreached and reached:
+        yield Finding(
+            ID,
+            "error",
+            f"{type(case.optimizer).__name__} decays tensors that have no gradient",
+            names(unreached),
+            {"without_gradient": len(unreached), "with_gradient": len(reached)},
+            case.left_in_words([each.group for each in unreached]),
+            case.made("[param for param in model.parameters() if param.grad is not None]"),
+        )

@@ -1,0 +1,147 @@
+"""D7: a resume or a regrouping has left a stale λ, a stale learning rate, or the state of another tensor.
+
+Source: NVIDIA/Megatron-LM #7468, NVIDIA-NeMo/Automodel #3882; torch.optim.Optimizer.load_state_dict matches by position.
+"""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from weightdecay.audit.case import Case
+from weightdecay.audit.findings import Finding
+from weightdecay.audit.law import plain
+from weightdecay.names import without_wrappers
+
+ID, TITLE = "D7", "damage of a resume or a regrouping"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf", "acc_delta", "grad_avg")
+"""Buffers with a value for every value of the tensor, as torch names them."""
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Yield what does not belong together: names, shapes, λ, learning rates, schedulers."""
+    yield from _names(case)
+    yield from _shapes(case)
+    yield from _stale_decay(case)
+    yield from _schedulers(case)
+
+
+def _names(case: Case) -> Iterator[Finding]:
+    """Torch keeps the names of the checkpoint beside the tensors that it put the state to by position."""
+    live = {id(param.tensor): param.names for param in case.params}
+    wrong = {}
+    for group in case.groups:
+        names = group.get("param_names") or []
+        for tensor, name in zip(group["params"], without_wrappers(list(map(str, names))), strict=False):
+            own = live.get(id(tensor), [name])
+            if name not in own:
+                wrong[own[0]] = name
+    if wrong:
+        known = {name for names in live.values() for name in names}
+        yield Finding(
+            ID,
+            "error" if known.intersection(wrong.values()) else "warning",
+            "tensors have the state of others: their param_names are not what the model calls them",
+            tuple(wrong),
+            {"state_of": wrong if len(wrong) <= 6 else dict(list(wrong.items())[:6]), "tensors": len(wrong)},
+            "moments, λ and lr of one tensor are used for another",
+            'wd.migrate(optimizer, checkpoint["optimizer"])  # loads by name; on an optimizer that was made anew',
+        )
+
+
+def _shapes(case: Case) -> Iterator[Finding]:
+    wrong = {}
+    for each in case.members:
+        state = case.optimizer.state.get(each.tensor, {})
+        for key in _MOMENTS:
+            held = state.get(key)
+            if isinstance(held, Tensor) and held.shape != each.tensor.shape:
+                wrong[each.name] = f"{key} {tuple(held.shape)} for {tuple(each.tensor.shape)}"
+    if wrong:
+        yield Finding(
+            ID,
+            "error",
+            "buffers have another shape than their tensor",
+            tuple(wrong),
+            {"shapes": dict(list(wrong.items())[:6])},
+            "the step fails, or broadcasts",
+            'optimizer.state.clear()  # or, from the checkpoint and by name:\nwd.migrate(optimizer, checkpoint["optimizer"])',
+        )
+
+
+def _stale_decay(case: Case) -> Iterator[Finding]:
+    """A λ that was passed, and is in no group of an optimizer that has made steps: a checkpoint has overwritten it."""
+    passed = passed_decay(case)
+    if passed is None or not (steps := steps_made(case)):
+        return
+    live = sorted({each.lam for each in case.members})
+    yield Finding(
+        ID,
+        "warning",  # a schedule of λ of the user's own would look the same
+        f"λ = {passed:g} was passed, and no group has it after {steps:,} steps: a checkpoint has put its own in its place?",
+        tuple(each.name for each in case.members if each.lam > 0),
+        {"passed": passed, "live": live, "steps_made": steps},
+        case.left_in_words(range(len(case.groups))),
+        f'for group in optimizer.param_groups:\n    if group["weight_decay"] > 0:\n        group["weight_decay"] = {passed:g}',
+    )
+
+
+def passed_decay(case: Case) -> float | None:
+    """Return λ as the constructor was told it, if that is not its default and no group has it."""
+    default = case.optimizer.defaults.get("weight_decay")
+    try:
+        parameter: Any = inspect.signature(type(case.optimizer)).parameters.get("weight_decay")
+    except (TypeError, ValueError):
+        return None
+    told = plain(default)
+    if parameter is None or not math.isfinite(told) or told == 0 or told == plain(parameter.default):
+        return None
+    live = {plain(group.get("weight_decay")) for group in case.groups}
+    return None if told in live or any("initial_weight_decay" in group for group in case.groups) else told
+
+
+def steps_made(case: Case) -> int:
+    """Return how many steps the optimizer counts."""
+    counts = [plain(state.get("step"), 0.0) for state in case.optimizer.state.values() if isinstance(state, Mapping)]
+    started = any(len(state) for state in case.optimizer.state.values())
+    return int(max(counts, default=0.0)) or int(started)
+
+
+def _schedulers(case: Case) -> Iterator[Finding]:
+    for each in case.schedulers:
+        if not case.is_mine(each):
+            yield Finding(
+                ID,
+                "error",
+                f"the {type(each).__name__} writes into another optimizer",
+                (),
+                {"its_lr": _rates(getattr(each.optimizer, "param_groups", [])), "lr_of_this_one": _rates(case.groups)},
+                "lr never changes here, and nor does what lr·λ takes",
+                f"scheduler = {type(each).__name__}(optimizer, ...)  # made anew, after the optimizer\n"
+                'scheduler.load_state_dict(checkpoint["scheduler"])',
+            )
+    last = case.schedulers[-1] if case.schedulers else None
+    if not isinstance(last, LRScheduler) or not case.is_mine(last):
+        return
+    written = [plain(lr) for lr in getattr(last, "_last_lr", [])]
+    live = _rates(case.groups)
+    if written and len(written) != len(live):
+        yield Finding(
+            ID, "error", "the scheduler was made before a group was added", (),
+            {"groups_of_the_scheduler": len(written), "groups": len(live)}, "its next step fails, or leaves a group behind",
+            f"scheduler = {type(last).__name__}(optimizer, ...)  # after the last add_param_group",
+        )  # fmt: skip
+    elif len(case.schedulers) == 1 and any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(written, live, strict=False)):
+        yield Finding(
+            ID, "warning", "lr is not what the scheduler wrote last: one of the two was loaded, or changed, without the other",
+            (), {"written": written, "live": live, "scheduler_at": int(last.last_epoch)},
+            "the decay of a step, lr·λ, is another than planned until the scheduler writes again, or for good",
+            "optimizer.load_state_dict(checkpoint[\"optimizer\"])\nscheduler.load_state_dict(checkpoint[\"scheduler\"])",
+        )  # fmt: skip
+
+
+def _rates(groups: list[dict[str, Any]]) -> list[float]:
+    return [plain(group.get("lr")) for group in groups]

@@ -1,0 +1,72 @@
+"""D5: λ is in the wrong unit for the learning rate: the decay destroys, forgets, or cannot matter.
+
+Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1/s); mosaicml/composer #1334.
+"""
+
+import math
+from collections.abc import Iterator
+
+from weightdecay.audit.case import Case, Member, Run, by_group, names
+from weightdecay.audit.findings import Finding
+from weightdecay.plan import LITTLE, MUCH
+from weightdecay.shrink import steps_to_halve
+
+ID, TITLE = "D5", "λ in the wrong unit for the learning rate"
+_INDEPENDENT = 1e-3
+"""A share per step from which packages warn whose λ does not scale with the lr (Composer, optimi)."""
+_SHORT = 0.01
+"""Of the run: a timescale below it averages over almost nothing."""
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Yield the groups whose share per step, over the learning rates to come, is too large or too small."""
+    for index, members in by_group(case.decaying).items():
+        run = case.runs[index]
+        if run.shares is not None and run.largest > 0:
+            yield from _of(case, members, run)
+
+
+def _of(case: Case, members: list[Member], run: Run) -> Iterator[Finding]:
+    assert run.shares is not None
+    share, lam = run.largest, members[0].lam
+    at = run.lrs[run.shares.index(share)]
+    total = math.fsum(run.shares)
+    evidence = {
+        "weight_decay": lam,
+        "lr": at,
+        "share_per_step": share,
+        "half_life_in_steps": steps_to_halve(share),
+        "timescale_in_steps": 1 / share,
+        "sum_over_the_run": total,
+    }
+    independent = case.laws[members[0].group].kind == "independent"
+    mean = total / len(run.shares)
+    fix = _with(case, mean, 1 / case.steps)
+    if share >= MUCH:
+        what = f"multiplies a weight by {1 - share:.3g}" if share >= 1 else f"takes {share:.0%} of every weight"
+        yield Finding(
+            ID, "error", f"a step {what}: the decay destroys the weights", names(members), evidence,
+            f"what was learnt {max(1, round(1 / share))} steps ago is gone", fix,
+        )  # fmt: skip
+    elif independent and share >= _INDEPENDENT:
+        yield Finding(
+            ID, "warning", "λ is not multiplied by the learning rate here, and is of the size of one that is",
+            names(members), evidence, f"a weight without a gradient halves in {steps_to_halve(share):,.0f} steps",
+            _with(case, mean, at * mean),
+        )  # fmt: skip
+    elif case.told_steps and 1 / mean < _SHORT * case.steps and 1 / share < 1000:
+        yield Finding(
+            ID, "warning", "the weights forget within a hundredth of the run", names(members), evidence,
+            f"the timescale is {1 / share:,.0f} steps of {case.steps:,}", fix,
+        )  # fmt: skip
+    elif case.told_steps and total < LITTLE:
+        yield Finding(
+            ID, "info", "this λ cannot matter over the run", names(members), evidence,
+            case.left_in_words([members[0].group]), fix,
+        )  # fmt: skip
+
+
+def _with(case: Case, mean: float, wanted: float) -> str:
+    """Return code with the λ whose mean share per step is as wanted."""
+    lam = max(each.lam for each in case.members) * wanted / mean
+    return f"# a timescale of {1 / wanted:,.0f} steps\n" + case.made(f"wd.param_groups(model, weight_decay={lam:.2g})")

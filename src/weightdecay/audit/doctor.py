@@ -1,0 +1,114 @@
+"""Examine a model and its optimizer for the ten mistakes that people make with weight decay, and change nothing."""
+
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer as TorchOptimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from weightdecay.arguments import choice
+from weightdecay.audit.case import Case
+from weightdecay.audit.checks import CHECKS
+from weightdecay.audit.findings import Report, ranked
+from weightdecay.audit.trial import alone
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    model: nn.Module,
+    optimizer: TorchOptimizer,
+    scheduler: Any = None,
+    *,
+    steps: int | None = None,
+    steps_per_epoch: float | None = None,
+    only: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> Report:
+    """Look for mistakes with weight decay in a model, its optimizer and its scheduler, and change nothing.
+
+    Ten checks look at roles of tensors, groups, λ, state and dtypes; a copy of the scheduler is run ahead, and single steps are
+    made on copies of pieces of tensors. Where the class of the optimizer is unknown, `weightdecay.identify` tries it. Call it
+    where training would start, or, for what only gradients tell, between backward() and step(). Where tensors
+    are sharded, call it on every rank.
+
+    Args:
+        model: the module, bare or wrapped.
+        optimizer: any torch optimizer, or a wrapper that holds one as `.optimizer`.
+        scheduler: what steps its lr or λ, several in their order, or None.
+        steps: how many steps the run has; else what the scheduler was made for (total_steps, T_max), else 10,000, which the
+            effects then say.
+        steps_per_epoch: the steps of an epoch, for a scheduler that counts epochs: with it its length has to fit into `steps`.
+        only: the ids of the checks to make, as "D1"; all by default.
+        ignore: the ids of checks to leave out.
+
+    Returns:
+        The findings with id, severity ("error", "warning" or "info"), problem, tensors, evidence, effect and fix, the gravest
+        first.
+
+    Raises:
+        TypeError, ValueError: what is no module, optimizer, number of steps or id of a check.
+        RuntimeError: a check failed, with its id, and from what. Nothing has changed then, either.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    >>> report = doctor(model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1), steps=10_000)
+    >>> [(each.id, each.severity, each.tensors) for each in report.findings]
+    [('D1', 'warning', ('0.bias', '1.weight', '1.bias'))]
+    >>> report.findings[0].effect
+    'without a gradient they end at 0.368 of their start: ∏(1 − s) over 10,000 steps'
+
+    Sources: each check names its own.
+    """
+    chosen = [choice("check", each, CHECKS) for each in _ids(only)] or list(CHECKS)
+    ignored = {choice("check", each, CHECKS) for each in _ids(ignore)}
+    with _untouched():
+        case = Case(model, optimizer, scheduler, steps, steps_per_epoch)
+        made = [each for name, each in CHECKS.items() if name in chosen and name not in ignored]
+        findings = []
+        for each in made:
+            try:
+                findings += list(each.run(case))
+            except Exception as error:
+                what = f"check {each.id} ({each.title}) failed: {type(error).__name__}: {error}"
+                raise RuntimeError(f"{what}; ignore=[{each.id!r}] leaves it out") from error
+        laws = dict.fromkeys(f"{law.kind} ({law.text})" for law in case.laws)
+        subject = {
+            "optimizer": type(case.optimizer).__name__,
+            "laws": list(laws),
+            "tensors": len(case.members),
+            "values": sum(each.tensor.numel() for each in case.members),
+            "groups": len(case.groups),
+            "steps": case.steps,
+            "steps_assumed": case.told_steps is None,
+            "scheduler_foreseen": not case.unforeseen,
+        }
+    return Report(ranked(findings), tuple(each.id for each in made), subject)
+
+
+def _ids(given: Iterable[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+@contextmanager
+def _untouched() -> Iterator[None]:
+    """Put the random states back that schedulers and optimizers of others may draw from, and let no hook hear of the copies."""
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), None if numpy is None else numpy.random.get_state()
+    everywhere: tuple[dict[int, Any], ...] = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+    hooks = [(each, dict(each)) for each in everywhere]
+    for live, _ in hooks:
+        live.clear()
+    try:
+        with alone():
+            yield
+    finally:
+        for live, kept in hooks:
+            live.update(kept)
+        random.setstate(states[0])
+        if numpy is not None:
+            numpy.random.set_state(states[1])

@@ -1,0 +1,124 @@
+"""What the doctor reports: findings, and the report that holds them."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightdecay.names import some
+from weightdecay.units import Record
+
+SEVERITIES = ("error", "warning", "info")
+"""error: the decay does not do what its numbers say; warning: it does, to what or in a size that is rarely meant; info: good to
+know."""
+_WIDTH = 116
+
+
+@dataclass(frozen=True)
+class Finding(Record):
+    """One thing that a check found; prints as a paragraph."""
+
+    id: str
+    """The check's, "D1" to "D10"."""
+    severity: str
+    """One of "error", "warning" and "info"."""
+    problem: str
+    """What is wrong, in a sentence."""
+    tensors: tuple[str, ...] = ()
+    """The names of the tensors concerned."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers."""
+    effect: str = ""
+    """What it will do over the run."""
+    fix: str = ""
+    """Code that mends it."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.id} {self.severity}: {self.problem}"]
+        if self.tensors:
+            lines += _wrapped("tensors", f"{len(self.tensors)}: {some(self.tensors, 6)}")
+        if self.evidence:
+            lines += _wrapped(
+                "evidence", "; ".join(f"{name.replace('_', ' ')} {shown(x)}" for name, x in self.evidence.items())
+            )
+        if self.effect:
+            lines += _wrapped("effect", self.effect)
+        if self.fix:
+            lines += ["   fix", *textwrap.indent(self.fix, "       ").splitlines()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the doctor found, the gravest first; prints as a table with a paragraph for each finding."""
+
+    findings: tuple[Finding, ...]
+    checks: tuple[str, ...]
+    """The ids of the checks that were made."""
+    subject: Mapping[str, Any]
+    """What was looked at: the optimizer, its decay in words, the number of tensors, the steps that are looked ahead."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many findings there are of each severity."""
+        found = Counter(each.severity for each in self.findings)
+        return {severity: found[severity] for severity in SEVERITIES}
+
+    def failed(self, *, strict: bool = False) -> bool:
+        """Return whether there is an error, or, if strict, a warning."""
+        return bool(self.counts["error"] or (strict and self.counts["warning"]))
+
+    @property
+    def summary(self) -> str:
+        """Return the outcome in a sentence."""
+        made = f"{len(self.checks)} check{'' if len(self.checks) == 1 else 's'}"
+        counts = [f"{n} {name}{'s' if n > 1 and name != 'info' else ''}" for name, n in self.counts.items() if n]
+        return f"{self.subject['optimizer']}, {made}: {', '.join(counts) or 'nothing found'}."
+
+    def __str__(self) -> str:
+        if not self.findings:
+            return self.summary
+        from weightdecay.groups.table import lines
+
+        rows = [(each.id, each.severity, str(len(each.tensors) or "-"), each.problem) for each in self.findings]
+        table = lines([("check", "severity", "tensors", "finding"), *rows])
+        return "\n\n".join([self.summary, "\n".join(table), *map(str, self.findings)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        return {
+            "summary": self.summary,
+            "counts": self.counts,
+            "checks": list(self.checks),
+            "subject": dict(self.subject),
+            "findings": [each.to_dict() for each in self.findings],
+        }
+
+
+def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the findings, the gravest first and otherwise in their order."""
+    return tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity)))
+
+
+def shown(value: Any) -> str:
+    """Return a piece of evidence as people read it.
+
+    >>> shown(0.000123456), shown({"norm": 3, "bias": 1}), shown([0.1, 0.2]), shown(12000)
+    ('0.000123', 'norm 3, bias 1', '0.1, 0.2', '12,000')
+    """
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    return str(value)
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=f"   {name:<9}", subsequent_indent=" " * 12, break_long_words=False)

@@ -1,0 +1,151 @@
+"""The decay law of a running optimizer's group: from its rules, from what is known of torch.optim, or from experiment."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer as TorchOptimizer
+
+from weightdecay.audit.hypotheses import Powers
+from weightdecay.audit.identify import identify
+from weightdecay.optimizer import Optimizer
+from weightdecay.rule import REGISTRY
+from weightdecay.units import Settings, swings
+
+Share = Callable[[Mapping[str, Any]], float | None]
+"""From the numbers of a group to the share of itself that a weight without a gradient loses in a step."""
+_O = torch.optim
+_COUPLED = (_O.SGD, _O.Adam, _O.NAdam, _O.RAdam, _O.Adamax, _O.Adagrad, _O.Adadelta, _O.RMSprop, _O.ASGD)
+_DECOUPLED = (_O.AdamW, _O.Muon, _O.Adafactor)
+_NO_KNOB = (_O.LBFGS, _O.Rprop, _O.SparseAdam)
+_NOT_FLAGS = {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable"}
+"""Keywords that decide nothing about λ: an unknown class is tried on its plain path, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """What λ does in one group of an optimizer."""
+
+    kind: str
+    """As in `weightdecay.identify`: "decoupled", "coupled", "independent", "none", "constant", …"""
+    text: str
+    source: str
+    """What says so: "torch.optim", "its rules", "experiment" or "nothing"."""
+    share: Share
+    moves_without_gradient: bool = False
+    """Whether it decays tensors whose grad is None."""
+
+
+def plain(value: Any, default: float = math.nan) -> float:
+    """Return a number of a group, a tensor's too, as a float; what is no number is NaN.
+
+    >>> plain(torch.tensor(0.5)), plain("x")
+    (0.5, nan)
+    """
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 else default
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+
+def decay_of(group: Mapping[str, Any]) -> float:
+    """Return the λ of a group: the larger one where it has a penalty's too; 0 of what is no number."""
+    found = [plain(group.get(key, 0.0)) for key in ("weight_decay", "penalty_weight")]
+    return max((each for each in found if math.isfinite(each)), default=0.0)
+
+
+def laws_of(optimizer: TorchOptimizer) -> list[Law]:
+    """Return the law of each group; an unknown class is tried once with each set of flags."""
+    tried: dict[str, Law] = {}
+    found = []
+    for group in optimizer.param_groups:
+        law = _of_ours(optimizer, group) if isinstance(optimizer, Optimizer) else _of_torch(type(optimizer), group)
+        if law is None:
+            flags = _flags(type(optimizer), group)
+            key = repr(flags)
+            law = tried[key] = tried[key] if key in tried else _by_experiment(type(optimizer), flags)
+        found.append(law)
+    return found
+
+
+def _of_ours(optimizer: Optimizer, group: Mapping[str, Any]) -> Law:
+    equation = optimizer.equation(group)
+    decays = plain(group["weight_decay"]) > 0 or equation.penalty is None
+    if equation.penalty is not None and not (decays and equation.decay.name != "none"):
+        return Law("coupled", str(equation), "its rules", _coupled(equation.direction.name, equation.penalty.name))
+    decay = equation.decay
+
+    def share(numbers: Mapping[str, Any]) -> float | None:
+        given = optimizer.numbers(numbers, 1)["decay"]
+        if decay.keeps or not set(decay.numbers) <= set(given):  # it remembers, or asks for norms: no one share
+            return None
+        return 1 - float(decay.function(1.0, 0.0, **{name: plain(value) for name, value in given.items()}))
+
+    kind = "none" if decay.name == "none" else "independent" if decay.name == "independent" else "decoupled"
+    return Law(kind, str(equation), "its rules", share)
+
+
+def _of_torch(cls: type, group: Mapping[str, Any]) -> Law | None:
+    if cls in _DECOUPLED or (cls in _COUPLED and group.get("decoupled_weight_decay")):
+        return Law("decoupled", "a step takes lr·λ of the weight", "torch.optim", _decoupled)
+    if cls in _COUPLED:
+        direction = "sgd" if cls is _O.SGD else "adaptive"
+        return Law("coupled", "λ·w is added to the gradient", "torch.optim", _coupled(direction, "l2"))
+    return Law("none", "it takes no weight_decay", "torch.optim", lambda group: 0.0) if cls in _NO_KNOB else None
+
+
+def _decoupled(group: Mapping[str, Any]) -> float:
+    eta, lam = plain(group["lr"]), plain(group["weight_decay"])
+    return 1 - float(REGISTRY["decay", "decoupled"].function(1.0, 0.0, eta=eta, lam=lam))
+
+
+def _coupled(direction: str, penalty: str) -> Share:
+    """Return the share that L2 takes in the long run, for SGD; an adaptive direction takes no one share."""
+
+    @lru_cache
+    def swinging(lam: float, momentum: float, dampening: float, power: int) -> bool:
+        """Tell it for the lr of a power of two: a schedule has too many to ask of each."""
+        return momentum > 0 and swings(2.0**power, lam, momentum, dampening)
+
+    def share(group: Mapping[str, Any]) -> float | None:
+        lr, lam, momentum, less = (plain(group.get(key, 0.0)) for key in ("lr", "weight_decay", "momentum", "dampening"))
+        if "penalty_weight" in group:
+            lam = plain(group["penalty_weight"])
+        if lr == 0 or lam == 0:
+            return 0.0
+        if direction != "sgd" or penalty != "l2" or swinging(lam, momentum, less, math.ceil(math.log2(lr))):
+            return None
+        given = Settings(between=("coupled", "torch"), lr=lr, momentum=momentum, dampening=less)
+        return _decoupled({"lr": lr, "weight_decay": given.to_torch("coupled", lam)})
+
+    return share
+
+
+def _flags(cls: type, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a group says that the class takes as keywords, λ and lr aside."""
+    try:
+        takes = inspect.signature(cls).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {k: v for k, v in group.items() if k in takes and k not in _NOT_FLAGS and not isinstance(v, Tensor)}
+
+
+def _by_experiment(cls: type, flags: Mapping[str, Any]) -> Law:
+    try:
+        found = identify(partial(cls, **flags) if flags else cls, name=cls.__name__)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return Law("unknown", f"{cls.__name__} could not be tried: {error}", "nothing", lambda group: None)
+    moves = getattr(found.findings.get("grad=None"), "verdict", "") == "moves"
+    known: Powers | None = found.strength if found.kind in ("decoupled", "independent", "proximal") else None
+
+    def share(group: Mapping[str, Any]) -> float | None:
+        lam, lr = decay_of(group), plain(group["lr"])
+        if lam == 0 or found.kind == "none":
+            return 0.0
+        return None if known is None else known.strength(lam, lr, plain(group.get("initial_lr", lr)))
+
+    return Law(found.kind, found.text, "experiment", share, moves)

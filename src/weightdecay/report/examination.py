@@ -1,0 +1,26 @@
+"""The doctor's report as a page that needs nothing but itself."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from weightdecay import files
+from weightdecay.audit.checks import CHECKS
+from weightdecay.audit.findings import Report, shown
+
+__all__ = ["write_examination"]
+
+
+def write_examination(path: Path | str, report: Report, setup: str) -> Path:
+    """Write the page, in full or not at all, and return its path; `setup` is its heading."""
+    path = Path(path)
+    # Names of tensors and classes come from outside: nothing goes onto the page unescaped.
+    environment = Environment(
+        loader=PackageLoader("weightdecay.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"shown": shown}
+    titles = {each.id: each.title for each in CHECKS.values()}
+    page = environment.get_template("examination.html").render(report=report, setup=setup, titles=titles)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, page.encode())
+    return path

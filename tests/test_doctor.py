@@ -1,0 +1,735 @@
+"""The doctor: each check finds its mistake and is silent without it; ordinary set-ups pass; nothing is changed."""
+
+import copy
+import json
+import random
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import weightdecay as wd
+from weightdecay.audit.checks import CHECKS, Check
+from weightdecay.audit.law import laws_of
+
+
+class Block(nn.Module):
+    def __init__(self, norm=nn.LayerNorm):
+        super().__init__()
+        self.ln_1, self.attn, self.ln_2, self.mlp = norm(8), nn.Linear(8, 8), norm(8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.mlp(self.ln_2(x + self.attn(self.ln_1(x))))
+
+
+class GPT(nn.Module):
+    """As nanoGPT: wte tied to the head, wpe beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(16, 8), nn.Embedding(4, 8)
+        self.h, self.ln_f = nn.ModuleList([Block(), Block()]), nn.LayerNorm(8)
+        self.lm_head = nn.Linear(8, 16, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[-1]))
+        for block in self.h:
+            x = block(x)
+        return self.lm_head(self.ln_f(x))
+
+
+class ViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, stride=4)
+        self.cls_token, self.pos_embed = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.blocks, self.norm, self.head = nn.Sequential(Block(), Block()), nn.LayerNorm(8), nn.Linear(8, 10)
+
+    def no_weight_decay(self):
+        return {"cls_token", "pos_embed", "dist_token"}
+
+
+def resnet():
+    def layer(a, b):
+        return nn.Sequential(nn.Conv2d(a, b, 3, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+
+    return nn.Sequential(layer(3, 8), layer(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+class LoRA(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(8, 8).requires_grad_(False)
+        self.lora_A, self.lora_B = nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+        nn.init.zeros_(self.lora_B.weight)
+
+
+def cosine(optimizer, steps, warmup=10):
+    ramp = lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [ramp, lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup)], [warmup])
+
+
+def linear(optimizer, steps):
+    return lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
+
+
+def ids(report, *severities):
+    return [each.id for each in report.findings if not severities or each.severity in severities]
+
+
+# No false alarm ---------------------------------------------------------------------------------------------------------------
+
+
+def nanogpt():
+    model = GPT()
+    optimizer = torch.optim.AdamW(wd.param_groups(model, 0.1, style="nanogpt"), lr=6e-4, betas=(0.9, 0.95))
+    model(torch.tensor([[1, 2, 3, 4]])).logsumexp(-1).sum().backward()
+    return model, optimizer, cosine(optimizer, 600), 600
+
+
+def vit():
+    model = ViT()
+    optimizer = torch.optim.AdamW(wd.param_groups(model, 0.05, style="timm"), lr=1e-3)
+    return model, optimizer, cosine(optimizer, 3000), 3000
+
+
+def resnet_sgd():
+    model = resnet()
+    optimizer = torch.optim.SGD(wd.param_groups(model, 5e-4), lr=0.1, momentum=0.9, nesterov=True)
+    return model, optimizer, lr_scheduler.MultiStepLR(optimizer, [300, 600]), 900
+
+
+def lora():
+    model = LoRA()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4, weight_decay=0.01)
+    return model, optimizer, linear(optimizer, 1000), 1000
+
+
+def trainer():
+    """Hugging Face's Trainer as it comes: λ = 0, linear decay, groups by its own names."""
+    model = GPT()
+    return model, (optimizer := torch.optim.AdamW(wd.param_groups(model, 0.0), lr=5e-5)), linear(optimizer, 1000), 1000
+
+
+def trainer_with_decay():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.LayerNorm(8))
+    optimizer = torch.optim.AdamW(wd.param_groups(model, 0.01, style="hf"), lr=5e-5)
+    return model, optimizer, linear(optimizer, 3000), 3000
+
+
+def ours_in_bfloat16():
+    model = GPT().to(torch.bfloat16)
+    return model, wd.AdamW(wd.param_groups(model, 0.1), lr=3e-4, reader="eager"), None, 10_000
+
+
+def muon():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    return model, torch.optim.Muon(model.parameters(), lr=0.02, weight_decay=0.1), None, 2000
+
+
+def graphs():
+    """L2 with Adam as graph networks use it."""
+    model = nn.Linear(8, 8, bias=False)
+    return model, torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4), None, 200
+
+
+def resumed():
+    model, optimizer, _, _ = trainer_with_decay()
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    scheduler.step()
+    again = torch.optim.AdamW(wd.param_groups(model, 0.01, style="hf"), lr=5e-5)
+    its = lr_scheduler.CosineAnnealingLR(again, 100)
+    again.load_state_dict(optimizer.state_dict())
+    its.load_state_dict(scheduler.state_dict())
+    return model, again, its, 100
+
+
+ORDINARY = (
+    nanogpt, vit, resnet_sgd, lora, trainer, trainer_with_decay, ours_in_bfloat16, muon, graphs, resumed
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("setup", ORDINARY, ids=lambda setup: setup.__name__)
+def test_ordinary_set_ups_raise_no_alarm(setup):
+    model, optimizer, scheduler, steps = setup()
+    report = wd.doctor(model, optimizer, scheduler, steps=steps)
+    assert ids(report, "error", "warning") == [], str(report)
+    assert not report.failed(strict=True)
+    assert list(report.checks) == list(CHECKS) == [f"D{number}" for number in range(1, 11)]
+
+
+# Each check finds its mistake ------------------------------------------------------------------------------------------------
+
+
+def adamw(model, lr=1e-3, lam=0.1, **more):
+    return torch.optim.AdamW(wd.param_groups(model, lam), lr=lr, **more)
+
+
+def only(check, model, optimizer, scheduler=None, **more):
+    """Return the findings of one check, each of which says all that a finding has to."""
+    found = wd.doctor(model, optimizer, scheduler, only=[check], **more).findings
+    for each in found:
+        assert each.id == check
+        assert each.problem
+        assert each.evidence
+        assert each.severity == "info" or (each.fix and each.effect)
+        if each.fix and "..." not in each.fix and "checkpoint" not in each.fix:
+            model_, optimizer_ = copy.deepcopy((model, optimizer))
+            names = {"model": model_, "optimizer": optimizer_, "torch": torch, "fully_shard": lambda model: model}
+            exec(each.fix, {**names, type(optimizer).__name__: type(optimizer)})
+    return found
+
+
+def test_d1_norms_and_biases_that_decay_with_what_is_left_of_them():
+    model = Block()
+    (found,) = only("D1", model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1), steps=10_000)
+    assert found.severity == "warning"
+    assert found.tensors == ("ln_1.weight", "ln_1.bias", "attn.bias", "ln_2.weight", "ln_2.bias", "mlp.bias")
+    assert (found.evidence["norm"], found.evidence["bias"]) == (2, 4)
+    assert f"{(1 - 1e-4) ** 10_000:.3g}" in found.effect
+    assert only("D1", model, adamw(model)) == ()
+    (found,) = only("D1", model, torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01), steps=1000)
+    assert found.severity == "info"  # 1e-4 of a gain
+
+
+def test_d1_the_fix_mends_it():
+    model = Block()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.8, 0.9))
+    names = {"model": model, "torch": torch}
+    exec(only("D1", model, optimizer)[0].fix, names)
+    assert wd.doctor(model, names["optimizer"], steps=1000).findings == ()
+    assert names["optimizer"].param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_d1_swapped_group_lists():
+    model = Block()
+    decay, no_decay = (list(group["params"]) for group in wd.param_groups(model, 0.1))
+    groups = [{"params": no_decay, "weight_decay": 0.1}, {"params": decay, "weight_decay": 0.0}]
+    (found,) = only("D1", model, torch.optim.AdamW(groups, lr=1e-3))
+    assert found.severity == "error"
+    assert "swapped" in found.problem
+
+
+def test_d1_knows_gains_around_one():
+    class PlusOneNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(8))
+
+        def forward(self, x):
+            return x * (1.0 + self.weight)
+
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), PlusOneNorm())
+    assert only("D1", model, torch.optim.AdamW(model.parameters(), weight_decay=0.1)) == ()
+
+
+class Asking(Block):
+    def no_weight_decay(self):
+        return {"attn.weight"}
+
+
+class Outdated(Block):
+    def no_weight_decay(self):
+        return {"pos_embed"}
+
+
+def test_d2_what_asks_for_no_decay_and_is_not_heard():
+    model = nn.ModuleDict({"backbone": Asking()})
+    plain = [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim < 2]},
+    ]
+    (found,) = only("D2", model, torch.optim.AdamW(plain, lr=1e-3, weight_decay=0.1))
+    assert found.tensors == ("backbone.attn.weight",)
+    assert only("D2", model, adamw(model)) == ()
+
+
+def test_d2_a_list_that_names_nothing():
+    model = Outdated()
+    (found,) = only("D2", model, adamw(model))
+    assert found.evidence["named"] == ["pos_embed"]
+
+
+def test_d2_a_weight_that_a_substring_exempts():
+    model = nn.ModuleDict({"normalizer": nn.Linear(8, 8), "up": nn.Linear(8, 8)})
+    decay = [p for n, p in model.named_parameters() if not any(word in n for word in ("bias", "norm"))]
+    rest = [p for p in model.parameters() if all(p is not q for q in decay)]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    (found,) = only("D2", model, torch.optim.AdamW(groups, lr=1e-3))
+    assert found.tensors == ("normalizer.weight",)
+
+
+@pytest.mark.parametrize("flags", [{"foreach": False}, {"fused": True}])
+def test_d3_bfloat16_weights_that_keep_no_decay(flags):
+    model = nn.Linear(8, 8, bias=False, dtype=torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, **flags)
+    (found,) = only("D3", model, optimizer, steps=10_000)
+    assert (found.severity, found.evidence["lost_up_to"]) == ("error", 2**-9)
+    assert "0% is taken" in found.effect
+    assert only("D3", model, wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, reader="eager")) == ()
+    nearest = wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, rounding="nearest", reader="eager")
+    assert only("D3", model, nearest)[0].severity == "error"
+    compensated = wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, rounding="compensated", reader="eager")
+    assert only("D3", model, compensated) == ()
+
+
+def test_d3_float32_at_the_learning_rates_of_fine_tuning():
+    model = nn.Linear(8, 8, bias=False)
+    (found,) = only("D3", model, adamw(model, lr=1e-6, lam=0.01), steps=1000)
+    assert found.severity == "info"  # 1e-5 of a weight, in all
+    assert only("D3", model, adamw(model, lr=1e-4, lam=0.01), steps=1000) == ()
+
+
+def test_d4_adam_with_the_decay_of_adamw():
+    model = nn.Linear(8, 8, bias=False)
+    (found,) = only("D4", model, torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=0.1))
+    assert found.severity == "warning"
+    assert found.evidence["a_first_step_without_gradient_takes"] > 10 * found.evidence["a_decoupled_decay_would_take"]
+    assert only("D4", model, torch.optim.Adam(model.parameters(), weight_decay=0.1, decoupled_weight_decay=True)) == ()
+    assert only("D4", model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.05)) == ()
+    assert [each.id for each in only("D4", model, wd.Adam(model.parameters(), weight_decay=0.1, reader="eager"))] == ["D4"]
+
+
+def test_d5_decay_that_destroys_forgets_or_cannot_matter():
+    model = nn.Linear(8, 8, bias=False)
+    params = list(model.parameters())
+    (found,) = only("D5", model, adamw(model, lr=1.0, lam=1.5))
+    assert (found.severity, found.evidence["share_per_step"]) == ("error", 1.5)
+    independent = partial(wd.Optimizer, params, direction="adam", decay="independent", reader="eager")
+    (found,) = only("D5", model, independent(lr=1e-3, weight_decay=0.05))
+    assert found.severity == "warning"
+    assert found.evidence["half_life_in_steps"] == pytest.approx(13.51, abs=0.01)
+    assert only("D5", model, independent(lr=1e-3, weight_decay=1e-4), steps=10_000) == ()
+    (found,) = only("D5", model, adamw(model, lr=0.02, lam=0.5), steps=20_000)
+    assert "hundredth" in found.problem
+    (found,) = only("D5", model, adamw(model, lr=1e-6, lam=0.01), steps=1000)
+    assert found.severity == "info"
+    assert only("D5", model, adamw(model), steps=10_000) == ()
+
+
+def test_d5_looks_at_the_learning_rates_to_come():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = adamw(model, lr=1e-3, lam=0.5)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=200)
+    (found,) = only("D5", model, optimizer, scheduler)
+    assert found.evidence["lr"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_d6_another_models_tensors_missing_ones_and_doubles():
+    model, other = Block(), Block()
+    (found,) = only("D6", model, adamw(other))
+    assert found.severity == "error"
+    assert len(found.tensors) == 8
+    (found,) = only("D6", model, torch.optim.AdamW(model.attn.parameters()))
+    assert found.evidence["tensors"] == 6
+    with pytest.warns(UserWarning, match="duplicate"):
+        doubled = torch.optim.AdamW([*model.parameters(), model.attn.weight])
+    (found,) = only("D6", model, doubled)
+    assert (found.severity, found.tensors) == ("error", ("attn.weight",))
+    assert only("D6", model, adamw(model)) == ()
+
+
+def test_d6_what_decays_without_a_gradient():
+    model = Block()
+    model(torch.randn(2, 8)).sum().backward()
+    model.mlp.weight.grad.zero_()
+    (found,) = only("D6", model, adamw(model), steps=1000)
+    assert (found.severity, found.tensors) == ("warning", ("mlp.weight",))
+    assert "0.905" in found.effect
+    frozen = Block()
+    frozen(torch.randn(2, 8)).sum().backward()
+    frozen.mlp.requires_grad_(False)
+    (found,) = only("D6", frozen, torch.optim.AdamW(frozen.parameters(), weight_decay=0.1))
+    assert (found.severity, found.tensors) == ("error", ("mlp.weight", "mlp.bias"))
+    for param in frozen.mlp.parameters():
+        param.grad = None
+    assert only("D6", frozen, torch.optim.AdamW(frozen.parameters(), weight_decay=0.1)) == ()
+
+
+def stepped(model, lam, lr=1e-3, **more):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=lam, **more)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def test_d7_a_stale_decay_after_a_resume():
+    model = nn.Linear(8, 8, bias=False)
+    resumed = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.3)
+    assert only("D7", model, resumed) == ()
+    resumed.load_state_dict(stepped(model, 0.1).state_dict())
+    (found,) = only("D7", model, resumed)
+    assert (found.severity, found.evidence["passed"], found.evidence["live"]) == ("warning", 0.3, [0.1])
+    exec(found.fix, {"optimizer": resumed})
+    assert resumed.param_groups[0]["weight_decay"] == 0.3
+    assert only("D7", model, resumed) == ()
+
+
+def test_d7_the_state_of_another_tensor():
+    model = nn.ModuleDict({"a": nn.Linear(8, 8, bias=False), "b": nn.Linear(8, 8, bias=False)})
+    pairs = list(model.named_parameters())
+    saved, fresh = torch.optim.AdamW(pairs), torch.optim.AdamW(pairs[::-1])
+    assert only("D7", model, fresh) == ()
+    fresh.load_state_dict(saved.state_dict())
+    (found,) = only("D7", model, fresh)
+    assert found.severity == "error"
+    assert found.evidence["state_of"] == {"b.weight": "a.weight", "a.weight": "b.weight"}
+
+
+def test_d7_moments_of_another_shape():
+    model = nn.Linear(4, 8, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.load_state_dict(stepped(nn.Linear(3, 8, bias=False), 0.01).state_dict())
+    (found,) = only("D7", model, optimizer)
+    assert "exp_avg" in str(found.evidence["shapes"])
+
+
+def test_d7_schedulers_that_do_not_belong():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer, old = adamw(model), adamw(model, lr=3e-4)
+    (found,) = only("D7", model, optimizer, lr_scheduler.CosineAnnealingLR(old, 100))
+    assert (found.severity, found.evidence["its_lr"]) == ("error", [3e-4])
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    assert only("D7", model, optimizer, scheduler) == ()
+    optimizer.param_groups[0]["lr"] = 5e-4
+    (found,) = only("D7", model, optimizer, scheduler)
+    assert found.evidence["written"] == [1e-3]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert "group" in only("D7", model, optimizer, scheduler)[0].problem
+
+
+def test_d8_keys_that_nobody_reads():
+    model = nn.Linear(8, 8, bias=False)
+    for key in ("wd", "weight_deacy", "weight-decay"):
+        (found,) = only("D8", model, torch.optim.AdamW([{"params": model.parameters(), key: 0.3}]))
+        assert (found.severity, found.evidence[key]) == ("error", 0.3)
+    (found,) = only("D8", model, torch.optim.AdamW([{"params": model.parameters(), "weight_decay": -1.0}]))
+    assert "grow" in found.effect
+    assert only("D8", model, adamw(model)) == ()
+
+
+def test_d8_a_constructors_decay_in_the_shade_of_the_groups():
+    model = nn.Linear(8, 8, bias=False)
+    (found,) = only("D8", model, adamw(model, lam=0.1, weight_decay=0.3))
+    assert (found.severity, found.evidence["passed"]) == ("warning", 0.3)
+
+
+def test_d8_two_decays_on_the_same_tensors():
+    model = nn.Linear(8, 8, bias=False)
+    make = partial(wd.Optimizer, [model.weight], 1e-3, direction="adam", penalty="l2", decay="decoupled", reader="eager")
+    (found,) = only("D8", model, make(weight_decay=0.1, penalty_weight=1e-3))
+    assert "both" in found.problem or "beside" in found.problem
+    assert only("D8", model, make(weight_decay=0.1)) == ()
+
+
+def test_d8_lr_scale_without_timm():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = torch.optim.AdamW([{"params": model.parameters(), "lr_scale": 0.5}], lr=1e-3)
+    (found,) = only("D8", model, optimizer, lr_scheduler.StepLR(optimizer, 10))
+    assert found.evidence["lr_scale"] == [0.5]
+
+
+def test_d9_special_tensors():
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.A_log, self.D, self.proj = nn.Parameter(torch.ones(8, 4)), nn.Parameter(torch.ones(8)), nn.Linear(8, 8)
+            self.logit_scale = nn.Parameter(torch.tensor(2.6))
+
+    model = Mixer()
+    found = only("D9", model, torch.optim.AdamW(model.parameters(), weight_decay=0.1))
+    assert [(each.severity, each.tensors) for each in found] == [("warning", ("A_log", "D")), ("warning", ("logit_scale",))]
+    assert only("D9", model, adamw(model)) == ()
+    model = LoRA()
+    (found,) = only("D9", model, lora_optimizer := torch.optim.AdamW([model.lora_A.weight, model.lora_B.weight]))
+    assert (found.severity, len(found.tensors)) == ("info", 2)
+    names = {"model": model, "torch": torch}
+    exec(found.fix, names)
+    assert type(names["optimizer"]) is type(lora_optimizer)
+    assert only("D9", model, names["optimizer"]) == ()
+
+
+def test_d9_rows_that_no_token_reached():
+    model = nn.Sequential(nn.Embedding(100, 4), nn.Linear(4, 4))
+    model(torch.tensor([3, 7])).sum().backward()
+    (found,) = only("D9", model, adamw(model))
+    assert found.evidence["rows_without_gradient"] == pytest.approx(0.98)
+
+
+def test_d10_flat_parameters():
+    model = nn.Module()
+    model.flat = nn.Parameter(torch.randn(72))
+    model.flat._is_flat_param = True
+    (found,) = only("D10", model, torch.optim.AdamW(model.parameters(), weight_decay=0.1))
+    assert found.severity == "error"
+    (found,) = only("D10", model, torch.optim.AdamW(model.parameters(), weight_decay=0.0))
+    assert "nothing decays" in found.problem
+
+
+# Optimizers of others, with a bug that was planted ----------------------------------------------------------------------------
+
+
+class Sgdw(Optimizer):
+    """SGD with momentum and a decay that subclasses get wrong."""
+
+    def __init__(self, params, lr=0.1, weight_decay=0.0, momentum=0.9):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    def shrink(self, w, lr, lam):
+        w.mul_(1 - lr * lam)
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for group in self.param_groups:
+                for w in group["params"]:
+                    if w.grad is not None:
+                        m = self.state[w].setdefault("m", torch.zeros_like(w))
+                        m.mul_(group["momentum"]).add_(w.grad)
+                        self.shrink(w, group["lr"], group["weight_decay"])
+                        w.sub_(group["lr"] * m)
+
+
+class SubtractsAConstant(Sgdw):
+    def shrink(self, w, lr, lam):
+        w.sub_(lr * lam)
+
+
+class DeadStore(Sgdw):
+    def shrink(self, w, lr, lam):
+        w * (1 - lr * lam)
+
+
+class AdamWInName(torch.optim.Adam):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "words"),
+    [(SubtractsAConstant, "D4", "same number"), (DeadStore, "D8", "does nothing"), (AdamWInName, "D4", "its name")],
+)
+def test_planted_bugs_of_unknown_optimizers_are_errors(cls, check, words):
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = cls(model.parameters(), lr=0.01, weight_decay=0.02)
+    findings = [each for each in wd.doctor(model, optimizer, steps=1000).findings if each.severity == "error"]
+    assert [each.id for each in findings] == [check]
+    assert words in findings[0].problem
+
+
+def test_an_unknown_optimizer_that_is_right_raises_no_alarm():
+    model = Block()
+    report = wd.doctor(model, Sgdw(wd.param_groups(model, 0.05), lr=0.02), steps=1000)
+    assert report.findings == ()
+    assert report.subject["laws"][0].startswith("decoupled")
+
+
+def test_an_optimizer_that_cannot_be_tried_is_said_to_be_unknown():
+    class Stubborn(Sgdw):
+        def __init__(self, params, secret, **numbers):
+            super().__init__(params, **numbers)
+
+    model = nn.Linear(8, 8, bias=False)
+    (found,) = wd.doctor(model, Stubborn(model.parameters(), 1, weight_decay=0.1), steps=1000).findings
+    assert (found.id, found.severity) == ("D4", "info")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
+        partial(wd.SGDW, lr=0.1, weight_decay=0.1, reader="eager"),
+        partial(Sgdw, lr=0.1, weight_decay=0.1),
+    ],
+    ids=lambda make: make.func.__name__,
+)
+def test_what_is_foreseen_is_what_training_without_a_gradient_leaves(make):
+    w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = make([w])
+    (law,) = laws_of(optimizer)
+    share = law.share(optimizer.param_groups[0])
+    for _ in range(400):
+        before = w.detach().clone()
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+    assert share > 1e-4
+    assert (1 - w / before).max().item() == pytest.approx(share, rel=2e-2)
+
+
+# Nothing is changed --------------------------------------------------------------------------------------------------------
+
+
+def everything(model, optimizer, scheduler):
+    grads = [None if param.grad is None else param.grad.clone() for param in model.parameters()]
+    return copy.deepcopy(
+        [
+            {name: value.clone() for name, value in model.state_dict().items()},
+            grads,
+            optimizer.state_dict(),
+            optimizer.defaults,
+            {key: value for key, value in vars(scheduler).items() if key not in ("optimizer", "lr_lambdas")},
+            torch.get_rng_state(),
+            random.getstate(),
+            [param.requires_grad for param in model.parameters()],
+            torch.get_num_threads(),
+            sorted(vars(optimizer)),
+        ]
+    )
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def test_no_hook_hears_of_the_steps_of_copies():
+    heard = []
+    handle = register_optimizer_step_post_hook(lambda *given: heard.append(given))
+    model = nn.Linear(8, 8, bias=False, dtype=torch.bfloat16)
+    try:
+        assert wd.doctor(model, Sgdw(model.parameters(), lr=0.01, weight_decay=0.1)).findings
+        assert heard == []
+        stepped(model, 0.1)
+        assert len(heard) == 1
+    finally:
+        handle.remove()
+
+
+def test_a_scheduler_that_cannot_be_run_ahead_is_taken_to_stay():
+    class ByEpoch(lr_scheduler.LRScheduler):
+        def get_lr(self):
+            return self.base_lrs
+
+        def step(self, epoch=0):
+            if self.last_epoch >= 2:
+                raise TypeError("which epoch?")
+            self.last_epoch += 1
+
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = adamw(model)
+    report = wd.doctor(model, optimizer, ByEpoch(optimizer), steps=10_000)
+    assert report.findings == ()
+    assert not report.subject["scheduler_foreseen"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, Sgdw])
+def test_nothing_changes_also_when_a_check_raises(cls, fails, monkeypatch):
+    def jitter(step):
+        return 1 + 0.1 * random.random() + 0.1 * torch.rand(()).item()
+
+    model = GPT().to(torch.bfloat16)
+    optimizer = cls(model.parameters(), lr=1e-3, weight_decay=0.1)
+    scheduler = lr_scheduler.LambdaLR(optimizer, jitter)
+    model(torch.tensor([[1, 2, 3]])).float().logsumexp(-1).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    before = everything(model, optimizer, scheduler)
+    if fails:
+
+        def broken(case):
+            assert case.runs
+            assert case.replay(case.members[0]) is not None
+            raise ZeroDivisionError("oh")
+            yield
+
+        monkeypatch.setitem(CHECKS, "D10", Check("D10", "a broken one", broken))
+        with pytest.raises(RuntimeError, match=r"check D10 \(a broken one\) failed: ZeroDivisionError: oh; ignore=\['D10'\]"):
+            wd.doctor(model, optimizer, scheduler, steps=50)
+        assert wd.doctor(model, optimizer, scheduler, steps=50, ignore=["D10"]).checks[-1] == "D9"
+    else:
+        assert wd.doctor(model, optimizer, scheduler, steps=50).findings
+    assert_same(before, everything(model, optimizer, scheduler))
+
+
+# The report ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_prints_and_is_json():
+    model = Block()
+    report = wd.doctor(model, torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=1.5), steps=10)
+    assert [each.severity for each in report.findings] == ["error", "warning"]
+    text = str(report)
+    assert text.startswith("AdamW, 10 checks: 1 error, 1 warning.\n\ncheck  severity  tensors  finding\nD5     error ")
+    assert "fix\n       " in text
+    found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert found["findings"][0]["evidence"]["share_per_step"] == 1.5
+    assert report.failed()
+    assert str(wd.doctor(model, adamw(model), only="D1")) == "AdamW, 1 check: nothing found."
+
+
+def test_what_is_no_set_up_is_refused():
+    model = Block()
+    for wrong, error, message in (
+        ((model.parameters(), adamw(model)), TypeError, "not a torch.nn.Module"),
+        ((model, model), TypeError, "not a torch.optim.Optimizer"),
+    ):
+        with pytest.raises(error, match=message):
+            wd.doctor(*wrong)
+    with pytest.raises(ValueError, match="did you mean 'D1'"):
+        wd.doctor(model, adamw(model), only=["D11"])
+    with pytest.raises(ValueError, match="steps=0"):
+        wd.doctor(model, adamw(model), steps=0)
+
+
+def test_schedulers_by_the_epoch_and_those_that_wait_for_losses():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = adamw(model)
+    scheduler = lr_scheduler.MultiStepLR(optimizer, [30, 60])
+    left = [
+        wd.doctor(model, optimizer, each, steps=9000, steps_per_epoch=100, only="D1").subject
+        for each in (scheduler, lr_scheduler.ReduceLROnPlateau(optimizer))
+    ]
+    assert all(subject["scheduler_foreseen"] for subject in left)
+
+    from weightdecay.audit.case import Case
+
+    lrs = Case(model, optimizer, scheduler, 9000, 100).runs[0].lrs
+    assert (lrs.count(1e-3), len(lrs)) == (3000, 9000)
+
+
+def test_wrappers_of_accelerate_are_looked_into():
+    class Accelerated:
+        def __init__(self, optimizer=None, scheduler=None):
+            self.optimizer, self.scheduler = optimizer, scheduler
+
+    model = Block()
+    optimizer = adamw(model)
+    scheduler = linear(optimizer, 1000)
+    wrapped = Accelerated(optimizer), Accelerated(None, scheduler)
+    assert wd.doctor(model, *wrapped, steps=1000).findings == wd.doctor(model, optimizer, scheduler, steps=1000).findings == ()
+
+
+class Rounded(Sgdw):
+    """A decay of bfloat16 weights that is rounded at random, as torchao's."""
+
+    def shrink(self, w, lr, lam):
+        bits = ((1 - lr * lam) * w.float()).view(torch.int32)
+        bits += torch.randint_like(bits, 1 << 16)
+        w.copy_((bits & -65536).view(torch.float32))
+
+
+def test_d3_believes_an_optimizer_of_others_that_rounds_at_random():
+    model = nn.Linear(4, 4, bias=False, dtype=torch.bfloat16)
+    numbers = {"lr": 0.01, "weight_decay": 0.001}
+    assert only("D3", model, Rounded(model.parameters(), **numbers)) == ()
+    assert only("D3", model, Sgdw(model.parameters(), **numbers), steps=10_000)[0].severity == "error"
