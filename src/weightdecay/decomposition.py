@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
+from weightdecay.attachment import Attachment
 from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
 from weightdecay.rule import kept_for
-from weightdecay.shrink import at_rest, rounded_away, steps_to_halve
+from weightdecay.shrink import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
 _FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "nearest"}
@@ -25,8 +26,6 @@ _FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)
-_CONSTANT = ("none", "decoupled", "independent", "corrected")
-"""The decays that take the same share of every weight, whatever its step."""
 _OURS: Mapping[type, Callable[..., Optimizer]] = {
     **{getattr(torch.optim, name): preset for name, preset in PRESETS.items() if hasattr(torch.optim, name)},
     torch.optim.AdamW: Adam,  # whose flag a group of torch's may turn round
@@ -211,8 +210,11 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     return Decomposition(title, splits, remembers=any(equation.penalty and moments for equation, moments in coupled))
 
 
-def as_ours(optimizer: TorchOptimizer) -> Optimizer:
-    """Return one of this package's optimizers that does the same step; it shares the state and only reads it."""
+def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
+    """Return one of this package's optimizers that does the same step; it shares the state and only reads it.
+
+    With `attached`, it is the step without the decay that may be attached; else such an optimizer is refused.
+    """
     if isinstance(optimizer, Optimizer):
         return optimizer
     if not isinstance(optimizer, TorchOptimizer):
@@ -223,6 +225,12 @@ def as_ours(optimizer: TorchOptimizer) -> Optimizer:
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}, whose rules are not known here: only this package's optimizers, "
             f"{known} can be taken apart; the same rules as a weightdecay.Optimizer can be"
+        )
+    attachment = Attachment.of(optimizer)
+    if attachment is not None and not attached:
+        raise ValueError(
+            f"the {attachment.decay.name} decay is attached to this {type(optimizer).__name__}, whose rules do not know of it: "
+            f"wd.Meter(optimizer) measures what it does; weightdecay.Optimizer(…, decay={attachment.decay.name!r}) has one step"
         )
     groups = [{**group, "params": list(group["params"]), **_FLAGS} for group in optimizer.param_groups]
     found = ours(groups)
@@ -264,7 +272,7 @@ class Upcoming:
     def shrink(self) -> float | None:
         """Return the share that the step takes of every weight alike; None where there is no such number."""
         decay = self.equation.decay
-        if self.equation.penalty is not None or decay.name not in _CONSTANT:
+        if self.equation.penalty is not None or not is_uniform(decay):
             return None
         return at_rest(decay, {name: float(x) for name, x in self.given["decay"].items()})
 

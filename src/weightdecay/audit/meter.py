@@ -1,19 +1,23 @@
 """What the decay of a running optimizer does: `wd.Meter(optimizer)`."""
 
+import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.arguments import number, whole
+from weightdecay.attachment import Attachment, Intended
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
+from weightdecay.checkpoints import name_of
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
@@ -22,13 +26,14 @@ from weightdecay.readers import rounding
 
 EVERY = 400
 """By default one step in so many is measured."""
+_Hooks = OrderedDict[int, Any]
 _MOST_UNREAD = 64
 """So many samples may wait on the device until somebody asks; then they are read, so that they do not fill its memory."""
 
 
 @dataclass(eq=False)
 class _Taken:
-    """A sample whose numbers are still on the tensors' device."""
+    """A sample whose numbers are still on the tensors' device; it watches what an attached decay does."""
 
     calls: int
     skips: Tensor | None
@@ -38,6 +43,41 @@ class _Taken:
     known: list[Known] = field(default_factory=list)
     tallies: list[sums.Tally] = field(default_factory=list)
     totals: list[tuple[list[int], Tensor]] = field(default_factory=list)
+    attachment: Attachment | None = None
+    watched: dict[Tensor, tuple[int, Upcoming | None]] = field(default_factory=dict)
+    """The place of each tensor, and the optimizer's own step, if it is known."""
+
+    def decayed(self, param: Tensor, intended: Intended) -> None:
+        """Keep what the optimizer's step begins with."""
+        if tally := self._expect(param, intended):
+            tally.shrink, tally.begun = intended.shrink or 0.0, tally.stored().clone()
+
+    def stepped(self, param: Tensor, intended: Intended) -> None:
+        """Add up what the decay is about to do, and keep what the optimizer's step has ended with."""
+        if tally := self._expect(param, intended):
+            sums.add_intended(tally, intended)
+
+    def _expect(self, param: Tensor, intended: Intended) -> sums.Tally | None:
+        """Return the tally of a tensor that is measured, after noting what its decay implies."""
+        if param not in self.watched:
+            return None
+        (place, step), shrink = self.watched[param], intended.shrink
+        known = self.known[place]
+        assert known.expected is not None
+        expected = replace(known.expected, shrink=shrink) if step is None else Expected.shrinking(step, shrink)
+        self.known[place] = replace(known, expected=expected)
+        return self.tallies[place]
+
+    def watch(self, attachment: Attachment) -> None:
+        """Begin to hear of what is attached."""
+        self.attachment = attachment
+        attachment.watchers.append(self)
+
+    def close(self) -> None:
+        """Hear no more, and let go of the weights."""
+        if self.attachment is not None:
+            self.attachment.watchers = [each for each in self.attachment.watchers if each is not self]
+        self.attachment, self.tallies, self.watched = None, [], {}
 
 
 class Meter:
@@ -48,8 +88,9 @@ class Meter:
     until they are asked for. `weightdecay.audit.readings.Reading` says what they are. DTensors (`fully_shard`) are measured
     whole: every rank has the same numbers, and every rank needs the meter.
 
-    This package's optimizers, and torch's of the same names, are known from their rules. Of another optimizer the meter knows
-    the norms, the change and the angle; what the decay has to do with them is NaN, and `unknown` says why.
+    This package's optimizers, and torch's of the same names, are known from their rules, and a decay of `weightdecay.attach` is
+    known on any optimizer. Of the decay of another optimizer nothing is known: there is the norm, the change and the angle, and
+    `unknown` says why.
 
     Args:
         optimizer: of any kind; what accelerate and Lightning wrap around one is taken off.
@@ -78,7 +119,7 @@ class Meter:
     """
 
     unknown: str | None = None
-    """Why nothing is known of the decay of this optimizer, if so."""
+    """Why nothing is known of the decay of this optimizer, or of a tensor in the last sample, if so."""
 
     def __init__(
         self,
@@ -92,10 +133,7 @@ class Meter:
         self.steps_per_epoch = None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, "(0, inf)")
         inner = _unwrapped(optimizer)
         self._roles = _roles(roles, inner)
-        try:
-            as_ours(inner)
-        except (TypeError, ValueError) as error:
-            self.unknown = str(error)
+        self._known(inner)
         self._calls = 0
         self._skips: Tensor | None = None
         self._taken: _Taken | None = None
@@ -104,12 +142,24 @@ class Meter:
         # A step may be compiled, and nothing here should be.
         before, after = map(torch.compiler.disable, (self._before, self._after))
         self._hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
+        # An attached decay may change the weights in its own hook, before the optimizer does and after.
+        cast(_Hooks, inner._optimizer_step_pre_hooks).move_to_end(self._hooks[0].id, last=False)
+
+    def _known(self, optimizer: TorchOptimizer) -> Optimizer | None:
+        """Return the optimizer as one of ours, or None, and keep the reason if that leaves the decay unknown."""
+        self.unknown = None
+        try:
+            return as_ours(optimizer, attached=True)
+        except (TypeError, ValueError) as error:
+            if Attachment.of(optimizer) is None:
+                self.unknown = str(error)
+        return None
 
     # At a step ----------------------------------------------------------------------------------------------------------
 
     def _before(self, optimizer: TorchOptimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Measure, if it is time, or see to it that the closure does as soon as it has made the gradients."""
-        self._taken = None
+        self._drop()
         self._calls += 1
         found_inf, skipped = getattr(optimizer, "found_inf", None), None
         if found_inf is not None:
@@ -117,6 +167,7 @@ class Meter:
             self._skips = skipped if self._skips is None else self._skips + skipped
         if self._calls != 1 and self._calls % self.every:
             return None
+        cast(_Hooks, optimizer._optimizer_step_post_hooks).move_to_end(self._hooks[1].id)  # a decay may be attached since
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._taken = self._take(optimizer, skipped)
@@ -134,11 +185,15 @@ class Meter:
     def _take(self, optimizer: TorchOptimizer, skipped: Tensor | None) -> _Taken:
         """Copy the weights that have a gradient, and add up what the step is about to do."""
         taken = _Taken(self._calls, self._skips, skipped)
-        try:
-            ours = as_ours(optimizer)
-        except (TypeError, ValueError):
-            ours = None
+        ours, attachment = self._known(optimizer), Attachment.of(optimizer)
         scale = getattr(optimizer, "grad_scale", None)
+        if attachment is not None:
+            for tally, step, _ in self._splits(taken, optimizer, ours, scale, attached=True):
+                if step.equation.direction.name == "sgd":  # whose equilibrium asks for it
+                    sums.add_gradient(tally, step)
+                step.values = {}
+            taken.watch(attachment)
+            return taken
         shared: Mapping[str, float] = {}
         if ours is not None and any(ours.equation(group).decay.shared for group in ours.param_groups):
             shared = shared_numbers([step for _, step, _ in self._splits(_Taken(0, None, None), optimizer, ours, scale)])
@@ -146,7 +201,12 @@ class Meter:
         return taken
 
     def _splits(
-        self, taken: _Taken, optimizer: TorchOptimizer, ours: Optimizer | None, scale: Tensor | None
+        self,
+        taken: _Taken,
+        optimizer: TorchOptimizer,
+        ours: Optimizer | None,
+        scale: Tensor | None,
+        attached: bool = False,
     ) -> Iterator[tuple[sums.Tally, Upcoming, sums.Key]]:
         """Take the tensors one by one, and yield each whose step can be taken apart with that step."""
         number = -1
@@ -157,33 +217,45 @@ class Meter:
                 if param.grad is None:
                     continue
                 how = "nearest" if ours is None else rounding.resolve(ours.param_groups[index]["rounding"], param.dtype)
-                tally, law = sums.Tally(param, optimizer.state, how), None
-                if ours is None or param.grad.layout != torch.strided:
-                    tally.refuse()
-                else:
+                tally, law, step = sums.Tally(param, optimizer.state, how, attached=attached), None, None
+                if param.grad.layout != torch.strided:
+                    self.unknown = f"the gradient of {name_of(group, index, place)} is sparse ({param.grad.layout})"
+                elif ours is not None:
                     step = Upcoming(ours, index, place)
                     if scale is not None:  # as the step unscales
                         step.values["g"] = step.values["g"] * scale.double().reciprocal().float().to(param.device)
                     law = expected[step.t] = expected.get(step.t) or Expected.of(step)
+                elif attached:
+                    law = Expected(float(group["lr"]), math.nan, 0.0, None)
+                if law is None:
+                    tally.refuse()
                 labels = (f"{GROUP}{index}", *([role] if (role := self._roles.get(param)) else []))
                 count = param.numel() * (2 if param.is_complex() else 1)
+                if attached and law is not None:
+                    taken.watched[param] = len(taken.tallies), step
                 taken.known.append(Known(labels, count, param.ndim > 1, law))
                 taken.tallies.append(tally)
-                if law is not None and ours is not None:
+                if step is not None and ours is not None:
                     yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), number)
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
         """Add up what the step has done, if it is measured."""
-        taken, self._taken = self._taken, None
+        taken = self._taken
         if taken is None or not taken.tallies:
             return
         sums.add_after(taken.tallies)
         taken.totals = sums.totals(taken.tallies)
-        taken.tallies = []
+        self._drop()
         self._unread.append(taken)
         if len(self._unread) == _MOST_UNREAD:
             self._read()
+
+    def _drop(self) -> None:
+        """End the measuring of a step, which may not have come to its end."""
+        if self._taken is not None:
+            self._taken.close()
+        self._taken = None
 
     def _read(self) -> None:
         """Bring the numbers to the host, and drop the samples of steps that were none."""
@@ -255,7 +327,8 @@ class Meter:
         """Take the meter off the optimizer; what it has measured stays."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._taken = [], None
+        self._hooks = []
+        self._drop()
 
     def __enter__(self) -> Self:
         return self

@@ -40,26 +40,35 @@ class Expected:
     @classmethod
     def of(cls, step: Upcoming) -> "Expected":
         """Read the rules and numbers of a step."""
-        penalty, direction, decay = step.equation.penalty, step.equation.direction, step.equation.decay
-        given = {kind: {name: _plain(x) for name, x in numbers.items()} for kind, numbers in step.given.items()}
-        eta, gain = given["decay"]["eta"], _gain(direction, given["direction"])
-        shrink = step.shrink()
+        penalty, decay, shrink = step.equation.penalty, step.equation.decay, step.shrink()
         if penalty is not None:
             is_l2 = penalty.name == "l2" and decay.name == "none"
-            shrink = eta * given["penalty"]["lam"] * gain if is_l2 else math.nan
-        return cls(
-            eta, _degree(direction, given["direction"]), shrink, _balance(direction, given["direction"], eta, shrink, gain)
-        )
+            lam, gain = _plain(step.given["penalty"].get("lam", math.nan)), _gain(step)
+            shrink = _plain(step.given["decay"]["eta"]) * lam * gain if is_l2 else math.nan
+        return cls.shrinking(step, shrink)
+
+    @classmethod
+    def shrinking(cls, step: Upcoming, shrink: float | None) -> "Expected":
+        """Read the direction of a step, with a decay that takes this share of every weight."""
+        direction, numbers = step.equation.direction, _numbers(step)
+        eta = _plain(step.given["decay"]["eta"])
+        return cls(eta, _degree(direction, numbers), shrink, _balance(direction, numbers, eta, shrink, _gain(step)))
+
+
+def _numbers(step: Upcoming) -> dict[str, Any]:
+    """Return the direction's numbers; one of whole tensors may take words and pairs as well."""
+    return {name: _plain(x) for name, x in step.given["direction"].items()}
 
 
 def _plain(x: Any) -> Any:
-    """Return a tensor of one element as a float; a direction of whole tensors may take words and pairs as well."""
+    """Return a tensor of one element as a float, and all else as it is."""
     return float(x) if isinstance(x, Tensor) else x
 
 
-def _gain(direction: Rule, numbers: Mapping[str, float]) -> float:
+def _gain(step: Upcoming) -> float:
     """Return how often SGD's momentum applies a gradient in all; NaN of any other direction."""
-    if direction.name != "sgd" or numbers["mu"] >= 1:
+    numbers = _numbers(step)
+    if step.equation.direction.name != "sgd" or numbers["mu"] >= 1:
         return math.nan
     between = Settings(("coupled", "torch"), momentum=numbers["mu"], dampening=numbers["dampening"])
     return between.to_torch("coupled", 1.0)

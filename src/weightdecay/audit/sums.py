@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.attachment import PENDING, Intended
 from weightdecay.decomposition import Upcoming
 from weightdecay.readers import eager, rounding
 
@@ -36,15 +37,25 @@ class Tally:
     """The stored weights as they were, this rank's part."""
     sums: dict[tuple[str, ...], list[Tensor]] = field(default_factory=lambda: {BEFORE: [], AFTER: []})
     """One or more parts of them, to be added."""
+    attached: bool = False
+    """Whether the decay is attached, so that the optimizer's own step begins or ends with other weights than the whole one."""
+    begun: Tensor | None = None
+    """What the optimizer's own step began with, if a decay came first."""
+    ended: Tensor | None = None
+    """What it ended with, if a decay comes after it."""
+    shrink: float = 0.0
+    """What an attached decay is to take of every weight alike."""
 
     def __post_init__(self) -> None:
         self.before = self.stored().clone()
 
     def stored(self) -> Tensor:
-        """Return the weights that the next step starts from, with their remainders where there are any."""
-        weights, remainder = self.param.detach(), self.states.get(self.param, {}).get("compensation")
-        if self.how == "compensated" and remainder is not None:
-            weights = rounding.restored(weights, remainder)
+        """Return the weights that the next step starts from, with what is kept beside them: remainders, or a pending decay."""
+        weights, entry = self.param.detach(), self.states.get(self.param, {})
+        if self.how == "compensated" and entry.get("compensation") is not None:
+            weights = rounding.restored(weights, entry["compensation"])
+        if entry.get(PENDING):
+            weights = (1 - entry[PENDING]) * weights.to(eager.compute_dtype(weights.dtype))
         weights = _local(weights, self.param)
         return torch.view_as_real(weights) if weights.is_complex() else weights
 
@@ -164,6 +175,52 @@ def _drawing(w: Tensor, param: Tensor, key: Key) -> Draw:
     return lambda cut: rounding.halves(torch.arange(cut.start, cut.stop, device=w.device), key)
 
 
+# Around the step of an optimizer with an attached decay --------------------------------------------------------------------
+
+
+def add_gradient(tally: Tally, step: Upcoming) -> None:
+    """Add what the gradient is, as the optimizer sees it."""
+    w, gradient = (_local(step.values[name], tally.param).reshape(-1).double() for name in ("w", "g"))
+    _add(tally, {"w·gradient": torch.dot(w, gradient), "gradient²": torch.dot(gradient, gradient)})
+
+
+def add_intended(tally: Tally, intended: Intended) -> None:
+    """Add what an attached decay is about to do to weights that have taken the optimizer's step.
+
+    What it changes beside the share of the old weight, as a pull to a reference does, belongs to the step.
+    """
+    if intended.shrink is not None:
+        tally.shrink, tally.ended = intended.shrink, tally.stored().clone()
+        return
+    assert intended.equation is not None
+    assert intended.values is not None
+    exact = {name: value.double() for name, value in intended.values.items()}
+    numbers = eager.numbers_in(torch.float64, {"direction": {}, "decay": intended.numbers})
+    factor, rest = eager.split(intended.equation, numbers, exact)
+    w, factor, rest = (_local(x, tally.param).reshape(-1) for x in (exact["w"], factor, rest))
+    decay, tally.ended = (1 - factor) * w, w - float(intended.numbers["eta"]) * rest
+    _add(tally, {"w·decay": torch.dot(w, decay), "decay²": torch.dot(decay, decay)})
+
+
+def add_own_step(tally: Tally) -> None:
+    """Add what the optimizer's own step has moved the stored weights by, which is their change without the decay."""
+    begun = tally.before if tally.begun is None else tally.begun
+    ended = tally.stored() if tally.ended is None else tally.ended
+    most, flat = _at_once(tally.before.device), [x.reshape(-1) for x in (tally.before, begun, ended)]
+    for start in range(0, flat[0].numel(), most):
+        w, begun, ended = (x[start : start + most].double() for x in flat)
+        moved, square = ended - begun, torch.dot(w, w)
+        _add(tally, {
+            "w·decay": tally.shrink * square, "decay²": tally.shrink**2 * square,
+            "step²": torch.dot(moved, moved), "w·undecayed": torch.dot(w, moved),
+        })  # fmt: skip
+
+
+def _add(tally: Tally, sums: Mapping[str, Tensor]) -> None:
+    nothing = torch.zeros((), dtype=torch.float64, device=tally.before.device)
+    tally.sums[BEFORE].append(torch.stack([sums.get(name, nothing) for name in BEFORE]))
+
+
 # After the step -----------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +228,8 @@ def add_after(tallies: Sequence[Tally]) -> None:
     """Add what the step has changed."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tally]] = {}
     for tally in tallies:
+        if tally.attached:
+            add_own_step(tally)
         kinds.setdefault((tally.before.dtype, tally.before.device), []).append(tally)
     for (_, device), alike in kinds.items():
         pairs = [(each.before.reshape(-1), each.stored().reshape(-1)) for each in alike]
