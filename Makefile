@@ -45,7 +45,7 @@ bench: $(INSTALLED)  ## measure the CPU steps against torch's, in minutes on an 
 
 integrations: $(INSTALLED)  ## train with a meter in Hugging Face's Trainer and in Lightning
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[integrations]"
-	$(BIN)/python -m pytest -q tests/test_integrations.py
+	$(BIN)/python -m pytest -q tests/test_integrations.py src/weightdecay/integrations
 
 docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[docs]"

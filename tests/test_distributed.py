@@ -80,6 +80,12 @@ class Halving(torch.optim.Optimizer):
             param.mul_(0.5).sub_(0.1 * param.grad)
 
 
+def attached(params, decay, **options):
+    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    wd.attach(optimizer, decay, 0.5, **options)
+    return optimizer
+
+
 METERED = {
     "AdamW": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5, reader="eager"),
     "SGD with L2": lambda params: wd.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.5, reader="eager"),
@@ -87,6 +93,10 @@ METERED = {
     "a number of all tensors": lambda params: wd.AdamS(params, lr=0.1, weight_decay=0.5, reader="eager"),
     "a reduction": lambda params: wd.Optimizer(params, 0.1, direction="adam", decay="norm_control", weight_decay=0.5),
     "torch's AdamW": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.5, foreach=False),
+    "attached": partial(attached, decay="decoupled"),
+    "attached, deferred": partial(attached, decay="decoupled"),
+    "attached, weight by weight": partial(attached, decay="cautious"),
+    "attached, with a reduction": partial(attached, decay="norm_control"),
     "unknown": lambda params: Halving(params, {}),
 }
 
@@ -116,7 +126,7 @@ def metered_in_parts(mesh):
 
 
 def dtype_of(title):
-    return torch.bfloat16 if title == "stochastic" else torch.float64
+    return torch.bfloat16 if title in ("stochastic", "attached, deferred") else torch.float64
 
 
 def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_rank(of_two_processes):

@@ -11,7 +11,8 @@ from torch import nn
 
 import weightdecay as wd
 
-pytestmark = pytest.mark.filterwarnings("default")  # what the frameworks warn of is theirs
+# Of Lightning's own code.
+pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 LR, LAMBDA = 1e-3, 0.1
 KNOWN = {"norm", "change", "angle", "shrink", "realised", "kept", "decay_to_update", "half_life", "timescale", "effective_lr"}
 
@@ -88,6 +89,7 @@ def test_a_trainers_tensorboard_gets_the_numbers_too(tmp_path, monkeypatch):
     found = scalars(tmp_path)
     steps = [(sample.step, sample.readings["group0"].norm) for sample in callback.meter.history()]
     assert [step for step, _ in steps] == [1, 2, 4, 6]
+    assert callback.meter.metrics()["weight_decay/group0/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 6)
     assert found["train/weight_decay/group0/norm"] == [(3, pytest.approx(steps[1][1])), (6, pytest.approx(steps[3][1]))]
 
 
@@ -154,6 +156,21 @@ def test_lightning_logs_what_the_decay_does(tmp_path):
     for metered, other in zip(module.parameters(), plain.parameters(), strict=True):
         assert torch.equal(metered, other)
     assert not run.optimizers[0]._optimizer_step_pre_hooks
+
+
+def test_lightning_counts_optimizer_steps_where_gradients_accumulate(tmp_path):
+    pytest.importorskip("lightning")
+    from weightdecay.integrations.lightning import MeterCallback
+
+    callback = MeterCallback(every=2)
+    _, run = lightning_run(tmp_path, [callback], accumulate_grad_batches=2)
+    (meter,) = callback.meters
+    assert run.global_step == 6  # the fifth batch of an epoch steps as well
+    assert [sample.step for sample in meter.history()] == [1, 2, 4, 6]
+    assert meter.metrics()["weight_decay/weight/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 3)
+    (path,) = tmp_path.rglob("metrics.csv")
+    names, *values = (row.split(",") for row in path.read_text().splitlines())
+    assert [int(row[names.index("step")]) for row in values if row[names.index("weight_decay/group0/norm")]] == [1, 2, 4, 6]
 
 
 def test_lightning_names_each_of_several_optimizers(tmp_path):

@@ -32,7 +32,7 @@ class MeterCallback(Callback):
         """Attach a meter to each optimizer."""
         self._detach()
         batches = trainer.num_training_batches
-        per_epoch = max(1, batches // trainer.accumulate_grad_batches) if isinstance(batches, int) else None
+        per_epoch = -(-batches // trainer.accumulate_grad_batches) if isinstance(batches, int) else None
         roles = pl_module if self.roles else None
         self.meters = [
             Meter(optimizer, every=self.every, roles=roles, steps_per_epoch=per_epoch) for optimizer in trainer.optimizers

@@ -34,11 +34,22 @@ class MeterCallback(TrainerCallback):
         return self
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, optimizer: Any, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any,
+        optimizer: Any,
+        train_dataloader: Any = None,
+        **_: Any,
     ) -> None:
         """Attach a meter to the run's optimizer."""
         self._detach()
-        per_epoch = state.max_steps / args.num_train_epochs if args.max_steps <= 0 else None
+        try:
+            per_epoch = -(-len(train_dataloader) // args.gradient_accumulation_steps)
+        except TypeError:  # of a stream, nobody knows
+            per_epoch = None
         roles = model if self.roles else None
         self.meter = Meter(optimizer, every=self.every, roles=roles, steps_per_epoch=per_epoch)
         self._logged = 0
