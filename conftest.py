@@ -3,5 +3,7 @@
 from importlib.util import find_spec
 
 collect_ignore = [
-    f"src/weightdecay/integrations/{framework}.py" for framework in ("lightning", "transformers") if find_spec(framework) is None
+    f"src/weightdecay/integrations/{framework}.py"
+    for framework in ("lightning", "transformers")
+    if find_spec(framework) is None
 ]

@@ -11,10 +11,12 @@ import torch
 from runs import assert_close
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import PRESETS, all_params, everything, set_gradients
+from training import PRESETS, all_params, everything, options_of, parameters_of, set_gradients, train
 
 import weightdecay as wd
 from weightdecay.audit import sums
+from weightdecay.decomposition import _OURS
+from weightdecay.shrink import is_uniform
 
 LR, LAMBDA = 0.01, 0.3
 ADAM = {"lr": LR, "weight_decay": LAMBDA}
@@ -93,6 +95,92 @@ def test_the_intended_shrink_is_the_decompositions(rules):
     assert reading.kept == pytest.approx(1, abs=1e-6)
 
 
+def dotted(w, x):
+    """Return what share of w lies in x."""
+    return ((w * x).sum() / w.square().sum()).item()
+
+
+def share_of_all(before, others, after):
+    """Return the share of all weights together by which they are not where they would be without decay."""
+    square = sum(w.square().sum() for w in before)
+    return sum((w * (x - y)).sum() for w, x, y in zip(before, others, after, strict=True)).item() / square.item()
+
+
+def leaves_the_update(decay):
+    """Tell whether a step with λ = 0 has the same h: a proximal decay or a projection acts on the weight after its step."""
+    return is_uniform(decay) or decay.name in ("cautious", "stable")
+
+
+@pytest.mark.parametrize("schedule", [None, {"name": "linear", "steps": 5}], ids=["constant", "scheduled"])
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.__name__)
+def test_every_preset_takes_what_it_intends(preset, schedule):
+    options = options_of(preset)
+    if schedule and "weight_decay" in options:
+        options["weight_decay_schedule"] = schedule
+    optimizer = preset(list(parameters_of(preset).values()), reader="eager", **options)
+    train(optimizer, 2)
+    set_gradients(optimizer, 3)
+    params, splits = all_params(optimizer), wd.decompose(optimizer)
+    before = [param.detach().clone() for param in params]
+    twin = copy.deepcopy(optimizer)
+    for param, other in zip(params, all_params(twin), strict=True):
+        other.grad = param.grad.clone()
+    for group in twin.param_groups:
+        group["weight_decay"] = 0.0
+    meter = wd.Meter(optimizer, every=1)
+    optimizer.step()
+    (sample,) = meter.history()
+    reading, after = sample.readings["group0"], [param.detach() for param in params]
+    square = sum(w.square().sum() for w in before)
+    shrink = (sum((splits[p].shrink * w * w).sum() for p, w in zip(params, before, strict=True)) / square).item()
+    undecayed = [w - splits[p].lr * splits[p].h for p, w in zip(params, before, strict=True)]
+    assert meter.unknown is None
+    assert reading.shrink == pytest.approx(shrink, rel=1e-9, abs=1e-15)
+    assert reading.realised == pytest.approx(share_of_all(before, undecayed, after), rel=1e-9, abs=1e-15)
+    assert reading.realised == pytest.approx(reading.shrink, rel=1e-9, abs=1e-15)
+    equation = optimizer.equation(optimizer.param_groups[0])
+    if equation.penalty is None and leaves_the_update(equation.decay):
+        twin.step()
+        expected = share_of_all(before, [param.detach() for param in all_params(twin)], after)
+        assert abs(expected) > 1e-4
+        assert reading.realised == pytest.approx(expected, rel=1e-9)
+    if equation.decay.name == "decoupled":
+        assert reading.shrink == pytest.approx(options["lr"] * options["weight_decay"] * (0.6 if schedule else 1), rel=1e-12)
+
+
+TORCHS = [each for each in _OURS if issubclass(each, torch.optim.Optimizer)]
+
+
+@pytest.mark.parametrize("build", TORCHS, ids=lambda build: build.__name__)
+def test_torchs_own_take_what_their_rules_intend(build):
+    param = one()
+    reading, before = read(build([param], lr=LR, weight_decay=LAMBDA), steps=3)
+    assert reading.kept == pytest.approx(1, abs=1e-6)
+    assert abs(reading.shrink) > 1e-6
+
+
+SCHEDULES = {
+    "linear": ({"name": "linear", "steps": 4}, lambda t, lr: lr * (1 - t / 4)),
+    "follow_lr": ("follow_lr", lambda t, lr: lr * lr / LR),
+    "constant_timescale": ("constant_timescale", lambda t, lr: LR),
+}
+
+
+@pytest.mark.parametrize(("schedule", "product"), SCHEDULES.values(), ids=SCHEDULES)
+def test_a_schedule_of_lambda_is_seen_at_each_step(schedule, product):
+    optimizer = wd.AdamW([one()], **ADAM, weight_decay_schedule=schedule, reader="eager")
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, total_iters=4)
+    meter, expected = wd.Meter(optimizer, every=1), []
+    for t in range(4):
+        expected.append(LAMBDA * product(t, optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        falling.step()
+    readings = [sample.readings["group0"] for sample in meter.history()]
+    assert [each.shrink for each in readings] == pytest.approx(expected, rel=1e-12)
+    assert [each.realised for each in readings] == pytest.approx(expected, rel=1e-9)
+    assert [1 / each.timescale for each in readings] == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_small_decay_keeps_its_digits_in_float32():
     reading, _ = read(wd.AdamW([one(dtype=torch.float32, size=1e-3)], lr=1e-3, weight_decay=1e-2, reader="eager"))
     assert reading.shrink == pytest.approx(1e-5, rel=1e-12)
@@ -130,6 +218,162 @@ def test_a_rounded_walk_loses_as_much_as_the_meter_says():
     remaining = math.prod(1 - sample.readings["group0"].realised for sample in meter.history())
     assert remaining == pytest.approx(0.999**50, abs=0.002)
     assert ((start * param.detach().double()).sum() / start.square().sum()).item() == pytest.approx(remaining, abs=2e-4)
+
+
+# A decay that is attached to somebody else's optimizer --------------------------------------------------------------------
+
+
+class Sign(torch.optim.Optimizer):
+    """An optimizer that nobody knows."""
+
+    def __init__(self, params, lr=LR, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.add_(param.grad.sign() + group["weight_decay"] * param, alpha=-group["lr"])
+
+
+def attached(params, host=torch.optim.AdamW, decay="decoupled", weight_decay=LAMBDA, lr=LR, meter_first=False, **options):
+    """Return an optimizer with an attached decay, and its meter."""
+    optimizer = host(params, lr=lr, weight_decay=0.0)
+    meter = wd.Meter(optimizer, every=1) if meter_first else None
+    wd.attach(optimizer, decay, weight_decay, **options)
+    return optimizer, meter or wd.Meter(optimizer, every=1)
+
+
+@pytest.mark.parametrize("use_closure", [False, True], ids=["no closure", "closure"])
+@pytest.mark.parametrize("meter_first", [False, True], ids=["meter second", "meter first"])
+@pytest.mark.parametrize("decay", ["decoupled", "cautious"])
+@pytest.mark.parametrize("host", [torch.optim.AdamW, torch.optim.Rprop, Sign], ids=lambda host: host.__name__)
+def test_an_attached_decay_is_the_step_without_it_less_the_step(host, decay, meter_first, use_closure):
+    """A closure comes between the hooks; which of the two hooks into the step first does not matter."""
+    if host is torch.optim.Rprop:
+
+        def host(params, lr, weight_decay):
+            return torch.optim.Rprop(params, lr=lr)
+
+    param = one()
+    optimizer, meter = attached([param], host, decay, meter_first=meter_first)
+    plain = host([other := nn.Parameter(param.detach().clone())], lr=LR, weight_decay=0.0)
+    before, other.grad = param.detach().clone(), param.grad.clone()
+    plain.step()
+    optimizer.step(*([lambda: 0.0] if use_closure else []))
+    reading = meter.history()[0].readings["group0"]
+    moved = (other - before).detach()
+    taken = dotted(before, (other - param).detach())
+    expected = LR * LAMBDA * (1 if decay == "decoupled" else dotted(before, before * (before * -moved >= 0)))
+    assert meter.unknown is None
+    assert_close(reading.shrink, expected, tolerance=1e-12, effect=expected)
+    assert_close(reading.realised, taken, tolerance=1e-12, effect=expected)
+    assert reading.kept == pytest.approx(1, abs=1e-9)
+    decayed = reading.decay_to_update * moved.norm().item() / before.norm().item()
+    assert decayed == pytest.approx(math.sqrt(LR * LAMBDA * expected), rel=1e-6)
+    assert not optimizer.defaults.attachment.watchers
+
+
+ATTACHED = [name for name, rule in wd.rules().of("decay").items() if not rule.shared and name != "none"]
+
+
+@pytest.mark.parametrize("decay", ATTACHED)
+def test_every_attached_decay_takes_what_it_intends(decay):
+    numbers = {"constrained": {"kappa": 20.0}}.get(decay, {})
+    has_lambda = "lam" in wd.rules()["decay", decay].numbers
+    param = one((6, 5))
+    optimizer, meter = attached([param], torch.optim.AdamW, decay, LAMBDA if has_lambda else None, **numbers)
+    for t in range(6):  # Adam's momentum goes on for a while after the gradient has turned round
+        param.grad = (-1 if t < 5 else 0.1) * param.detach() + 0.1 * torch.randn_like(param)
+        optimizer.step()
+    for sample in meter.history():
+        reading = sample.readings["group0"]
+        assert reading.realised == pytest.approx(reading.shrink, rel=1e-9, abs=1e-12)
+    assert any(abs(sample.readings["group0"].shrink) > 1e-6 for sample in meter.history())
+
+
+@pytest.mark.parametrize("rounding", ["deferred", "stochastic", "nearest"])
+def test_what_an_attached_decay_has_pending_counts_as_taken(rounding):
+    """Deferred, the stored weights lose nothing for some steps and then all of it at once: no single step shows the loss."""
+    param = one((200, 200), torch.bfloat16, size=0.0)
+    optimizer, meter = attached([param], torch.optim.SGD, rounding=rounding, lr=0.001, weight_decay=0.05)
+    start, stood = param.detach().clone(), 0
+    for _ in range(40):
+        before = param.detach().clone()
+        optimizer.step()
+        stood += torch.equal(before, param)
+    readings = [sample.readings["group0"] for sample in meter.history()]
+    remaining = math.prod(1 - each.realised for each in readings)
+    pending = optimizer.state[param].get("attached_pending", 0.0)
+    assert [each.shrink for each in readings] == pytest.approx([5e-5] * 40, rel=1e-9)
+    assert dotted(start.double(), (1 - pending) * param.detach().double()) == pytest.approx(remaining, abs=2e-5)
+    if rounding == "nearest":
+        assert (remaining, stood) == (1, 40)
+    else:
+        assert remaining == pytest.approx((1 - 5e-5) ** 40, abs=1e-4)
+        assert stood >= 30 if rounding == "deferred" else stood == 0
+
+
+def test_an_attached_decay_may_change_stop_and_stay_away_from_some_groups():
+    params = [one(), one((5,)), one()]
+    groups = [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR)
+    meter = wd.Meter(optimizer, every=1)
+    attachment = wd.attach(optimizer, "decoupled", 0.2)
+    optimizer.step()
+    optimizer.param_groups[0]["attached_weight_decay"] = 0.4
+    optimizer.add_param_group({"params": params[2:], "weight_decay": 0.3})
+    optimizer.step()
+    attachment.detach()
+    optimizer.step()
+    shrinks = [[reading.shrink / LR for reading in sample.readings.values()] for sample in meter.history()]
+    assert shrinks[0] == pytest.approx([0.2, 0])
+    assert shrinks[1] == pytest.approx([0.4, 0, 0.2])
+    assert shrinks[2] == pytest.approx([0.1, 0, 0.3])  # its own again
+    assert meter.history()[1].readings["group0"].half_life == pytest.approx(wd.half_life(LR, 0.4))
+    assert meter.history()[1].readings["group0"].norm_to_equilibrium > 0  # AdamW's, with that λ
+    assert math.isnan(meter.history()[1].readings["group1"].norm_to_equilibrium)
+
+
+def test_a_meter_does_not_change_what_an_attached_decay_does():
+    found = []
+    for metered in (False, True):
+        torch.manual_seed(0)
+        params = [one(dtype=dtype) for dtype in (torch.bfloat16, torch.float32, torch.complex64)]
+        optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+        wd.attach(optimizer, "cautious", 0.1)
+        meter = wd.Meter(optimizer, every=2) if metered else None
+        for t in range(5):
+            set_gradients(optimizer, t)
+            optimizer.step()
+        if meter is not None:
+            assert all(sample.readings["group0"].kept == pytest.approx(1, abs=0.2) for sample in meter.history())
+        found.append(everything(optimizer))
+    assert found[0] == found[1]
+
+
+def test_a_skipped_or_broken_step_leaves_nothing_behind_on_what_is_attached():
+    param = one(dtype=torch.float32)
+    optimizer, meter = attached([param], torch.optim.SGD)
+    gradient, param.grad = param.grad, param.grad.to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    param.grad = gradient
+    copied = copy.deepcopy(optimizer)
+    assert not copied.defaults.attachment.watchers
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for factor in (math.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((param * param).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    (sample,) = meter.history()
+    assert sample.readings["group0"].kept == pytest.approx(1, abs=0.01)
+    assert not optimizer.defaults.attachment.watchers
 
 
 # Norm, angle, change ------------------------------------------------------------------------------------------------------
