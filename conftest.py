@@ -2,8 +2,5 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [
-    f"src/weightdecay/integrations/{framework}.py"
-    for framework in ("lightning", "transformers")
-    if find_spec(framework) is None
-]
+FRAMEWORKS = ("lightning", "transformers")
+collect_ignore = [f"src/weightdecay/integrations/{name}.py" for name in FRAMEWORKS if find_spec(name) is None]

@@ -154,7 +154,7 @@ TORCHS = [each for each in _OURS if issubclass(each, torch.optim.Optimizer)]
 @pytest.mark.parametrize("build", TORCHS, ids=lambda build: build.__name__)
 def test_torchs_own_take_what_their_rules_intend(build):
     param = one()
-    reading, before = read(build([param], lr=LR, weight_decay=LAMBDA), steps=3)
+    reading, _ = read(build([param], lr=LR, weight_decay=LAMBDA), steps=3)
     assert reading.kept == pytest.approx(1, abs=1e-6)
     assert abs(reading.shrink) > 1e-6
 
@@ -283,12 +283,12 @@ ATTACHED = [name for name, rule in wd.rules().of("decay").items() if not rule.sh
 
 @pytest.mark.parametrize("decay", ATTACHED)
 def test_every_attached_decay_takes_what_it_intends(decay):
-    numbers = {"constrained": {"kappa": 20.0}}.get(decay, {})
+    numbers = {"constrained": {"kappa": 20.0, "kappa_update": 0.01}}.get(decay, {})
     has_lambda = "lam" in wd.rules()["decay", decay].numbers
     param = one((6, 5))
     optimizer, meter = attached([param], torch.optim.AdamW, decay, LAMBDA if has_lambda else None, **numbers)
     for t in range(6):  # Adam's momentum goes on for a while after the gradient has turned round
-        param.grad = (-1 if t < 5 else 0.1) * param.detach() + 0.1 * torch.randn_like(param)
+        param.grad = (-1 if t < 5 else 0.1) * param.detach() + 0.5 * torch.randn_like(param)
         optimizer.step()
     for sample in meter.history():
         reading = sample.readings["group0"]
