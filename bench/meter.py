@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,26 @@ WITHOUT, BETWEEN, SAMPLE, AMORTISED = "without a meter", "between samples", "at 
 _WIDTH, _BATCH, _LENGTH = 256, 8, 32
 _LR = 1e-4
 
+
+def _fused(groups: list[dict[str, Any]], **given: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True, **given)
+
+
+def _attached(groups: list[dict[str, Any]], **given: float) -> torch.optim.Optimizer:
+    optimizer = _fused(groups, **given)
+    wd.attach(optimizer, "cautious")
+    return optimizer
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": wd.AdamW,
     "Adam with L2": wd.Adam,
-    "torch.optim.AdamW, fused": lambda groups, **given: torch.optim.AdamW(groups, fused=True, **given),
+    "LAMB": wd.LAMB,
+    "torch.optim.AdamW, fused": _fused,
+    "torch.optim.AdamW, fused, with cautious decay attached": _attached,
 }
-"""A decay that is one factor, which is the common case, and one that has to be taken apart weight by weight."""
+"""A decay that is one factor, which is the common case; ones that have to be taken apart weight by weight, with LAMB's norms of
+whole tensors as the dearest of all presets; and one that is attached."""
 
 
 def measure(options: Options) -> Iterator[Result]:

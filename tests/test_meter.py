@@ -577,6 +577,31 @@ def test_a_group_that_joins_later_is_measured_too():
     assert meter.metrics()["weight_decay/group1/shrink"] == pytest.approx(LR * 0.5)
 
 
+@pytest.mark.parametrize("attach", [False, True])
+def test_a_run_that_goes_on_from_a_checkpoint_is_measured_as_if_it_had_not_stopped(attach):
+    samples = []
+    for stops in (False, True):
+        torch.manual_seed(0)
+        params = [one(dtype=torch.bfloat16)]
+        optimizer = torch.optim.AdamW(params, **ADAM) if attach else wd.AdamW(params, **ADAM, reader="eager")
+        if attach:
+            wd.attach(optimizer, "decoupled")
+        train(optimizer, 3)
+        if stops:
+            other = torch.optim.AdamW(params, lr=1.0) if attach else wd.AdamW(params, lr=1.0, reader="eager")
+            meter = wd.Meter(other, every=1)
+            if attach:
+                wd.attach(other, "decoupled")
+            other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer = other
+        else:
+            meter = wd.Meter(optimizer, every=1)
+        train(optimizer, 2, first=4)
+        samples.append([sample.to_dict() for sample in meter.history()])
+    assert samples[0] == samples[1]
+    assert samples[0][0]["readings"]["group0"]["shrink"] == pytest.approx(LR * LAMBDA)
+
+
 # What is measured, and when -----------------------------------------------------------------------------------------------
 
 
@@ -694,13 +719,16 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("rules", [{"decay": "decoupled"}, {"penalty": "l2", "penalty_weight": 0.1, "weight_decay": 0},
-                                   {"decay": "norm_control", "weight_decay": 0.1}], ids=str)  # fmt: skip
+                                   {"decay": "norm_control", "weight_decay": 0.1}, {"attached": "decoupled"},
+                                   {"attached": "cautious"}], ids=str)  # fmt: skip
 def test_between_samples_nothing_runs_and_at_samples_no_number_is_read_but_the_step_count(rules):
     counts = {}
     for every in (None, 100, 1):
         torch.manual_seed(0)
         params = [one(dtype=torch.bfloat16), one((3,), torch.float32)]
-        optimizer = general(params, **rules)
+        optimizer = torch.optim.AdamW(params) if "attached" in rules else general(params, **rules)
+        if "attached" in rules:
+            wd.attach(optimizer, rules["attached"], 0.1)
         optimizer.step()
         meter = None if every is None else wd.Meter(optimizer, every=every)
         if every == 100:

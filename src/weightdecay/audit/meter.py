@@ -17,14 +17,13 @@ from weightdecay.arguments import number, whole
 from weightdecay.attachment import Attachment, Intended
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
-from weightdecay.checkpoints import name_of
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import rounding
 
-EVERY = 400
+EVERY = 500
 """By default one step in so many is measured."""
 _Hooks = OrderedDict[int, Any]
 _MOST_UNREAD = 64
@@ -196,7 +195,7 @@ class Meter:
             return taken
         shared: Mapping[str, float] = {}
         if ours is not None and any(ours.equation(group).decay.shared for group in ours.param_groups):
-            shared = shared_numbers([step for _, step, _ in self._splits(_Taken(0, None, None), optimizer, ours, scale)])
+            shared = shared_numbers([step for *_, step in _moving(optimizer, ours, scale) if step is not None])
         sums.add_before(self._splits(taken, optimizer, ours, scale), shared)
         return taken
 
@@ -209,34 +208,27 @@ class Meter:
         attached: bool = False,
     ) -> Iterator[tuple[sums.Tally, Upcoming, sums.Key]]:
         """Take the tensors one by one, and yield each whose step can be taken apart with that step."""
-        number = -1
-        for index, group in enumerate(optimizer.param_groups):
-            expected: dict[float, Expected] = {}
-            for place, param in enumerate(group["params"]):
-                number += 1
-                if param.grad is None:
-                    continue
-                how = "nearest" if ours is None else rounding.resolve(ours.param_groups[index]["rounding"], param.dtype)
-                tally, law, step = sums.Tally(param, optimizer.state, how, attached=attached), None, None
-                if param.grad.layout != torch.strided:
-                    self.unknown = f"the gradient of {name_of(group, index, place)} is sparse ({param.grad.layout})"
-                elif ours is not None:
-                    step = Upcoming(ours, index, place)
-                    if scale is not None:  # as the step unscales
-                        step.values["g"] = step.values["g"] * scale.double().reciprocal().float().to(param.device)
-                    law = expected[step.t] = expected.get(step.t) or Expected.of(step)
-                elif attached:
-                    law = Expected(float(group["lr"]), math.nan, 0.0, None)
-                if law is None:
-                    tally.refuse()
-                labels = (f"{GROUP}{index}", *([role] if (role := self._roles.get(param)) else []))
-                count = param.numel() * (2 if param.is_complex() else 1)
-                if attached and law is not None:
-                    taken.watched[param] = len(taken.tallies), step
-                taken.known.append(Known(labels, count, param.ndim > 1, law))
-                taken.tallies.append(tally)
-                if step is not None and ours is not None:
-                    yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), number)
+        expected: dict[tuple[int, float], Expected] = {}
+        for index, number, param, step in _moving(optimizer, ours, scale):
+            group = optimizer.param_groups[index]
+            how = "nearest" if ours is None else rounding.resolve(ours.param_groups[index]["rounding"], param.dtype)
+            tally, law = sums.Tally(param, optimizer.state, how, attached=attached), None
+            if step is not None:
+                law = expected[index, step.t] = expected.get((index, step.t)) or Expected.of(step)
+            elif attached:
+                law = Expected(float(group["lr"]), math.nan, 0.0, None)
+            else:
+                tally.refuse()
+                if ours is not None:
+                    self.unknown = f"a gradient in param_groups[{index}] is sparse, of which no step is taken apart"
+            labels = (f"{GROUP}{index}", *([role] if (role := self._roles.get(param)) else []))
+            count = param.numel() * (2 if param.is_complex() else 1)
+            if attached:
+                taken.watched[param] = len(taken.tallies), step
+            taken.known.append(Known(labels, count, param.ndim > 1, law))
+            taken.tallies.append(tally)
+            if step is not None and ours is not None:
+                yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), number)
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
@@ -340,6 +332,24 @@ class Meter:
         """Return what pickle and deepcopy keep: what was measured, without the optimizer."""
         self._read()
         return {**self.__dict__, "_hooks": [], "_taken": None, "_roles": {}}
+
+
+def _moving(
+    optimizer: TorchOptimizer, ours: Optimizer | None, scale: Tensor | None
+) -> Iterator[tuple[int, int, Tensor, Upcoming | None]]:
+    """Yield each tensor that has a gradient: its group, its place among all, itself, and its step if that is known."""
+    number = -1
+    for index, group in enumerate(optimizer.param_groups):
+        for place, param in enumerate(group["params"]):
+            number += 1
+            if param.grad is None:
+                continue
+            step = None
+            if ours is not None and param.grad.layout == torch.strided:
+                step = Upcoming(ours, index, place)
+                if scale is not None:  # as the step unscales
+                    step.values["g"] = step.values["g"] * scale.double().reciprocal().float().to(param.device)
+            yield index, number, param, step
 
 
 def _unwrapped(optimizer: Any) -> TorchOptimizer:

@@ -185,7 +185,8 @@ class Reading(Record):
     shrink: float
     """⟨w, (1 − g)·w⟩/‖w‖², the share of w that the decay was to take: lr·λ if decoupled."""
     realised: float
-    """⟨w, R(w − η·h) − w_t⟩/‖w‖², the share that it took: R rounds as the step does, with the same random bits."""
+    """⟨w, R(w − η·h) − w_t⟩/‖w‖², the share that it took: R rounds as the step does, with the same random bits.
+    Of an attached decay, what it took of the stored weights; what is pending counts as taken."""
     kept: float
     """realised/shrink: 1 if no decay is lost, 0 if all of it is."""
     decay_to_update: float
