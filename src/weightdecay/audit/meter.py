@@ -209,7 +209,7 @@ class Meter:
     ) -> Iterator[tuple[sums.Tally, Upcoming, sums.Key]]:
         """Take the tensors one by one, and yield each whose step can be taken apart with that step."""
         expected: dict[tuple[int, float], Expected] = {}
-        for index, number, param, step in _moving(optimizer, ours, scale):
+        for index, at, param, step in _moving(optimizer, ours, scale):
             group = optimizer.param_groups[index]
             how = "nearest" if ours is None else rounding.resolve(ours.param_groups[index]["rounding"], param.dtype)
             tally, law = sums.Tally(param, optimizer.state, how, attached=attached), None
@@ -228,7 +228,7 @@ class Meter:
             taken.known.append(Known(labels, count, param.ndim > 1, law))
             taken.tallies.append(tally)
             if step is not None and ours is not None:
-                yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), number)
+                yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), at)
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
@@ -338,10 +338,10 @@ def _moving(
     optimizer: TorchOptimizer, ours: Optimizer | None, scale: Tensor | None
 ) -> Iterator[tuple[int, int, Tensor, Upcoming | None]]:
     """Yield each tensor that has a gradient: its group, its place among all, itself, and its step if that is known."""
-    number = -1
+    at = -1
     for index, group in enumerate(optimizer.param_groups):
         for place, param in enumerate(group["params"]):
-            number += 1
+            at += 1
             if param.grad is None:
                 continue
             step = None
@@ -349,7 +349,7 @@ def _moving(
                 step = Upcoming(ours, index, place)
                 if scale is not None:  # as the step unscales
                     step.values["g"] = step.values["g"] * scale.double().reciprocal().float().to(param.device)
-            yield index, number, param, step
+            yield index, at, param, step
 
 
 def _unwrapped(optimizer: Any) -> TorchOptimizer:
