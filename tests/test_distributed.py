@@ -80,9 +80,9 @@ class Halving(torch.optim.Optimizer):
             param.mul_(0.5).sub_(0.1 * param.grad)
 
 
-def attached(params, decay, **options):
+def attached(params, decay, weight_decay=0.5):
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
-    wd.attach(optimizer, decay, 0.5, **options)
+    wd.attach(optimizer, decay, weight_decay)
     return optimizer
 
 
@@ -94,7 +94,7 @@ METERED = {
     "a reduction": lambda params: wd.Optimizer(params, 0.1, direction="adam", decay="norm_control", weight_decay=0.5),
     "torch's AdamW": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.5, foreach=False),
     "attached": partial(attached, decay="decoupled"),
-    "attached, deferred": partial(attached, decay="decoupled"),
+    "attached, deferred": partial(attached, decay="decoupled", weight_decay=0.002),
     "attached, weight by weight": partial(attached, decay="cautious"),
     "attached, with a reduction": partial(attached, decay="norm_control"),
     "unknown": lambda params: Halving(params, {}),
@@ -119,7 +119,7 @@ def metered_in_parts(mesh):
 
     found = {}
     for title, build in METERED.items():
-        for layout in ([Shard(0)], [Replicate()]):
+        for layout in ([Shard(0)], [Replicate()]) if title in ("AdamW", "attached, weight by weight") else ([Shard(0)],):
             cut = partial(distribute_tensor, device_mesh=mesh, placements=layout)
             found[title, str(layout)] = metered(build, cut, dtype_of(title))
     return found

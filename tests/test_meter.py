@@ -815,6 +815,8 @@ def test_what_frameworks_wrap_around_an_optimizer_is_taken_off():
     meter = wd.Meter(Wrapped(optimizer))
     optimizer.step()
     assert meter.step == 1
+    with pytest.raises(TypeError, match="Wrapped calls no hooks"):
+        wd.Meter(Wrapped(object()))
 
 
 @pytest.mark.parametrize(("options", "error", "words"), [

@@ -105,7 +105,7 @@ def _refuse(optimizer: torch.optim.Optimizer, decay: Rule) -> None:
     name = type(optimizer).__name__
     if isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer is this package's {name}, which takes a decay itself: Optimizer(…, decay={decay.name!r})")
-    if not getattr(type(optimizer).step, "hooked", False) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    if not calls_hooks(optimizer):
         raise TypeError(f"the step of {name} calls no hooks: attach to the optimizer that it wraps, before it is wrapped")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS moves along a line that it searches: its step is no −lr·u; add a penalty to the loss instead")
@@ -125,6 +125,11 @@ def _refuse(optimizer: torch.optim.Optimizer, decay: Rule) -> None:
         raise ValueError(f"the {other.decay.name} decay is attached to this {name} already: detach() it first")
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(f"{name} has differentiable=True, and autograd does not see through a step that is read afterwards")
+
+
+def calls_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether the step of an optimizer calls the hooks that are registered on it; many a wrapper does not."""
+    return getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.arguments import number, whole
-from weightdecay.attachment import Attachment, Intended
+from weightdecay.attachment import Attachment, Intended, calls_hooks
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
@@ -100,7 +100,7 @@ class Meter:
         steps_per_epoch: optimizer steps, to know half-life and timescale in epochs as well.
 
     Raises:
-        TypeError: `optimizer` is none, or `roles` neither a model nor a mapping.
+        TypeError: `optimizer` is none, or one that calls no hooks, or `roles` neither a model nor a mapping.
         ValueError: `every` is no whole number from 1, `steps_per_epoch` not positive, a name in `roles` unknown.
 
     >>> w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -358,6 +358,9 @@ def _unwrapped(optimizer: Any) -> TorchOptimizer:
         optimizer = inner
     if not isinstance(optimizer, TorchOptimizer):
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, not an optimizer: pass what has the step() method")
+    if not calls_hooks(optimizer):
+        name = type(optimizer).__name__
+        raise TypeError(f"the step of {name} calls no hooks, which a meter needs: pass the torch optimizer that it wraps")
     return optimizer
 
 
