@@ -447,15 +447,15 @@ class Attachment:
                 # Written only now: many an optimizer sets up its own state where it finds none.
                 counts = moving.how == "stochastic" or "t" in moving.numbers
                 entry = optimizer.state.get(moving.param, {})
-                if moving.shrink is not None and not moving.done:
-                    for watcher in self.watchers:
-                        watcher.stepped(moving.param, Intended(moving.numbers, moving.shrink))
                 if moving.shrink is None:
                     self._decay(moving, entry)
-                elif moving.old is not None:
-                    self._subtract(moving, moving.shrink, moving.old, entry)
                 elif not moving.done:
-                    self._defer(moving, moving.shrink, entry)
+                    for watcher in self.watchers:
+                        watcher.stepped(moving.param, Intended(moving.numbers, moving.shrink))
+                    if moving.old is not None:
+                        self._subtract(moving, moving.shrink, moving.old, entry)
+                    else:
+                        self._defer(moving, moving.shrink, entry)
                 if counts:
                     entry[STEP] = entry.get(STEP, 0) + 1
                 if entry:

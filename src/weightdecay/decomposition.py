@@ -179,7 +179,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
 
     Raises:
         TypeError: an optimizer that is neither.
-        ValueError: no parameter has a gradient.
+        ValueError: no parameter has a gradient, or a decay is attached.
         RuntimeError: a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -229,8 +229,9 @@ def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
     attachment = Attachment.of(optimizer)
     if attachment is not None and not attached:
         raise ValueError(
-            f"the {attachment.decay.name} decay is attached to this {type(optimizer).__name__}, whose rules do not know of it: "
-            f"wd.Meter(optimizer) measures what it does; weightdecay.Optimizer(…, decay={attachment.decay.name!r}) has one step"
+            f"the {attachment.decay.name} decay is attached to this {type(optimizer).__name__}, whose own rules know nothing of it: "
+            f"weightdecay.Meter(optimizer) measures what it does, and weightdecay.Optimizer(…, decay={attachment.decay.name!r}) "
+            "can be taken apart"
         )
     groups = [{**group, "params": list(group["params"]), **_FLAGS} for group in optimizer.param_groups]
     found = ours(groups)
