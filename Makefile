@@ -27,7 +27,7 @@ run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a
 test: $(INSTALLED)  ## run every test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-slow: $(INSTALLED)  ## run the tests that need gigabytes
+slow: $(INSTALLED)  ## run the tests that need gigabytes or take long
 	$(BIN)/python -m pytest -m slow tests
 
 check: $(INSTALLED)  ## lint, format and type-check

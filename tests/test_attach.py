@@ -323,10 +323,55 @@ def test_a_group_that_comes_later_is_taken_over():
     optimizer = torch.optim.AdamW([{"params": [first]}, {"params": [second], "weight_decay": 0.0}], lr=LR, weight_decay=0.1)
     wd.attach(optimizer, "cautious")
     train(optimizer, 1)
+    schedule = wd.WeightDecayScheduler(optimizer, "constant", warmup=4, key=LAMBDA)
     optimizer.add_param_group({"params": [third]})
-    train(optimizer, 1)
-    assert [group[LAMBDA] for group in optimizer.param_groups] == [0.1, 0.0, 0.1]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.0]
+    train(optimizer, 1)
+    for _ in range(4):
+        schedule.step()
+    assert [group[LAMBDA] for group in optimizer.param_groups] == [0.1, 0.0, 0.1]
+    wd.Attachment.of(optimizer).detach()
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1]
+    assert not [key for group in optimizer.param_groups for key in group if "attached" in key]
+    assert "add_param_group" not in vars(optimizer)
+
+
+def test_a_group_that_comes_later_may_bring_its_own_lambda():
+    first, second, third = parameters().values()
+    optimizer = torch.optim.AdamW([first], lr=LR, weight_decay=0.1)
+    wd.attach(optimizer, "cautious")
+    optimizer.add_param_group({"params": [second], LAMBDA: 0.4})
+    with pytest.raises(ValueError, match=f"'{LAMBDA}'.*-1"):
+        optimizer.add_param_group({"params": [third], LAMBDA: -1.0})
+    assert [(group[LAMBDA], group["weight_decay"]) for group in optimizer.param_groups] == [(0.1, 0.0), (0.4, 0.0)]
+    train(optimizer, 2)
+
+
+@pytest.mark.parametrize(("own", "expected"), [((0.2, 0.0), [0.5, 0.0, 0.0]), ((0.0, 0.0), [0.5, 0.5, 0.5])])
+@pytest.mark.parametrize("loads_first", [True, False])
+def test_a_group_that_comes_after_a_checkpoint_is_taken_over_as_before_it(own, expected, loads_first):
+    def optimizer():
+        return torch.optim.Adam(groups(*own), lr=LR)
+
+    saved, resumed = optimizer(), optimizer()
+    wd.attach(saved, "decoupled", weight_decay=0.5)
+    steps = [lambda: resumed.load_state_dict(saved.state_dict()), lambda: wd.attach(resumed, "decoupled", weight_decay=0.5)]
+    for step in steps if loads_first else reversed(steps):
+        step()
+    for each in (saved, resumed):
+        each.add_param_group({"params": [Parameter(torch.ones(2))], "weight_decay": 0.0})
+        assert [group[LAMBDA] for group in each.param_groups] == expected
+
+
+@pytest.mark.parametrize("decay", [name for name, rule in DECAYS.items() if any(each.start == "w" for each in rule.keeps)])
+def test_a_decay_whose_lambda_warms_up_remembers_the_weights_of_the_first_step(decay):
+    theirs = attached(decay, host=torch.optim.SGD)
+    ours = wd.Optimizer(parameters().values(), LR, direction="sgd", decay=decay, **given(decay))
+    for t in range(1, 8):
+        for optimizer, key in ((theirs, LAMBDA), (ours, "weight_decay")):
+            optimizer.param_groups[0][key] = 0.0 if t < 4 else LAM
+            train(optimizer, 1, first=t)
+    assert apart(theirs, ours) < 1e-12
 
 
 # Which steps decay, and which weights ------------------------------------------------------------------------------------
@@ -413,6 +458,25 @@ def test_a_gradient_that_is_scaled_for_the_step_is_unscaled_for_the_decay(own_re
         scaler.step(scaled)
         scaler.update()
     assert apart(scaled, steady) < 1e-5
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "cautious"])
+def test_a_gradient_that_a_later_hook_takes_away_is_none(decay):
+    optimizer = attached(decay, host=torch.optim.SGD)
+    first, *others = all_params(optimizer)
+
+    def skip(*_):
+        first.grad = None
+
+    hook = optimizer.register_step_pre_hook(skip)
+    set_gradients(optimizer, 1)
+    before, others_before = bits([first]), bits(others)
+    optimizer.step()
+    assert bits([first]) == before
+    assert bits(others) != others_before
+    hook.remove()
+    train(optimizer, 1)
+    assert bits([first]) != before
 
 
 def test_a_step_that_fails_leaves_nothing_pending():
@@ -610,6 +674,21 @@ def test_a_run_goes_on_from_its_checkpoint(decay):
 @pytest.mark.parametrize("rounding", ["deferred", "stochastic"])
 def test_a_run_in_bfloat16_goes_on_from_its_checkpoint(rounding):
     goes_on_like("decoupled", torch.bfloat16, from_a_checkpoint, rounding=rounding, host=torch.optim.SGD, lr=1e-4)
+
+
+@pytest.mark.parametrize(("rounding", "dtype"), [("stochastic", torch.bfloat16), ("auto", torch.float32)])
+def test_what_is_pending_arrives_in_a_run_that_defers_no_more(rounding, dtype):
+    half = attached("decoupled", [Parameter(torch.ones(4096, dtype=torch.bfloat16))], host=torch.optim.SGD, lr=1e-3, lam=0.4)
+    rest = attached("decoupled", [Parameter(torch.ones(4096, dtype=dtype))], host=torch.optim.SGD, lr=1e-3, rounding=rounding)
+    for optimizer in (half, rest):
+        all_params(optimizer)[0].grad = torch.zeros_like(all_params(optimizer)[0])
+    half.step()
+    (entry,) = half.state.values()
+    assert entry["attached_pending"] == pytest.approx(4e-4)
+    rest.load_state_dict(saved_and_loaded(half.state_dict()))
+    rest.step()
+    assert 1 - all_params(rest)[0].double().mean().item() == pytest.approx(8e-4, rel=0.25)
+    assert rest.state[all_params(rest)[0]]["attached_pending"] == 0
 
 
 def test_one_optimizer_may_hold_weights_of_many_dtypes():

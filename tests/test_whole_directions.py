@@ -250,3 +250,27 @@ def test_a_derivation_shows_a_direction_of_whole_tensors_as_a_function():
         assert str(shown.g) == "-eta*lambda + 1"
         assert direction in str(shown.step)
     assert wd.derive("adafactor").symbols["norm_w"] in wd.derive("adafactor").step.free_symbols
+
+
+def test_a_decay_that_measures_the_gradient_is_given_the_gradient():
+    """A kernel would see in its place what muon made of it."""
+    numbers = {"decay": "selective_projection", "weight_decay": 1.0, "direction": "muon", "lr": 0.05}
+    eager, auto = (wd.Optimizer(params_of("muon"), reader=reader, **numbers) for reader in ("eager", "auto"))
+    for optimizer in (eager, auto):
+        train(optimizer, 12)
+    assert everything(eager) == everything(auto)
+    cpu = wd.Optimizer(params_of("muon"), reader="cpu", **numbers)
+    with refused(ValueError, "selective_projection", "gradient", "muon", unchanged=cpu):
+        train(cpu, 1)
+
+
+def test_a_group_with_another_direction_has_the_defaults_of_that():
+    first, second, third = (Parameter(torch.ones(2, 2)) for _ in range(3))
+    of_adam = {"direction": "adam", "decay": "decoupled"}
+    optimizer = wd.Optimizer([{"params": [first]}, {"params": [second], **of_adam}], 0.1, direction="muon")
+    assert [group["eps"] for group in optimizer.param_groups] == [1e-7, 1e-8]
+    optimizer.add_param_group({"params": [third], **of_adam, "eps": 1e-7})
+    assert optimizer.param_groups[2]["eps"] == 1e-7
+    asked = wd.Optimizer([{"params": [first]}, {"params": [second], **of_adam}], 0.1, direction="muon", eps=1e-6)
+    assert [group["eps"] for group in asked.param_groups] == [1e-6, 1e-6]
+    assert wd.Optimizer([{"params": [first], **of_adam}], 0.1, direction="adafactor").param_groups[0]["eps"] == 1e-8

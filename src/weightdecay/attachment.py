@@ -9,7 +9,7 @@ optimizer wrote it.
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from weightdecay.arguments import choice, number
 from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import eager, rounding
-from weightdecay.reductions import REDUCTIONS
 from weightdecay.rule import REGISTRY, Rule
 from weightdecay.shrink import at_rest, is_uniform, rounded_away
 from weightdecay.step import Equation, RuleLike
@@ -54,9 +53,10 @@ def attach(
 ) -> "Attachment":
     """Give any torch optimizer any decay, through hooks on its step, and set its own `weight_decay` to 0.
 
-    λ is then `group["attached_weight_decay"]` of each group, where a schedule may write it before any step. The step is
-    read, not known: u is what it did, divided by `group["lr"]`. A parameter without a gradient stays, and a step that
-    GradScaler skips does not decay.
+    λ is then `group["attached_weight_decay"]` of each group, where a schedule may write it before any step; a group added
+    later may bring its own. The step is read, not known: u is what it did, divided by `group["lr"]`. A parameter without a
+    gradient stays, and a step that GradScaler skips does not decay. A new process attaches again, before it loads the
+    optimizer's state or after; copies and pickles of the optimizer keep the decay.
 
     Args:
         optimizer: torch.optim's or anyone's, that calls the hooks of `torch.optim.Optimizer` and has `lr` in its groups.
@@ -71,9 +71,9 @@ def attach(
         numbers: the decay's hyper-parameters (p, delta, …), and `lr_max` where it asks for the peak learning rate.
 
     Returns:
-        The `Attachment`. It prints what it took over, and its `detach` gives it back. While a step is in flight, it holds a
-        copy of each weight that moves, but none with a decay that multiplies all weights by one number on an optimizer of
-        torch.optim that makes u of the gradient alone.
+        The `Attachment`. It prints what it took over, and its `detach` gives it back. While a step is in flight (one that
+        raises is until the next), it holds a copy of each weight that moves, but none with a decay that multiplies all
+        weights by one number on an optimizer of torch.optim that makes u of the gradient alone.
 
     Raises:
         TypeError: no optimizer, or one that calls no hooks.
@@ -183,6 +183,8 @@ class _Moving:
     """A copy of the weight before the step."""
     factor: float
     """How often the gradient counts."""
+    at_rest: bool
+    """Whether λ is 0 and the decay only remembers and counts."""
     moves: bool = False
     done: bool = False
     """Whether it has decayed before the step."""
@@ -225,9 +227,10 @@ class Attachment:
         self.seed: int = given["seed"]
         self.numbers = {name: given[name] for name in (*own, *(["lr_max"] if "lr_max" in numbers else []))}
         groups = optimizer.param_groups
-        self.everywhere = not any(_decays(group) or LAMBDA in group for group in groups)
+        self.everywhere = _is_everywhere(groups)
         """Whether groups whose own weight_decay is 0 decay, too."""
-        if self.everywhere and weight_decay is None and "lam" in decay.numbers:
+        news = any(LAMBDA not in group for group in groups)
+        if self.everywhere and weight_decay is None and "lam" in decay.numbers and news:
             raise ValueError("weight_decay=None takes over the groups' own, and that of every group is 0: pass weight_decay=…")
         taken = [self._taken_over(group, index) for index, group in enumerate(groups)]
         loaded = {param: self._restored(optimizer.state.get(param, {}), param) for param in self._params(optimizer)}
@@ -262,8 +265,9 @@ class Attachment:
             hook.remove()
         self._flight = []
         optimizer.defaults = dict(optimizer.defaults)
+        optimizer.__dict__.pop("add_param_group", None)
         for group in optimizer.param_groups:
-            for key in (LAMBDA, DECAY, *(["lr_at_start"] if "eta_max" in self.decay.numbers else [])):
+            for key in (LAMBDA, f"initial_{LAMBDA}", DECAY, *(["lr_at_start"] if "eta_max" in self.decay.numbers else [])):
                 group.pop(key, None)
             if TAKEN_OVER in group:
                 group["weight_decay"] = group.pop(TAKEN_OVER)
@@ -318,22 +322,35 @@ class Attachment:
         return [param for group in optimizer.param_groups for param in group["params"]]
 
     def _taken_over(self, group: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Return what changes in a group that has no λ of ours yet, or has one from a checkpoint."""
+        """Return what changes in a group that has no λ of ours yet, brings one of its own, or has one from a checkpoint."""
         where = f"param_groups[{index}]"
         lr = number(f"{where}['lr']", group.get("lr"), "[0, inf)")
         found: dict[str, Any] = {DECAY: self.decay.name}
         if "eta_max" in self.decay.numbers:
             found["lr_at_start"] = group.get("lr_at_start", lr)
-        if LAMBDA in group:
+        brought = number(f"{where}['{LAMBDA}']", group[LAMBDA], "[0, inf)") if LAMBDA in group else None
+        if brought is not None and DECAY in group:
             self._refuse_other_decay(group, where)
-            decays = number(f"{where}['{LAMBDA}']", group[LAMBDA], "[0, inf)") != 0
-            return {**found, **({LAMBDA: self.weight_decay} if decays and self.weight_decay is not None else {})}
+            return {**found, **({LAMBDA: self.weight_decay} if brought != 0 and self.weight_decay is not None else {})}
         own = group.get("weight_decay")
         lam = 0.0 if own is None else number(f"{where}['weight_decay']", own, "[0, inf)")
-        if lam != 0 or self.everywhere:
+        if brought is not None:
+            lam = brought
+        elif lam != 0 or self.everywhere:
             lam = 1.0 if "lam" not in self.decay.numbers else lam if self.weight_decay is None else self.weight_decay
         found[LAMBDA] = lam
         return found if own is None else {**found, TAKEN_OVER: own, "weight_decay": 0.0}
+
+    def _add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as the optimizer does, and take over its weight_decay; a group that is refused is not added."""
+        optimizer = self.optimizer
+        type(optimizer).add_param_group(optimizer, param_group)
+        groups = optimizer.param_groups
+        try:
+            groups[-1].update(self._taken_over(groups[-1], len(groups) - 1))
+        except Exception:
+            groups.pop()
+            raise
 
     def _refuse_other_decay(self, group: Mapping[str, Any], where: str) -> None:
         if group.get(DECAY, self.decay.name) != self.decay.name:
@@ -388,10 +405,12 @@ class Attachment:
         """Return the parameters that may decay in this step, with copies where a decay needs the old weight afterwards."""
         groups = optimizer.param_groups
         for index, group in enumerate(groups):
-            if LAMBDA not in group:
+            if DECAY not in group:  # appended by hand
                 group.update(self._taken_over(group, index))
         numbers = [self._numbers(group, index) for index, group in enumerate(groups)]
-        early = type(optimizer) in _READ_NO_WEIGHT
+        # A hook that comes after this one may take a gradient away.
+        is_last = next(reversed(optimizer._optimizer_step_pre_hooks)) == self._hooks[0].id
+        early = is_last and type(optimizer) in _READ_NO_WEIGHT
         flight, place = [], -1
         for index, group in enumerate(groups):
             shrink = at_rest(self.decay, numbers[index]) if is_uniform(self.decay) else None
@@ -399,16 +418,22 @@ class Attachment:
             for inside, param in enumerate(group["params"]):
                 place += 1
                 may_move = param.grad is not None or (gradients_come and param.requires_grad)
-                if not may_move or group[LAMBDA] == 0 or shrink == 0:
+                rests = bool(group[LAMBDA] == 0 or shrink == 0)
+                if not may_move or (rests and not self._looks_on(numbers[index], optimizer.state.get(param, {}))):
                     continue
                 how = self._how(param.dtype)
                 old = None if shrink is not None and (early or how == "deferred") else param.detach().clone()
-                flight.append(_Moving(param, group, index, inside, place, numbers[index], how, shrink, old, sign * factor))
+                given = numbers[index]
+                flight.append(_Moving(param, group, index, inside, place, given, how, shrink, old, sign * factor, rests))
         return flight
+
+    def _looks_on(self, numbers: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+        """Tell whether a decay whose λ is 0, until a schedule says otherwise, counts steps or remembers how weights began."""
+        begins = (_OURS + each.key for each in self.decay.keeps if isinstance(each.start, str))
+        return "t" in numbers or any(key not in entry for key in begins)
 
     def _see_gradients(self, flight: list[_Moving]) -> None:
         """Note which parameters have a gradient, and keep it for a decay that asks for it: an optimizer may change its own."""
-        asked_for = any("g" in REDUCTIONS[name].elements for name in self.decay.reductions)
         for moving in flight:
             grad = moving.param.grad
             if grad is not None and grad.layout != torch.strided:
@@ -418,7 +443,7 @@ class Attachment:
                     "with sparse=False, or give this tensor to an optimizer of its own"
                 )
             moving.moves = grad is not None
-            if grad is not None and asked_for:
+            if grad is not None and self.decay.measures_gradient:
                 moving.grad = grad.detach().clone()
 
     def _multiply(self, flight: list[_Moving]) -> None:
@@ -442,11 +467,13 @@ class Attachment:
         with torch.no_grad():
             while flight:
                 moving = flight.pop()
-                if not moving.moves:
+                if not moving.moves or _lost_its_gradient(moving):
                     continue
                 # Written only now: many an optimizer sets up its own state where it finds none.
                 counts = moving.how == "stochastic" or "t" in moving.numbers
                 entry = optimizer.state.get(moving.param, {})
+                if entry.get(PENDING, 0) != 0 and moving.how != "deferred":  # loaded from a run that deferred
+                    self._apply_pending(moving.param, moving.place, entry)
                 if moving.shrink is None:
                     self._decay(moving, entry)
                 elif not moving.done:
@@ -477,7 +504,7 @@ class Attachment:
         for each in self.decay.keeps:
             if _OURS + each.key not in entry:
                 entry[_OURS + each.key] = eager.start(each, moving.old, given, wide)
-        if given["eta"] == 0:
+        if moving.at_rest or given["eta"] == 0:
             return
         if "t" in given:
             given = {**given, "t": entry.get(STEP, 0) + 1.0}
@@ -505,9 +532,13 @@ class Attachment:
             self._apply_pending(moving.param, moving.place, entry)
 
     def _apply_pending(self, param: Tensor, place: int, entry: dict[str, Any]) -> None:
-        count, w = entry.get(STEP, 0), eager.real(param).float()
-        bits = rounding.spread_bits(w, rounding.keys(self.seed, 0, place), count)
-        eager.real(param).copy_(rounding.stochastic((1 - entry[PENDING]) * w, param.dtype, bits))
+        count, kept = entry.get(STEP, 0), 1 - entry[PENDING]
+        if param.dtype in rounding.LOW_PRECISION:
+            w = eager.real(param).float()
+            bits = rounding.spread_bits(w, rounding.keys(self.seed, 0, place), count)
+            eager.real(param).copy_(rounding.stochastic(kept * w, param.dtype, bits))
+        else:
+            param.mul_(kept)
         entry[PENDING], entry[STEP] = 0.0, count + 1
 
     def _how(self, dtype: torch.dtype) -> str:
@@ -550,8 +581,9 @@ class Attachment:
         """Put back what torch has cast, and take over groups that were not ours."""
         self._put(optimizer, dict(zip(self._params(optimizer), self._loaded, strict=True)))
         self._loaded = []
+        self.everywhere = _is_everywhere(optimizer.param_groups)
         for index, group in enumerate(optimizer.param_groups):
-            if LAMBDA not in group:
+            if DECAY not in group:
                 group.update(self._taken_over(group, index))
 
     @staticmethod
@@ -567,6 +599,7 @@ class Attachment:
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
             optimizer.defaults.attachment = self
+        optimizer.__dict__["add_param_group"] = self._add_param_group
         for name in _HOOKS:  # while it is unpickled the optimizer has no hooks yet, and keeps those that it finds
             optimizer.__dict__.setdefault(f"_optimizer_{name}_hooks", OrderedDict())
         self._hooks: list[RemovableHandle] = [
@@ -589,6 +622,16 @@ def _decays(group: Mapping[str, Any]) -> bool:
     """Tell whether the group's own weight_decay is at work."""
     own = group.get("weight_decay")
     return own is not None and bool(own != 0)
+
+
+def _is_everywhere(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether all groups decay: none had a weight_decay of its own by which to leave others out."""
+    return not any(group[TAKEN_OVER] != 0 if TAKEN_OVER in group else _decays(group) for group in groups)
+
+
+def _lost_its_gradient(moving: _Moving) -> bool:
+    """Tell whether a hook took the gradient away after it was seen, and before the optimizer could step with it."""
+    return moving.param.grad is None and moving.old is not None and torch.equal(moving.param, moving.old)
 
 
 def _is_ours(key: Any) -> bool:

@@ -170,8 +170,10 @@ class Optimizer(Checkpointed):
             if not group["params"]:
                 raise ValueError(f"{where} holds no parameters: leave the group out")
             _refuse_dtypes(group["params"], where)
-        for key, value in self.defaults.items():
-            group.setdefault(key, value)
+        own = hyperparameters.defaults(self.equation({**self.defaults, **param_group}).rules)
+        first = hyperparameters.defaults(self.equation(self.defaults).rules)
+        for key, value in self.defaults.items():  # other rules have defaults of their own: muon's eps is not adam's
+            group.setdefault(key, own[key] if key in own and key in first and value == first[key] else value)
         self._complete(group, where)
         equation = self.equation(group)
         hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation, group)}, equation, where)
@@ -208,7 +210,10 @@ class Optimizer(Checkpointed):
             if key not in used and group[key] != 0:
                 for rule in equation.rules:
                     if self._lambdas.get(rule.kind) == key and rule.name != "none":
-                        raise ValueError(f"{key}={group[key]} in {where} does nothing: the {rule.kind} {rule.name} has no λ")
+                        raise ValueError(
+                            f"{key}={group[key]} in {where} does nothing: the {rule.kind} {rule.name} has no λ; leave it "
+                            f"out. A group that is not to decay has {rule.kind}=None in weightdecay.Optimizer"
+                        )
                 other = next((name for name in used if group[name] == 0), None)
                 hint = f"; the λ of the {equation} is {other}" if other else ""
                 raise ValueError(f"{key}={group[key]} in {where} does nothing without a {kind}: name one with {kind}=…{hint}")
@@ -338,6 +343,9 @@ class Optimizer(Checkpointed):
                     shapes = f"has shape {tuple(tensor.shape)}, not {tuple(shape)}"
                     raise ValueError(f"the {key} of {name_of(group, index, place)} {shapes}")
             refusal = cpu.refusal(param, param.grad, *held.values())
+            equation = self.equation(group)
+            if refusal is None and equation.direction.whole and equation.decay.measures_gradient:
+                refusal = f"{equation.decay.name} measures the gradient, of which {equation.direction.name} hands on u"
             if refusal is not None and param.grad is not None:
                 self._refuse_for_cpu(index, place, refusal)
                 refused[number] = refusal

@@ -134,6 +134,11 @@ class Rule:
         return tuple(name for name in self.reductions if REDUCTIONS[name].of_all)
 
     @cached_property
+    def measures_gradient(self) -> bool:
+        """Return whether one of them is of the gradient."""
+        return any("g" in REDUCTIONS[name].elements for name in self.reductions)
+
+    @cached_property
     def made(self) -> frozenset[str]:
         """Return the names that the rule's lines make, such as m_hat and v_hat."""
         targets = (target for line in self.body if isinstance(line, ast.Assign) for target in line.targets)

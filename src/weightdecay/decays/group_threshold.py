@@ -8,6 +8,8 @@ from weightdecay.words import where
 def group_threshold(w, u, *, eta, lam, norm_y):
     """Step by −η·u, then shorten the tensor by ηλ, to zero at most. λ is per unit of learning rate.
 
+    Without the √d that the penalty `group_norm` has: for the same pull on tensors of all sizes, give λ per parameter group.
+
     >>> group_threshold(3.0, 0.0, eta=1.0, lam=2.5, norm_y=5.0)
     1.5
     """

@@ -8,6 +8,8 @@ from weightdecay.words import sqrt, where
 def group_norm(w, *, lam, norm_w, numel):
     """Pull the tensor to zero with a force of constant size, which grows with the root of the number of weights.
 
+    The penalty `norm` and the decay `group_threshold` are without that root.
+
     >>> group_norm(3.0, lam=0.5, norm_w=5.0, numel=4.0)
     0.6
     """

@@ -83,7 +83,13 @@ class Preset(Optimizer):
             cls.__doc__ = f"{text}\n\nArgs:\n{arguments}{prompt}{example}"
 
     def __init__(self, params: ParamsT, *, options: Options, **numbers: Any) -> None:
-        refuse_unknown(options, {*numbers, *Options.__annotations__}, type(self).__name__)
+        scheduled = set() if self.has_lambda() else {"weight_decay", "weight_decay_schedule"}
+        for name in scheduled.intersection(options):
+            raise TypeError(
+                f"{type(self).__name__} takes no {name!r}: the decay {self.decay} has no λ; leave it out. A group that "
+                "is not to decay has decay=None in weightdecay.Optimizer"
+            )
+        refuse_unknown(options, {*numbers, *Options.__annotations__} - scheduled, type(self).__name__)
         self._start(params, {"weight_decay": 0.0, **numbers}, **options)
 
     @classmethod
