@@ -229,9 +229,9 @@ def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
     attachment = Attachment.of(optimizer)
     if attachment is not None and not attached:
         raise ValueError(
-            f"the {attachment.decay.name} decay is attached to this {type(optimizer).__name__}, whose own rules know nothing of it: "
-            f"weightdecay.Meter(optimizer) measures what it does, and weightdecay.Optimizer(…, decay={attachment.decay.name!r}) "
-            "can be taken apart"
+            f"the {attachment.decay.name} decay is attached to this {type(optimizer).__name__}, whose own rules know nothing "
+            "of it: weightdecay.Meter(optimizer) measures what it does, and what can be taken apart is a "
+            f"weightdecay.Optimizer(…, decay={attachment.decay.name!r})"
         )
     groups = [{**group, "params": list(group["params"]), **_FLAGS} for group in optimizer.param_groups]
     found = ours(groups)
