@@ -339,13 +339,15 @@ def test_an_attached_decay_may_change_stop_and_stay_away_from_some_groups():
     assert math.isnan(meter.history()[1].readings["group1"].norm_to_equilibrium)
 
 
-def test_a_meter_does_not_change_what_an_attached_decay_does():
+@pytest.mark.parametrize("decay", ["decoupled", "cautious"])
+def test_a_meter_does_not_change_what_an_attached_decay_does(decay):
+    """Not even whether it comes before the optimizer's step or after it, which depends on the other hooks."""
     found = []
     for metered in (False, True):
         torch.manual_seed(0)
         params = [one(dtype=dtype) for dtype in (torch.bfloat16, torch.float32, torch.complex64)]
         optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
-        wd.attach(optimizer, "cautious", 0.1)
+        wd.attach(optimizer, decay, 0.1)
         meter = wd.Meter(optimizer, every=2) if metered else None
         for t in range(5):
             set_gradients(optimizer, t)
