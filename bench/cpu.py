@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench import bfloat16, first_step, loop, machine, peers, rules, steps
+from bench import bfloat16, first_step, loop, machine, meter, peers, rules, steps
 from bench.result import Result, table
 from bench.timing import Options
 from weightdecay import files
@@ -22,6 +22,7 @@ WORKS: dict[str, Callable[[Options], Iterator[Result]]] = {
     "adamw-bfloat16": bfloat16.measure,
     SGD.name: SGD.measure,
     "loop": loop.measure,
+    "meter": meter.measure,
     "rules": rules.measure,
     "cautious": peers.measure,
     "first-step": first_step.measure,
