@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
-.PHONY: help run test slow gpu-check check package report bench docs architectures clean
+.PHONY: help run test slow gpu-check check package report bench integrations docs architectures clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -59,6 +59,10 @@ report: $(INSTALLED)  ## open the report of `make run` in headless Chromium and 
 bench: $(INSTALLED)  ## measure the CPU steps against torch's, in minutes on an idle machine
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[bench]" || echo "some packages to compare with do not install"
 	$(BIN)/python -m bench.cpu --out runs/bench/cpu.json $(BENCH)
+
+integrations: $(INSTALLED)  ## train with a meter in Hugging Face's Trainer and in Lightning
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[integrations]"
+	$(BIN)/python -m pytest -q tests/test_integrations.py src/weightdecay/integrations
 
 docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[docs]"

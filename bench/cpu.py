@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import bfloat16, command, first_step, loop, peers, rules, steps
+from bench import bfloat16, command, first_step, loop, meter, peers, rules, steps
 from bench.result import Result
 from bench.timing import Options
 
@@ -13,6 +13,7 @@ WORKS: dict[str, Callable[[Options], Iterator[Result]]] = {
     "adamw-bfloat16": bfloat16.measure,
     SGD.name: SGD.measure,
     "loop": loop.measure,
+    "meter": meter.measure,
     "rules": rules.measure,
     "cautious": peers.measure,
     "first-step": first_step.measure,

@@ -8,6 +8,7 @@ A marked place is `<!-- derive: adam l2 -->` … `<!-- /derive -->`, `<!-- rules
 `<!-- laws: torch -->` … `<!-- /laws -->`, which is made from docs/data/identify.json.
 """
 
+import contextlib
 import inspect
 import json
 import re
@@ -252,6 +253,15 @@ def draw(rule: Rule) -> str:
     return picture(rule.name, drawn, caption(rule)).svg
 
 
+def run_page(name: str) -> None:
+    """Run the Python of a page in the folder of its pictures, which it draws."""
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    with contextlib.chdir(DOCS / name):
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(code, f"{name}.md", "exec"), names)
+
+
 def draw_schedules() -> str:
     """Return the picture of docs/schedules.md: what a step takes under the schedules, while the learning rate falls."""
     from weightdecay import schedules
@@ -457,6 +467,7 @@ def main(arguments: list[str]) -> int:
         for rule in ours():
             (PAGES / f"{rule.kind}_{rule.name}.svg").write_text(draw(rule), encoding="utf-8")
         (DOCS / "schedules.svg").write_text(draw_schedules(), encoding="utf-8")
+        run_page("meter")
         return 0
     expected = contents()
     stale = [path for path, text in expected.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -63,7 +63,7 @@ ALL_ROUNDINGS = ("decoupled", "cautious", "l2", "norm", "hyperball", "toward")
 
 
 def cases():
-    """Return the pairs in every dtype; of the roundings, which no rule knows of, each with a few, and one per dtype with all."""
+    """Return the pairs in every dtype; of the roundings, which no rule knows of, all with a few and one with the others."""
     found = {}
     for rules, (dtype, how) in itertools.product(pairs(), PRECISIONS):
         simple = rules["direction"] == "sgd" and (rules.get("decay") or rules["penalty"]) in ALL_ROUNDINGS

@@ -203,7 +203,7 @@ def test_places_beyond_32_bits_are_stepped_like_any_other(dtype, how):
 
 def bits_at(first, count):
     """Return the random bits of the first step for these places of a tensor."""
-    return rounding._halves(torch.arange(first, first + count), rounding.keys(0, 1, 0))
+    return rounding.halves(torch.arange(first, first + count), rounding.keys(0, 1, 0))
 
 
 # Numbers on the device ---------------------------------------------------------------------------------------------------
