@@ -141,6 +141,10 @@ class _Pass:
         """The sums that earlier passes have found."""
         self.wanted = passes[place]
         """The sums that this one is there for; none for the one that writes."""
+        asked = [REDUCTIONS[name] for rule in signature.equation.rules for name in rule.reductions if name not in rule.shared]
+        of_weights = (isinstance(each.reduction, int) and "u" not in asked[each.reduction].elements for each in self.wanted)
+        self.reads_all = not self.wanted or not all(of_weights)
+        """Whether it needs the step's u, and so all that is kept."""
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64, POINTER]), f"pass{place}")
         self.real = DOUBLE if signature.weight == torch.float64 else FLOAT
         self.lanes = _LINE // (8 if self.real == DOUBLE else 4)
@@ -246,7 +250,7 @@ class _Pass:
         """Write what happens to the elements at one place: the step itself, or as much of it as the sums need."""
         signature, writer = self.signature, self.writer
         equation, moments = signature.equation, list(zip(signature.elements, signature.moments, strict=True))
-        if writer.lanes > 1 and not self.wanted:  # a sum reads some of these
+        if writer.lanes > 1 and self.reads_all:
             self._ask_ahead(each, place)
         w = writer.load(self.column["w"], signature.weight, place)
         if signature.how == "compensated":
