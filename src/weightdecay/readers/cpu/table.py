@@ -36,7 +36,7 @@ class Table(table.Table):
         for place, name in enumerate(signature.next):
             first = self.left.buffer_info()[0] + 8 * place * count
             self._write(name, range(first, first + 8 * count, 8))
-        self.partials = array("d", bytes(8 * self.chunks * (len(self.kernel.passes) - 1)))
+        self.partials = array("d", bytes(8 * self.chunks * self.kernel.sums))
         self.job = array("q", bytes(8 * len(JOB)))
         for name, value in {
             "tensors": count,
@@ -49,8 +49,6 @@ class Table(table.Table):
         self.threads = 0
         self.advance = threads.PASS(self.kernel.advance)
         self.passes = [threads.PASS(address) for address in self.kernel.passes]
-        self.begun = 1 + max(self.kernel.shares, default=-1)
-        """How many passes come before the numbers of all tensors are known."""
         self.settle = threads.PASS(self.kernel.settle)
 
     def add_up(self) -> None:
@@ -61,7 +59,7 @@ class Table(table.Table):
         self.advance(0, 1, self.job.buffer_info()[0])
         if self.signature.shares:
             self.partials[:] = array("d", bytes(8 * len(self.partials)))  # what has no gradient now adds nothing
-        self._do(self.passes[: self.begun])
+        self._do(self.passes[: self.kernel.begun])
 
     def shares(self) -> Iterator[Share]:
         """Yield the numbers of all tensors, each with this table's sums of its terms, and how many these are."""
@@ -71,7 +69,7 @@ class Table(table.Table):
 
     def launch(self) -> None:
         """Run the passes on as many threads as they are worth, and take over what they leave."""
-        self._do(self.passes[self.begun :])
+        self._do(self.passes[self.kernel.begun :])
         if self.signature.next:
             self.settle(0, 1, self.job.buffer_info()[0])
 
