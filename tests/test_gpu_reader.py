@@ -262,6 +262,67 @@ def test_a_capturable_step_asks_the_device_nothing(monkeypatch, decay):
     optimizer.step()
 
 
+def test_the_default_device_is_no_matter():
+    """Of torch.set_default_device, too: what is meant for the host says so."""
+    param = Parameter(noise((40,), torch.float32, 0))
+    param.grad = noise((40,), torch.float32, 1)
+    for capturable in (False, True):
+        with torch.device("meta"):
+            optimizer = wd.Optimizer(
+                [param], 0.125, direction="adam", decay="stable", weight_decay=0.5, reader="gpu", capturable=capturable
+            )
+            optimizer.step()
+            optimizer.step()
+        assert optimizer.state[param]["step"].item() == 2
+
+
+def test_an_lr_of_zero_may_come_after_one_on_the_device():
+    param = Parameter(noise((40,), torch.float32, 0))
+    param.grad = torch.ones(40)
+    optimizer = wd.SGD([param], lr=torch.tensor(0.125), reader="gpu", capturable=True)
+    optimizer.step()
+    before = param.detach().clone()
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert same_bits(param.detach(), before)
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Return what makes the host believe that a CUDA graph is being captured, or not, though what is launched runs at once."""
+
+    def believe(whether):
+        monkeypatch.setattr(wd.optimizer, "_is_capturing", lambda: whether)
+        monkeypatch.setattr(gpu.table, "_is_capturing", lambda table: whether)
+
+    return believe
+
+
+def test_a_state_that_was_loaded_may_be_captured_at_once(capturing):
+    """The step that came before a capture is often undone so; the table that is made then is the graph's alone."""
+    param = Parameter(noise((40,), torch.float32, 0))
+    param.grad = noise((40,), torch.float32, 1)
+    optimizer = wd.AdamW([param], reader="gpu", capturable=True)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    capturing(True)
+    optimizer.step()
+    assert optimizer._plan is None
+    capturing(False)
+    optimizer.step()
+    assert optimizer._plan is not None
+    assert optimizer.state[param]["step"].item() == 3
+
+
+def test_a_parameter_without_state_cannot_be_captured(capturing):
+    optimizer = wd.AdamW([Parameter(torch.ones(3))], reader="gpu", capturable=True)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+    capturing(True)
+    with pytest.raises(RuntimeError, match=r"do one step before the capture"):
+        optimizer.step()
+    assert not any(optimizer.state.values())
+
+
 # GradScaler --------------------------------------------------------------------------------------------------------------
 
 

@@ -115,17 +115,22 @@ def test_no_rule_is_named_in_the_reader():
 def no_triton(monkeypatch):
     """Let importing Triton fail, also where it has been imported."""
     monkeypatch.setitem(sys.modules, "triton", None)
+    forget(monkeypatch)
+    yield
+    readers._gpu_if_there.cache_clear()
+
+
+def forget(monkeypatch):
+    """Let the reader be imported anew."""
     for module in ("reader", "table", "kernel", "words", "partials"):
         monkeypatch.delitem(sys.modules, f"weightdecay.readers.gpu.{module}", raising=False)
         monkeypatch.delattr(f"weightdecay.readers.gpu.{module}", raising=False)
-    readers._gpu_if_there.cache_clear()
-    yield
     readers._gpu_if_there.cache_clear()
 
 
 @pytest.mark.usefixtures("no_triton")
 def test_without_triton_parameters_on_a_gpu_are_torchs_and_that_is_said_once():
-    with pytest.warns(UserWarning, match=r"Triton is not installed.*pip install 'weightdecay\[gpu\]'"):
+    with pytest.warns(UserWarning, match=r"torch's operations.*needs Triton: pip install 'weightdecay\[gpu\]'"):
         assert readers.kernels("auto", torch.device("cuda", 0)) is None
     assert readers.kernels("auto", torch.device("cuda", 1)) is None  # a second warning would be an error here
 
@@ -134,6 +139,14 @@ def test_without_triton_parameters_on_a_gpu_are_torchs_and_that_is_said_once():
 def test_without_triton_the_reader_is_refused_with_what_to_install():
     with pytest.raises(ImportError, match=r"reader='gpu' needs Triton: pip install 'weightdecay\[gpu\]'"):
         wd.AdamW([torch.nn.Parameter(torch.ones(1))], reader="gpu")
+
+
+def test_a_triton_that_is_too_old_counts_as_none(monkeypatch):
+    triton = pytest.importorskip("triton", exc_type=ImportError)
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    forget(monkeypatch)
+    with pytest.raises(ImportError, match=r"pip install .*Triton 3\.1\.0 is older than 3\.6"):
+        readers.resolve("gpu")
 
 
 def test_other_devices_are_torchs():

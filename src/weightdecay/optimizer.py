@@ -273,9 +273,7 @@ class Optimizer(Checkpointed):
 
     def _check_capture(self) -> None:
         """Refuse to become part of a CUDA graph whose replays would all be the same step."""
-        if torch.compiler.is_compiling() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            return
-        if not torch.cuda.is_current_stream_capturing():
+        if not _is_capturing():
             return
         for index, group in enumerate(self.param_groups):
             if not group["capturable"]:
@@ -326,7 +324,8 @@ class Optimizer(Checkpointed):
         ):
             self._plan = None
             self._check_layouts()
-            plan = self._plan = self._new_plan()
+            plan = self._new_plan()
+            self._plan = None if _is_capturing() else plan  # what is captured fills no table before the graph is replayed
             untold.update(range(len(groups)))
             if not plan.holds(self.state, groups):
                 self._plan = None
@@ -581,6 +580,11 @@ class Optimizer(Checkpointed):
         step = state.get("step")
         device = param.device if group["capturable"] else torch.device("cpu")
         if step is None:
+            if _is_capturing():
+                raise RuntimeError(
+                    "a parameter has no state yet, and a CUDA graph would start it anew at every replay: do one step before "
+                    "the capture, in which every parameter has a gradient"
+                )
             # torch's SGD counts no steps; a buffer that came with a checkpoint has seen at least one.
             started = any(state.get(each.key) is not None for each in kept if each.changes)
             state["step"] = torch.tensor(float(started), dtype=torch.float32, device=device)
@@ -647,6 +651,13 @@ def _scaling(scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Te
         return None
     inverse = torch.ones_like(known) if scale is None else scale.double().reciprocal().float()
     return torch.zeros_like(known) if found_inf is None else found_inf, inverse
+
+
+def _is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured."""
+    if torch.compiler.is_compiling() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _counts(step: Tensor, group: Mapping[str, Any], param: Tensor) -> bool:

@@ -45,10 +45,10 @@ def _gpu() -> "Kernels":
 def _gpu_if_there() -> "Kernels | None":
     try:
         return _gpu()
-    except ImportError:
+    except ImportError as error:
         warn(
-            "Triton is not installed, so parameters on the GPU are stepped by torch's operations, which is slower: "
-            "pip install 'weightdecay[gpu]', or say reader='eager'",
+            f"parameters on the GPU are stepped by torch's operations, which is slower, as {error}; reader='eager' takes them "
+            "without this warning",
             stacklevel=2,
         )
         return None

@@ -43,9 +43,10 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
 
         return read
 
+    # Numbers are filled in, not copied to the device: a copy waits for it, and a CUDA graph can capture none.
     def tensors(values: Sequence[Any]) -> list[Tensor]:
         device = next(value.device for value in values if isinstance(value, Tensor))
-        return [v if isinstance(v, Tensor) else torch.tensor(v, dtype=dtype, device=device) for v in values]
+        return [v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=device) for v in values]
 
     def between(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *values: operation(*tensors(values))
@@ -54,7 +55,7 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
         if isinstance(condition, Tensor):
             condition = condition if condition.dtype == torch.bool else condition != 0
             device = condition.device
-            x, y = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=dtype, device=device) for v in (x, y))
+            x, y = (v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=device) for v in (x, y))
             return torch.where(condition, x, y)
         return x if condition else y
 
@@ -170,7 +171,7 @@ def _sum(totals: Sequence[Any]) -> Any:
     device = next((total.device for total in totals if isinstance(total, Tensor)), None)
     if device is None:
         return sum(sorted(totals))
-    return torch.stack([torch.as_tensor(total, dtype=torch.float64).to(device) for total in totals]).sum()
+    return torch.stack([torch.as_tensor(total, dtype=torch.float64, device=device) for total in totals]).sum()
 
 
 def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -313,7 +314,7 @@ def keep(kept: Sequence[Kept], new: Mapping[str, Any], state: Mapping[str, Any])
             continue
         old, value = state[each.key], new[each.name]
         if not each.per_element:
-            old.copy_(torch.as_tensor(_plain(value), dtype=old.dtype))
+            old.copy_(torch.as_tensor(_plain(value), dtype=old.dtype, device=old.device))
         else:
             real(old).copy_(value)
 

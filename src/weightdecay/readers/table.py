@@ -126,6 +126,8 @@ class Table:
         self.fixed = [list(map(itemgetter(key), self.states)) for key in self.keys]
         """Of the plain parameters, the tensors of their states, by key."""
         self.sizes = list(map(Tensor.numel, self.params))
+        self.single = [place for place, size in enumerate(self.sizes[: self.plain]) if size == 1]
+        """The plain parameters of one element, of which alone a negative view is contiguous."""
         self.groups = {entry.row for entry in entries}
         self.grads: list[Tensor | None] = []
         self.copies: list[tuple[Tensor | None, Tensor]] = []
@@ -205,13 +207,15 @@ class Table:
 
     def read(self, grads: list[Tensor | None]) -> bool:
         """Take the gradients; return whether the kernel can read them, and all else is as when the table was made."""
-        there = [grad is not None for grad in grads]
-        every = [grad for grad in grads if grad is not None]
-        plain = [grad for grad in grads[: self.plain] if grad is not None]
-        sizes = list(compress(self.sizes, there))
+        every, plain, sizes, moving = grads, grads[: self.plain], self.sizes, self.params
+        is_partial = any(map(is_, grads, repeat(None)))
+        if is_partial:
+            there = [grad is not None for grad in grads]
+            every, plain = list(compress(grads, there)), list(compress(plain, there))
+            sizes, moving = list(compress(sizes, there)), list(compress(moving, there))
         if not (set(map(type, every)) <= ORDINARY and self._are_alike(every, self.signature.grad, sizes)):
             return False
-        if not all(map(Tensor.is_contiguous, plain)) or any(grad.is_neg() for grad in plain if grad.numel() == 1):
+        if not all(map(Tensor.is_contiguous, plain)) or any(grads[p] is not None and grads[p].is_neg() for p in self.single):
             return False
         if any(grad is not None and grad.layout != torch.strided for grad in grads[self.plain :]):
             return False
@@ -221,10 +225,11 @@ class Table:
             return False
         if not all(found) or not self.is_as_it_was():
             return False
-        following = iter(found)
-        self._write("g", [next(following) if is_there else 0 for is_there in there[: self.plain]])
-        self.grads = grads
-        self.moving = self.params if all(there) else list(compress(self.params, there))
+        if is_partial:
+            following = iter(found)
+            found = [next(following) if is_there else 0 for is_there in there[: self.plain]]
+        self._write("g", found)
+        self.grads, self.moving = grads, moving
         return True
 
     def is_as_it_was(self) -> bool:
@@ -239,7 +244,7 @@ class Table:
         return (
             all(all(map(is_, now, then)) for now, then in zip(states, self.fixed, strict=True))
             and self._are_alike(self.params, self.signature.weight, self.sizes)
-            and all(map(Tensor.is_contiguous, chain(self.params[: self.plain], *self.fixed[1:])))
+            and all(map(Tensor.is_contiguous, self.params[: self.plain]))
             and self._where() == self.addresses
             and all(entry.layouts() == then for entry, then in zip(self.entries[self.plain :], self.layouts, strict=True))
         )

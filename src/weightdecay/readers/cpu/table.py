@@ -63,7 +63,7 @@ class Table(table.Table):
 
     def shares(self) -> Iterator[Share]:
         """Yield the numbers of all tensors, each with this table's sums of its terms, and how many these are."""
-        moving = sum(map(Tensor.numel, self.moving))
+        moving = sum(map(Tensor.numel, self.moving)) if self.signature.shares else 0
         for place, name in zip(self.kernel.shares, self.signature.shares, strict=True):
             yield name, self.partials[place * self.chunks : (place + 1) * self.chunks].tolist(), moving
 

@@ -1,7 +1,8 @@
 """A table of parameters on the device, rebuilt only when parameters, gradients or numbers have changed."""
 
+import ctypes
+import math
 import weakref
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -25,6 +26,11 @@ PARTIALS = 1024
 _SETTLE = 128
 
 
+def _count_of(entry: table.Entry) -> ctypes.c_float:
+    """Return the step count of a parameter where it lies in the host's memory."""
+    return ctypes.c_float.from_address(entry.state["step"].data_ptr())
+
+
 class Table(table.Table):
     """All parameters with one signature, ready for its kernel."""
 
@@ -43,7 +49,8 @@ class Table(table.Table):
         self._write("blocks", per_program)
         self._write("first", [end - each for end, each in zip(ends, parts, strict=True)])
         self.parts = ends[-1]
-        of = torch.repeat_interleave(torch.arange(count, dtype=torch.int32), torch.tensor(parts, dtype=torch.int64))
+        places = torch.arange(count, dtype=torch.int32, device="cpu")  # whatever the default device is
+        self.of = torch.repeat_interleave(places, torch.tensor(parts, device="cpu"))
         self.on_device = torch.zeros(len(self.columns) + len(self.rows) // 8, dtype=torch.int64, device=device)
         self.moving_from = signature.columns.index("g") * count
         self.sent = b""
@@ -51,7 +58,7 @@ class Table(table.Table):
         self.partials = doubles(max(1, self.parts * self.kernel.sums))
         self.arguments = [
             self.on_device,
-            of.to(device),
+            self.of.to(device, non_blocking=self._is_capturing()),
             self.partials,
             doubles(max(1, count * len(signature.next))),
         ]
@@ -59,10 +66,14 @@ class Table(table.Table):
         self.scaled: tuple[Tensor, Tensor] | None = None
         self.live: dict[int, Tensor] = {}
         """Numbers that are tensors on the device, by their place in the table: they are copied there, never read here."""
+        self.counts = [] if signature.counted else list(map(_count_of, self.entries[: self.plain]))
+        """The step counts on the host: an operation of torch's for each of hundreds would take longer than all else."""
+        self.streams = {self._stream()}
+        """The streams that the tensors above are known to be used on."""
         self.captured = False
         """Whether a graph brings its own table when it is replayed."""
         self.spare: Tensor | None = self._staging()
-        """Memory for what the next graph copies it from: a capture is no time to ask for some."""
+        """Memory for what the next graph copies it from."""
 
     def number(self, row: int, place: int, value: Any) -> float:
         """Return a number as the host writes it into a row; one of the device is written there, at each step."""
@@ -73,7 +84,7 @@ class Table(table.Table):
         if value.device.type != self.signature.device.type:
             return float(value.item())
         self.live[at] = value
-        return 0.0
+        return math.nan  # unlike any number that may come after it
 
     @property
     def scales(self) -> bool:
@@ -95,7 +106,7 @@ class Table(table.Table):
 
     def shares(self) -> Iterator[Share]:
         """Yield the numbers of all tensors, each with this table's sum of its terms, on the device, and how many these are."""
-        moving = sum(map(Tensor.numel, self.moving))
+        moving = sum(map(Tensor.numel, self.moving)) if self.signature.shares else 0
         for place, name in zip(self.kernel.shares, self.signature.shares, strict=True):
             yield name, [self.partials[place * self.parts : (place + 1) * self.parts].sum()], moving
 
@@ -109,12 +120,28 @@ class Table(table.Table):
         if not self.moving:
             return
         with self._device():
+            self._hold()
             self._send()
             arguments = [*self.arguments, *(self.scaled or self.unscaled), len(self.entries), self.parts]
             for each in passes:
                 launch(each, self.parts, arguments)
             if settle is not None:
                 launch(settle, -(-len(self.entries) // _SETTLE), arguments, _SETTLE)
+
+    def _hold(self) -> None:
+        """Keep the table's memory, when it is dropped, from others until a stream that it was not made on has done with it."""
+        stream = self._stream()
+        if stream not in self.streams and not self._is_capturing():
+            self.streams.add(stream)
+            for each in (*self.arguments, *self.unscaled):
+                each.record_stream(stream)
+
+    def _stream(self) -> torch.Stream | None:
+        device = self.signature.device
+        return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def _is_capturing(self) -> bool:
+        return self.signature.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self.signature.device) if self.signature.device.type == "cuda" else nullcontext()
@@ -123,13 +150,13 @@ class Table(table.Table):
         """Count the step on the host, and enter the counts."""
         if not self.moving:
             return
-        there = [place for place, grad in enumerate(self.grads) if grad is not None]
-        counts = [self.entries[place].state["step"] for place in there]
-        torch._foreach_add_(counts, 1)
-        t = array("q", bytes(8 * len(self.entries)))
-        for place, count in zip(there, torch.stack(counts).tolist(), strict=True):
-            t[place] = int(count)
-        self._write("t", t)
+        counts = [*self.counts, *map(_count_of, self.entries[self.plain :])]
+        there = counts
+        if self.moving is not self.params:
+            there = [count for count, grad in zip(counts, self.grads, strict=True) if grad is not None]
+        for count in there:
+            count.value += 1
+        self._write("t", [int(count.value) for count in counts])
 
     # What is sent to the device -----------------------------------------------------------------------------------------
 
@@ -162,13 +189,15 @@ class Table(table.Table):
 
         Each graph brings its own table: another may have been there, or a step that no graph has captured.
         """
-        if self.signature.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        if not self._is_capturing():
             return None
         host, self.spare = self._staging() if self.spare is None else self.spare, None
         self.captured = True
         # The graph reads and writes these as long as its parameters are there, whatever becomes of this table.
-        weakref.finalize(self.params[0], [host, *self.arguments, *self.unscaled].clear)
+        weakref.finalize(self.params[0], [host, self.of, *self.arguments, *self.unscaled].clear)
         return host.copy_(torch.frombuffer(bytearray(content), dtype=torch.int64))
 
     def _staging(self) -> Tensor:
-        return torch.empty(len(self.on_device), dtype=torch.int64, pin_memory=self.signature.device.type == "cuda")
+        """Return memory of the host for the table: pinned, but while a graph is captured, which is no time to ask for that."""
+        pinned = self.signature.device.type == "cuda" and not self._is_capturing()
+        return torch.empty(len(self.on_device), dtype=torch.int64, device="cpu", pin_memory=pinned)

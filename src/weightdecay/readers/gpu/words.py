@@ -11,6 +11,11 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+OLDEST = (3, 6)
+"""The first Triton that this reader is tested with."""
+if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+    raise ImportError(f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}")
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether this process interprets its kernels, which is settled when the first is made."""
 
