@@ -25,6 +25,8 @@ _RULES_OF_PEERS = {
     "corrected": {"direction": "adam", "decay": "corrected", "eps": peers.EPS},
 }
 """What makes an optimizer of each rule that other packages have too."""
+STEPS = 10
+"""Of a turn whose steps are short: the device works while Python makes ready the next one, as it does in training."""
 TINY = 1e-9
 """The learning rate of contestants that share their weights, which so many steps must leave finite."""
 
@@ -92,7 +94,7 @@ def rules(options: Options) -> Iterator[Result]:
         params = values.parameters(_LARGE, device=DEVICE)
         optimizer = wd.Optimizer(params, reader="gpu", **arguments)
         steps = {OURS: optimizer.step, COPY: copying()}
-        _race(result, steps, options)
+        _race(result, steps, options, STEPS)
         group = optimizer.param_groups[0]
         _, kept, _ = optimizer.way(group)
         per_element = 12 + sum(8 if each.changes else 4 for each in kept if each.per_element)
@@ -186,7 +188,7 @@ def small(options: Options) -> Iterator[Result]:
     makers = {**torch_paths(torch.optim.AdamW, **ADAMW), OURS: ours(wd.AdamW, **ADAMW)}
     _compared(result, makers, FUSED, _SMALL, torch.float32)
     steps = {name: makers[name](values.parameters(_SMALL, device=DEVICE)) for name in (FUSED, FOREACH, OURS)}
-    _race(result, steps, options, count=10)
+    _race(result, steps, options, STEPS)
     result.demand(OURS, 0.7)
     yield result
 

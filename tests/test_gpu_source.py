@@ -130,7 +130,7 @@ def forget(monkeypatch):
 
 @pytest.mark.usefixtures("no_triton")
 def test_without_triton_parameters_on_a_gpu_are_torchs_and_that_is_said_once():
-    with pytest.warns(UserWarning, match=r"torch's operations.*needs Triton: pip install 'weightdecay\[gpu\]'"):
+    with pytest.warns(UserWarning, match=r"torch's operations.*needs Triton, pip install 'weightdecay\[gpu\]'"):
         assert readers.kernels("auto", torch.device("cuda", 0)) is None
     assert readers.kernels("auto", torch.device("cuda", 1)) is None  # a second warning would be an error here
 
@@ -139,6 +139,20 @@ def test_without_triton_parameters_on_a_gpu_are_torchs_and_that_is_said_once():
 def test_without_triton_the_reader_is_refused_with_what_to_install():
     with pytest.raises(ImportError, match=r"reader='gpu' needs Triton: pip install 'weightdecay\[gpu\]'"):
         wd.AdamW([torch.nn.Parameter(torch.ones(1))], reader="gpu")
+
+
+def test_a_triton_that_cannot_start_is_not_taken(monkeypatch):
+    """It compiles a little C to launch kernels, and not every machine can."""
+    reader = pytest.importorskip("weightdecay.readers.gpu.reader", exc_type=ImportError)
+
+    def fail():
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(reader, "start", fail)
+    readers._gpu_if_there.cache_clear()
+    with pytest.warns(UserWarning, match="torch's operations.*Failed to find C compiler"):
+        assert readers.kernels("auto", torch.device("cuda", 0)) is None
+    readers._gpu_if_there.cache_clear()
 
 
 def test_a_triton_that_is_too_old_counts_as_none(monkeypatch):

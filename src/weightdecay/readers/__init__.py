@@ -44,11 +44,15 @@ def _gpu() -> "Kernels":
 @cache
 def _gpu_if_there() -> "Kernels | None":
     try:
-        return _gpu()
-    except ImportError as error:
+        from weightdecay.readers.gpu import reader
+
+        reader.start()
+    except Exception as error:  # there may be no Triton, or no C compiler for it
+        why = f"it needs Triton, pip install 'weightdecay[gpu]': {error}" if isinstance(error, ImportError) else str(error)
         warn(
-            f"parameters on the GPU are stepped by torch's operations, which is slower, as {error}; reader='eager' takes them "
-            "without this warning",
+            f"the gpu reader cannot start, so parameters on the GPU are stepped by torch's operations, which is slower "
+            f"(reader='eager' does so without this warning). {why}",
             stacklevel=2,
         )
         return None
+    return reader

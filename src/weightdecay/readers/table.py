@@ -207,7 +207,8 @@ class Table:
 
     def read(self, grads: list[Tensor | None]) -> bool:
         """Take the gradients; return whether the kernel can read them, and all else is as when the table was made."""
-        every, plain, sizes, moving = grads, grads[: self.plain], self.sizes, self.params
+        every: list[Any] = grads
+        plain, sizes, moving = every[: self.plain], self.sizes, self.params
         is_partial = any(map(is_, grads, repeat(None)))
         if is_partial:
             there = [grad is not None for grad in grads]
@@ -215,7 +216,7 @@ class Table:
             sizes, moving = list(compress(sizes, there)), list(compress(moving, there))
         if not (set(map(type, every)) <= ORDINARY and self._are_alike(every, self.signature.grad, sizes)):
             return False
-        if not all(map(Tensor.is_contiguous, plain)) or any(grads[p] is not None and grads[p].is_neg() for p in self.single):
+        if not all(map(Tensor.is_contiguous, plain)) or any(map(_is_neg, map(grads.__getitem__, self.single))):
             return False
         if any(grad is not None and grad.layout != torch.strided for grad in grads[self.plain :]):
             return False
@@ -285,6 +286,10 @@ class Table:
             self._write(name, [value], place)
         self._write("g", [address(grad, written=False) or _NOWHERE], place)
         return copies
+
+
+def _is_neg(grad: Tensor | None) -> bool:
+    return grad is not None and grad.is_neg()
 
 
 def is_dense(tensor: Tensor) -> bool:

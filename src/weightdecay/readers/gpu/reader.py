@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from weightdecay.readers.gpu.source import Signature
@@ -11,10 +12,16 @@ from weightdecay.readers.gpu.table import Table as table  # noqa: N813
 from weightdecay.readers.gpu.words import INTERPRETED
 from weightdecay.readers.table import unreadable
 
-__all__ = ["INTERPRETED", "refusal", "signature", "table"]
+__all__ = ["INTERPRETED", "refusal", "signature", "start", "table"]
 
 _OLDEST = (7, 5)
 """The compute capability that Triton compiles for at least."""
+
+
+def start() -> None:
+    """Start Triton's driver: for that it compiles some C, once on a machine, and raises whatever keeps it from it."""
+    if not INTERPRETED:
+        triton.runtime.driver.active  # noqa: B018
 
 
 def signature(param: Tensor, capturable: bool, **given: Any) -> Signature:

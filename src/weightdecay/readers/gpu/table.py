@@ -131,7 +131,7 @@ class Table(table.Table):
     def _hold(self) -> None:
         """Keep the table's memory, when it is dropped, from others until a stream that it was not made on has done with it."""
         stream = self._stream()
-        if stream not in self.streams and not self._is_capturing():
+        if stream is not None and stream not in self.streams and not self._is_capturing():
             self.streams.add(stream)
             for each in (*self.arguments, *self.unscaled):
                 each.record_stream(stream)
