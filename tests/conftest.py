@@ -1,10 +1,14 @@
 """What every test starts from: a known seed, one thread, and examples of Hypothesis that are the same in every run."""
 
-import hypothesis
 import pytest
 import torch
 
 from weightdecay.rule import REGISTRY
+
+try:
+    import hypothesis
+except ImportError:  # a machine with a GPU may have no more than torch and pytest, which is enough for test_gpu_device
+    hypothesis = None
 
 
 class TorchRandom:
@@ -13,9 +17,10 @@ class TorchRandom:
     seed, getstate, setstate = torch.manual_seed, torch.get_rng_state, torch.set_rng_state
 
 
-hypothesis.register_random(TorchRandom)
-hypothesis.settings.register_profile("laws", max_examples=40, deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("laws")
+if hypothesis is not None:
+    hypothesis.register_random(TorchRandom)
+    hypothesis.settings.register_profile("laws", max_examples=40, deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session", autouse=True)

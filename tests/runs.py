@@ -205,3 +205,36 @@ def decays_of_ones_own():
         return (1 - eta * lam * norm_u / norm_w) * w - eta * u
 
     return [soft, divided, by_norm]
+
+
+# What kernels are compared on -----------------------------------------------------------------------------------------
+
+APPROXIMATED = {"exp", "log", "power"}
+"""Words of which two libraries may give neighbouring numbers."""
+
+
+def pairs():
+    """Return what makes an optimizer of every rule that a kernel sees, with no powers in it where that is possible."""
+    for rule in [rule for rule in RULES if not rule.whole]:
+        rules = rules_with(rule)
+        if rule.kind == "direction":
+            yield {**rules, "decay": "decoupled", "weight_decay": 0.5}
+        elif rule.kind == "penalty":
+            yield {**rules, "penalty_weight": 2.0}
+        elif rule.name in ("cautious", "hyperball"):
+            yield {**{key: value for key, value in rules.items() if key != "momentum"}, "direction": "adam"}
+        else:
+            yield rules
+
+
+def distance(got, expected):
+    """Return the largest difference, in units of the largest value."""
+    if not got.numel():
+        return 0.0
+    return ((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)).item()
+
+
+def is_exact(optimizer):
+    """Tell whether the kernels' arithmetic has one right answer: sums are taken in another order, powers by other libraries."""
+    rules = optimizer.equation(optimizer.param_groups[0]).rules
+    return not any(rule.reductions or APPROXIMATED & set(rule.function.__code__.co_names) for rule in rules)

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from runs import RULES, arguments, name, rules_with, same_bits
+from runs import arguments, distance, is_exact, name, pairs, same_bits
 from test_cpu_reader import of_absolute, of_exp, of_log, of_maximum, of_minimum, of_power, of_sign, of_sqrt
 from torch.nn import Parameter
 from training import LAYOUTS, PRESETS, all_params, noise, options_of, parameters_of, train
@@ -32,22 +32,6 @@ PRECISIONS = [
 ]
 TOLERANCE = {torch.float64: 1e-12}
 SIZES = [(0, 3), (), (7,), (33, 64)]
-APPROXIMATED = {"exp", "log", "power"}
-"""Words of which two libraries may give neighbouring numbers."""
-
-
-def pairs():
-    """Return what makes an optimizer of every rule that a kernel sees, with no powers in it where that is possible."""
-    for rule in [rule for rule in RULES if not rule.whole]:
-        rules = rules_with(rule)
-        if rule.kind == "direction":
-            yield {**rules, "decay": "decoupled", "weight_decay": 0.5}
-        elif rule.kind == "penalty":
-            yield {**rules, "penalty_weight": 2.0}
-        elif rule.name in ("cautious", "hyperball"):
-            yield {**{key: value for key, value in rules.items() if key != "momentum"}, "direction": "adam"}
-        else:
-            yield rules
 
 
 def cases():
@@ -90,19 +74,6 @@ def values(optimizer):
         found[place, "w"] = param.detach() if remainder is None else rounding.restored(param.detach(), remainder)
         found.update({(place, key): value for key, value in state.items()})
     return found
-
-
-def distance(got, expected):
-    """Return the largest difference, in units of the largest value."""
-    if not got.numel():
-        return 0.0
-    return ((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)).item()
-
-
-def is_exact(optimizer):
-    """Tell whether the kernels' arithmetic has one right answer: sums are taken in another order, powers by other libraries."""
-    rules = optimizer.equation(optimizer.param_groups[0]).rules
-    return not any(rule.reductions or APPROXIMATED & set(rule.function.__code__.co_names) for rule in rules)
 
 
 @pytest.mark.parametrize(("rules", "dtype", "how"), CASES.values(), ids=CASES)

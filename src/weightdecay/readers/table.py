@@ -239,12 +239,14 @@ class Table:
         Anyone may put another tensor into a state, or other memory into a tensor: a kernel would write into the old.
         """
         try:
-            states = [list(map(itemgetter(key), self.states)) for key in self.keys]
+            if not all(
+                all(map(is_, map(itemgetter(key), self.states), then)) for key, then in zip(self.keys, self.fixed, strict=True)
+            ):
+                return False
         except KeyError:
             return False
         return (
-            all(all(map(is_, now, then)) for now, then in zip(states, self.fixed, strict=True))
-            and self._are_alike(self.params, self.signature.weight, self.sizes)
+            self._are_alike(self.params, self.signature.weight, self.sizes)
             and all(map(Tensor.is_contiguous, self.params[: self.plain]))
             and self._where() == self.addresses
             and all(entry.layouts() == then for entry, then in zip(self.entries[self.plain :], self.layouts, strict=True))
@@ -252,7 +254,7 @@ class Table:
 
     @staticmethod
     def _are_alike(tensors: list[Tensor], dtype: torch.dtype, sizes: list[int]) -> bool:
-        return all(map(is_, map(_DTYPE, tensors), repeat(dtype))) and list(map(Tensor.numel, tensors)) == sizes
+        return list(map(_DTYPE, tensors)) == [dtype] * len(tensors) and list(map(Tensor.numel, tensors)) == sizes
 
     def _where(self) -> list[int]:
         """Return where the plain parameters and their states lie."""
