@@ -28,7 +28,7 @@ def check(case: Case) -> Iterator[Finding]:
             case.left_in_words([each.group for each in asking]),
             case.made(),
         )
-    if not case.is_flattened:
+    if case.is_first and not case.is_flattened:
         for who, patterns in unheard(case.model):
             yield Finding(
                 ID,
