@@ -6,9 +6,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from runs import RULES, assert_close, name, optimizer_with
 
+import weightdecay as wd
+
 SHAPE = (5, 3)  # which two processes cannot share evenly
 STEPS = 4
 STEPPED = RULES
+DOCTOR = "what the doctor finds"
 
 
 def data():
@@ -27,6 +30,20 @@ def walked(rule, cut):
     return param.detach(), optimizer.state[param]
 
 
+def doctored(mesh):
+    """Return what D6 and D10 find where the optimizer was made before fully_shard, after it, and by the fix."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    early = torch.optim.AdamW(wd.param_groups(model, 0.1))
+    fully_shard(model, mesh=mesh)
+    report = wd.doctor(model, early, steps=1000)
+    names = {"model": model, "torch": torch, "fully_shard": lambda model: model}
+    exec(next(each.fix for each in report.findings if each.id == "D10"), names)
+    late = wd.doctor(model, names["optimizer"], steps=1000)
+    return [[(each.id, each.severity, len(each.tensors)) for each in one.findings] for one in (report, late)]
+
+
 def both(rank, rendezvous, out):
     """Step every rule on this rank's half and, on rank 0, save what all ranks hold together."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -35,7 +52,7 @@ def both(rank, rendezvous, out):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     mesh = init_device_mesh("cpu", (2,))
-    found = {}
+    found: dict = {DOCTOR: doctored(mesh)}
     for rule in STEPPED:
         w, state = walked(rule, lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]))
         # The state of a tensor is cut up with it, a number of the whole tensor is every rank's.
@@ -64,3 +81,9 @@ def test_a_sharded_parameter_steps_as_the_whole_one(rule, of_two_processes):
     assert set(state) == set(kept)
     for key, value in kept.items():
         torch.testing.assert_close(state[key], value, rtol=1e-13, atol=1e-15, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_the_doctor_finds_an_optimizer_that_was_made_before_fully_shard(of_two_processes):
+    early, late = of_two_processes[DOCTOR]
+    assert ("D10", "error", 4) in early
+    assert late == []

@@ -27,7 +27,7 @@ KINDS = {
     "unknown": "no rule explains it",
 }
 """What the kind of a law says."""
-_TOWARD = {"toward"}
+_TOWARD = {"toward", "selective_projection"}
 _MEMORY = {"momentum": 0.9}
 """What gives an optimizer a memory that has none by default, so that coupled and decoupled are two."""
 
@@ -58,7 +58,7 @@ class DecayLaw(Record):
     @property
     def text(self) -> str:
         """Return the law in a sentence."""
-        is_called = "has no decay" if self.kind == "none" else f"is {self.kind}"
+        is_called = "makes nothing of λ" if self.kind == "none" else f"is {self.kind}"
         return f"{self.optimizer} {is_called}: {self.reason}."
 
     def rows(self) -> Iterator[tuple[str, str]]:
@@ -128,6 +128,8 @@ def identify(
             if refusal is not None:
                 raise RuntimeError(f"{subject.name} takes no {knob}, and does not run: {refusal}")
             return DecayLaw(subject.name, "none", f"it takes no {knob}")
+        if subject.refusal() is None and (refusal := subject.refusal(**{knob: 0.0})) is not None:
+            return DecayLaw(subject.name, "none", f"it refuses {knob} ({refusal})")
         subject = subject.that_runs()
         found = _law(subject)
         if found.kind == "none":
