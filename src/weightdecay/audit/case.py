@@ -71,8 +71,8 @@ class Run:
 
     @property
     def peak(self) -> float:
-        """Return the largest learning rate."""
-        return max(self.lrs)
+        """Return the largest learning rate, NaN aside."""
+        return max((lr for lr in self.lrs if lr == lr), default=math.nan)
 
     @property
     def largest(self) -> float:
@@ -91,7 +91,7 @@ class Case:
         self, model: nn.Module, optimizer: TorchOptimizer, scheduler: Any, steps: int | None, steps_per_epoch: float | None
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}, not a torch.nn.Module: pass the model itself")
+            raise TypeError(f"model is {_called(model)}, not a torch.nn.Module: pass the model")
         self.model = model
         self.optimizer = _inside(optimizer)
         self.name = "optimizer"
@@ -101,8 +101,8 @@ class Case:
         self.schedulers = _schedulers(scheduler)
         self.epoch = None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, "(0, inf)")
         self.told_steps = whole("steps", steps) if steps is not None else _length(self.schedulers)
-        self.steps = self.told_steps or ASSUMED_STEPS
         self.groups: list[dict[str, Any]] = self.optimizer.param_groups
+        self.params  # noqa: B018  # what cannot be read is refused here, and not by the first check
 
     # The tensors ------------------------------------------------------------------------------------------------------------
 
@@ -125,8 +125,10 @@ class Case:
         known = {id(param.tensor): param for param in self.params}
         found = []
         for index, group in enumerate(self.groups):
-            names = group.get("param_names") or [f"param_groups[{index}][{place}]" for place in range(len(group["params"]))]
-            for tensor, name in zip(group["params"], names, strict=False):
+            names = group.get("param_names") or ()
+            if len(names) != len(group["params"]):
+                names = [f"param_groups[{index}][{place}]" for place in range(len(group["params"]))]
+            for tensor, name in zip(group["params"], names, strict=True):
                 param = known.get(id(tensor)) or params_of([(str(name), tensor)])[0]
                 role, called = role_of(param)
                 found.append(
@@ -140,9 +142,20 @@ class Case:
         return self.all[0] is self
 
     @property
+    def everywhere(self) -> str:
+        """Return in which optimizers what is true of the model is found, where there are several."""
+        return "all" if len(self.all) > 1 else ""
+
+    @property
     def decaying(self) -> list[Member]:
-        """Return the members that λ does something to."""
-        return [each for each in self.members if each.lam > 0 and self.laws[each.group].kind != "none"]
+        """Return the members that λ does something to: a frozen tensor without a gradient is not even stepped, by most."""
+        return [
+            each
+            for each in self.members
+            if each.lam > 0
+            and (law := self.laws[each.group]).kind != "none"
+            and (each.tensor.requires_grad or each.tensor.grad is not None or law.moves_without_gradient)
+        ]
 
     # What the optimizer does -------------------------------------------------------------------------------------------------
 
@@ -162,17 +175,26 @@ class Case:
             return self._ahead([])
 
     def _ahead(self, schedulers: Sequence[Any]) -> list[Run]:
+        if not self.groups:
+            return []
         steps, epoch = self.told_steps or 0, self.epoch or 0.0
         every = max(1, round(epoch)) if any(_is_per_epoch(each, steps, epoch) for each in schedulers if epoch) else 1
         found: list[list[tuple[float, float, float | None]]] = [[] for _ in self.groups]
-        for groups in ahead(self.optimizer, schedulers, self.steps, every=every):
+        for groups in ahead(self.optimizer, schedulers, self.told_steps or ASSUMED_STEPS, every=every):
+            if found[0] and not self.told_steps and any(plain(group.get("lr")) < 0 for group in groups):
+                break  # a schedule that falls to zero ends there, whatever length was assumed
             for so_far, group, law in zip(found, groups, self.laws, strict=True):
-                now = plain(group["lr"]), decay_now(group)
+                now = plain(group.get("lr")), decay_now(group)
                 is_as_before = bool(so_far) and so_far[-1][:2] == now
-                share = so_far[-1][2] if is_as_before else law.share(group) if now[1] else 0.0
+                share = so_far[-1][2] if is_as_before else _share(law, group, *now)
                 so_far.append((*now, share))
                 hyperparameters.count(group)
         return [Run(lrs, lams, _whole(shares)) for lrs, lams, shares in (zip(*each, strict=True) for each in found)]
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps are looked ahead."""
+        return len(self.runs[0].lrs) if self.runs else self.told_steps or ASSUMED_STEPS
 
     unforeseen = False
     """Whether the schedulers could not be run ahead, so that lr is taken to stay."""
@@ -260,7 +282,8 @@ class Case:
     def _settings(self) -> dict[str, Any]:
         """Return lr and what else the first group has otherwise than the class's defaults, λ aside."""
         group = self.groups[0]
-        found: dict[str, Any] = {"lr": plain(group.get("initial_lr", group["lr"]))}
+        lr = plain(group.get("initial_lr", group.get("lr")))
+        found: dict[str, Any] = {"lr": lr} if math.isfinite(lr) else {}
         for key, parameter in _keywords(type(self.optimizer)).items():
             value = group.get(key)
             differs = key in group and not isinstance(value, Tensor) and value != parameter.default
@@ -306,23 +329,32 @@ def _schedulers(given: Any) -> list[Any]:
     for place, each in enumerate(several):
         several[place] = each = getattr(each, "scheduler", each)
         if isinstance(each, type) or not callable(getattr(each, "step", None)):
-            raise TypeError(f"scheduler is a {type(each).__name__}, which has no step(): pass a scheduler of torch's kind")
+            raise TypeError(f"scheduler is {_called(each)}, which has no step(): pass a scheduler of torch's kind")
     return several
 
 
 def _inside(optimizer: Any) -> TorchOptimizer:
     """Return the optimizer that wrappers such as accelerate's hold, or refuse what is none."""
-    optimizer = _unwrapped(optimizer)
-    if not isinstance(optimizer, TorchOptimizer):
+    found = _unwrapped(optimizer)
+    if not isinstance(found, TorchOptimizer):
         several = ": pass several as a list" if isinstance(optimizer, Mapping) else ": pass what has param_groups"
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer{several}")
-    return optimizer
+        raise TypeError(f"optimizer is {_called(optimizer)}, not a torch.optim.Optimizer{several}")
+    return found
 
 
 def _unwrapped(optimizer: Any) -> Any:
-    while isinstance(inner := getattr(optimizer, "optimizer", None), TorchOptimizer):
-        optimizer = inner
-    return optimizer
+    """Return the innermost optimizer of wrappers that hold one another as `.optimizer`, or what was given, if there is none."""
+    found = inner = optimizer
+    seen: set[int] = set()
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        found = inner if isinstance(inner, TorchOptimizer) else found
+        inner = getattr(inner, "optimizer", None)
+    return found
+
+
+def _called(thing: Any) -> str:
+    return f"the class {thing.__name__} itself" if isinstance(thing, type) else f"a {type(thing).__name__}"
 
 
 def _length(schedulers: Sequence[Any]) -> int | None:
@@ -340,7 +372,16 @@ def _is_per_epoch(scheduler: Any, steps: int, epoch: float) -> bool:
 
 
 def _whole(shares: Sequence[float | None]) -> tuple[float, ...] | None:
-    return tuple(share for share in shares if share is not None) if None not in shares else None
+    return tuple(share for share in shares if share is not None) if all(map(_is_share, shares)) else None
+
+
+def _share(law: Law, group: Mapping[str, Any], lr: float, lam: float) -> float | None:
+    return 0.0 if lam == 0 else None if math.isnan(lr) else law.share(group)
+
+
+def _is_share(share: float | None) -> bool:
+    """Return whether a step takes a share: with an lr that is negative or no number it takes none."""
+    return share is not None and 0 <= share < math.inf
 
 
 def by_group(members: Sequence[Member]) -> Mapping[int, list[Member]]:

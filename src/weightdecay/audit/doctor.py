@@ -95,7 +95,7 @@ def _found(check: Check, case: Case) -> list[Finding]:
     """Return what a check finds in an optimizer, and in which, where there are several."""
     where = f"{case.name}, {type(case.optimizer).__name__}" if len(case.all) > 1 else ""
     try:
-        return [replace(each, optimizer=where) for each in check.run(case)]
+        return [replace(each, optimizer=each.optimizer or where) for each in check.run(case)]
     except Exception as error:
         what = f"check {check.id} ({check.title}) failed{f' in {where}' if where else ''}: {type(error).__name__}: {error}"
         raise RuntimeError(f"{what}; ignore=[{check.id!r}] leaves it out") from error

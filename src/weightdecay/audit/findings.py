@@ -34,7 +34,7 @@ class Finding(Record):
     fix: str = ""
     """Code that mends it."""
     optimizer: str = ""
-    """Which one it is about, where there are several, as in "optimizers[1], AdamW"."""
+    """Where there are several, which one it is about, as in "optimizers[1], AdamW", or "all"."""
 
     def __str__(self) -> str:
         lines = [f"{self.id} {self.severity}: {self.problem}"]
@@ -85,7 +85,7 @@ class Report:
             return self.summary
         from weightdecay.groups.table import lines
 
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("check", "severity", "in", "tensors", "finding"),
             *((each.id, each.severity, each.optimizer, str(len(each.tensors) or "-"), each.problem) for each in self.findings),
         ]

@@ -129,6 +129,21 @@ def _of_torch(cls: type, group: Mapping[str, Any]) -> Law | None:
     return Law("none", "it takes no weight_decay", "torch.optim", lambda group: 0.0) if cls in _NO_KNOB else None
 
 
+def _without_own_methods(cls: type) -> type:
+    """Return the class whose methods a class has that is only made in another way: what λ does is the same."""
+    while not any(callable(each) and name != "__init__" and not _is_inherited(cls, name) for name, each in vars(cls).items()):
+        if cls in (*_DECOUPLED, *_COUPLED, *_NO_KNOB, object):
+            break
+        cls = cls.__mro__[1]
+    return cls
+
+
+def _is_inherited(cls: type, name: str) -> bool:
+    """Return whether a method is its parent's: the first optimizer that is made wraps the step of its class."""
+    own, inherited = (inspect.unwrap(getattr(each, name, None)) for each in (cls, cls.__mro__[1]))  # type: ignore[arg-type]
+    return own is inherited
+
+
 def _decoupled(group: Mapping[str, Any]) -> float:
     eta, lam = plain(group["lr"]), plain(group["weight_decay"])
     return 1 - float(REGISTRY["decay", "decoupled"].function(1.0, 0.0, eta=eta, lam=lam))
@@ -168,7 +183,8 @@ def _by_experiment(cls: type, flags: Mapping[str, Any]) -> Law:
     try:
         found = identify(partial(cls, **flags) if flags else cls, name=cls.__name__)
     except (RuntimeError, TypeError, ValueError) as error:
-        return Law("unknown", f"{cls.__name__} could not be tried: {error}", "nothing", lambda group: None)
+        inherited = _of_torch(_without_own_methods(cls), flags)
+        return inherited or Law("unknown", f"{cls.__name__} could not be tried: {error}", "nothing", lambda group: None)
     moves = getattr(found.findings.get("grad=None"), "verdict", "") == "moves"
     known: Powers | None = found.strength if found.kind in ("decoupled", "independent", "proximal") else None
 

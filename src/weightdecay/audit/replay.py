@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.attachment import LAMBDA, PENDING, Attachment, attach
+from weightdecay.forecast import copied
 from weightdecay.hyperparameters import SCHEDULES
 
 _SIDE = 64
@@ -80,7 +81,8 @@ def replay(optimizer: TorchOptimizer, group: Mapping[str, Any], tensor: Tensor, 
 
 def _twin(optimizer: TorchOptimizer, group: Mapping[str, Any], param: Tensor, changes: Mapping[str, Any]) -> TorchOptimizer:
     """Return a copy of an optimizer, without state, that trains one tensor with the numbers of a group."""
-    settings = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")} | changes
+    settings = {key: copied(value) for key, value in group.items() if key not in ("params", "param_names")}
+    settings.update(changes)
     for key in ("capturable", "fused", "foreach"):
         if settings.get(key):
             settings[key] = False if key == "capturable" else None

@@ -44,6 +44,7 @@ def check(case: Case) -> Iterator[Finding]:
                     "the weights grow" if value < 0 and math.isfinite(value) else "the step fails, or makes weights NaN",
                     f'{case.name}.param_groups[{index}]["{key}"] = {abs(value) if math.isfinite(value) else 0.0:g}',
                 )
+        yield from _rate(case, index, tensors)
         yield from _misspelt(case, index, tensors)
         yield from _attached(case, index, tensors)
     passed = passed_decay(case)
@@ -85,6 +86,23 @@ def check(case: Case) -> Iterator[Finding]:
             "all layers train with the same lr, and so with the same lr·λ",
             f'for group in {case.name}.param_groups:  # before the scheduler is made\n    group["lr"] *= group.pop("lr_scale")',
         )
+
+
+def _rate(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:
+    """A learning rate that is none takes the decay with it."""
+    group = case.groups[index]
+    lr = plain(group.get("lr"))
+    if 0 <= lr < math.inf or "lr" not in {*group, *case.optimizer.defaults}:
+        return
+    yield Finding(
+        ID,
+        "error",
+        f"lr of param_groups[{index}] is {group['lr']!r}" if "lr" in group else f"param_groups[{index}] has no lr",
+        tensors,
+        {"lr": str(group.get("lr"))},
+        "the steps climb, and the decay makes the weights grow" if lr < 0 else "the step fails, or makes weights NaN",
+        f'{case.name}.param_groups[{index}]["lr"] = 1e-3  # or what was meant',
+    )
 
 
 def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:

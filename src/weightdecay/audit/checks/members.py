@@ -25,7 +25,7 @@ def check(case: Case) -> Iterator[Finding]:
             "no tensor of the optimizer is this model's: it was made for another, or before the tensors were replaced",
             names(strange),
             {"in_the_optimizer": len(strange), "in_the_model": len(case.params)},
-            "the model does not train",
+            "the model does not train, unless these are master copies that are written back to it (then ignore D6)",
             "# after the model is built, wrapped, sharded and moved:\n" + case.made(anew=True),
         )
         return
@@ -77,7 +77,7 @@ def _missing(case: Case) -> Iterator[Finding]:
     if not missing:
         return
     values, of = (sum(each.tensor.numel() for each in some) for some in (missing, case.params))
-    several = len(case.all) > 1
+    several = bool(case.everywhere)
     yield Finding(
         ID,
         "warning",
@@ -86,6 +86,7 @@ def _missing(case: Case) -> Iterator[Finding]:
         {"tensors": len(missing), "values": values, "share_of_the_model": values / of if of else 0.0},
         "they stay as they are" + ("" if several else ", unless another optimizer trains them: then pass both, as a list"),
         _added(case.all[-1]) if several else case.made(),
+        case.everywhere,
     )
 
 

@@ -56,9 +56,9 @@ def _names(case: Case) -> Iterator[Finding]:
 def _shapes(case: Case) -> Iterator[Finding]:
     wrong = {}
     for each in case.members:
-        state = case.optimizer.state.get(each.tensor, {})
+        state = case.optimizer.state.get(each.tensor)
         for key in _MOMENTS:
-            held = state.get(key)
+            held = state.get(key) if isinstance(state, Mapping) else None
             if isinstance(held, Tensor) and held.shape != each.tensor.shape:
                 wrong[each.name] = f"{key} {tuple(held.shape)} for {tuple(each.tensor.shape)}"
     if wrong:
