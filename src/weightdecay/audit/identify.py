@@ -109,6 +109,7 @@ def identify(
 
     Raises:
         TypeError: factory cannot be called.
+        ValueError: a knob that it does not take.
         RuntimeError: no step runs, on a matrix or a vector, in float64 or float32, with a closure or without.
 
     >>> law = identify(torch.optim.Adam)
@@ -127,6 +128,8 @@ def identify(
             refusal = subject.refusal()
             if refusal is not None:
                 raise RuntimeError(f"{subject.name} takes no {knob}, and does not run: {refusal}")
+            if knob != "weight_decay":  # a slip of the pen is no law
+                raise ValueError(f"knob={knob!r}: {subject.name} takes no such keyword")
             return DecayLaw(subject.name, "none", f"it takes no {knob}")
         if subject.refusal() is None and (refusal := subject.refusal(**{knob: 0.0})) is not None:
             return DecayLaw(subject.name, "none", f"it refuses {knob} ({refusal})")

@@ -94,7 +94,7 @@ def _parts(name: str) -> tuple[Any, ...]:
     if not isinstance(found, tuple | list) or len(found) not in (2, 3):
         length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
         raise Refusal(
-            f"{name} gives a {type(found).__name__}{length}; let it return (model, optimizer) or (model, optimizer, scheduler), "
-            "with lists of optimizers or schedulers where there are several"
+            f"{name} gives a {type(found).__name__}{length}; let it return (model, optimizer) or (model, optimizer, scheduler)"
+            ", with lists of optimizers or schedulers where there are several"
         )
     return tuple(found)
