@@ -447,6 +447,8 @@ def test_what_cannot_be_identified_is_refused():
         identify(Planted([torch.nn.Parameter(torch.zeros(1))]))
     with pytest.raises(RuntimeError, match=r"does not run .*no step\(\)"):
         identify(lambda params, lr, weight_decay: [*params])
+    with pytest.raises(ValueError, match="knob='weight_deacy': AdamW takes no such keyword"):
+        identify(torch.optim.AdamW, knob="weight_deacy")
 
 
 def test_without_memory_the_two_are_one():

@@ -270,7 +270,7 @@ class Case:
         if not params.startswith("wd.param_groups("):
             return held, f"[param for param in {params} if param in held]"
         kept = 'kept := [param for param in group["params"] if param in held]'
-        return f'{held}groups = [{{**group, "params": kept}} for group in {params} if ({kept})]\n', "groups"
+        return f'{held}groups = [\n    {{**group, "params": kept}}\n    for group in {params}\n    if ({kept})\n]\n', "groups"
 
     @property
     def decoupled(self) -> str:
