@@ -1,5 +1,6 @@
 # Two commands do everything: `make run` and `make test`. Both make the virtual environment they need.
 #
+#   TRITON=triton==3.9.0  another Triton, for `make gpu-check`
 #   TORCH=torch==2.15.0   another torch, as pip names it       PYTHON=python3.12   another interpreter
 #   VENV=.venv-next       another virtual environment          OUT=runs/digits     where the sweep goes
 #   BENCH="--rounds 60"   options of the benchmark (bench/README.md)
@@ -7,6 +8,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 VENV ?= .venv
 OUT ?= runs/digits
 JOBS ?= auto
@@ -15,11 +17,11 @@ BIN := $(VENV)/bin
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
-.PHONY: help run test slow check package report bench docs architectures clean
+.PHONY: help run test slow gpu-check check package report bench integrations docs architectures clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
 
 run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a report on weight decay
 	$(BIN)/weightdecay sweep digits --out $(OUT)
@@ -27,8 +29,23 @@ run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a
 test: $(INSTALLED)  ## run every test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-slow: $(INSTALLED)  ## run the tests that need gigabytes
+slow: $(INSTALLED)  ## run the tests that need gigabytes or take long
 	$(BIN)/python -m pytest -m slow tests
+
+# Its own environment, since Triton belongs to no CPU build of torch; before NumPy 2.4, which Triton 3.6's interpreter cannot use.
+gpu-check: $(VENV)-gpu/.installed-$(TRITON)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
+	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/test_gpu_reader.py
+	rm -rf build/triton
+	TRITON_CACHE_DIR=build/triton $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
+		tests/test_gpu_compiled.py tests/test_gpu_source.py tests/test_gpu_device.py
+
+$(VENV)-gpu/.installed-$(TRITON): pyproject.toml
+	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-gpu/bin/python -m pip install --quiet --editable . "$(TRITON)" "numpy<2.4" \
+		"pytest>=8.2" "pytest-xdist>=3.6" "hypothesis>=6.100"
+	rm -f $(VENV)-gpu/.installed-*
+	touch $@
 
 check: $(INSTALLED)  ## lint, format and type-check
 	$(BIN)/ruff check
@@ -42,6 +59,10 @@ report: $(INSTALLED)  ## open the report of `make run` in headless Chromium and 
 bench: $(INSTALLED)  ## measure the CPU steps against torch's, in minutes on an idle machine
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[bench]" || echo "some packages to compare with do not install"
 	$(BIN)/python -m bench.cpu --out runs/bench/cpu.json $(BENCH)
+
+integrations: $(INSTALLED)  ## train with a meter in Hugging Face's Trainer and in Lightning
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[integrations]"
+	$(BIN)/python -m pytest -q tests/test_integrations.py src/weightdecay/integrations
 
 docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[docs]"
@@ -73,4 +94,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(VENV)-gpu build runs

@@ -1,20 +1,11 @@
 """Measure the CPU reader against torch.optim: `python -m bench.cpu --out runs/bench/cpu.json`."""
 
-import argparse
-import gc
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import torch
-
-from bench import bfloat16, first_step, loop, machine, peers, rules, steps
-from bench.result import Result, table
+from bench import bfloat16, command, first_step, loop, meter, peers, rules, steps
+from bench.result import Result
 from bench.timing import Options
-from weightdecay import files
 
 LARGE, TRANSFORMER, SMALL, SGD = steps.WORKS
 WORKS: dict[str, Callable[[Options], Iterator[Result]]] = {
@@ -22,87 +13,11 @@ WORKS: dict[str, Callable[[Options], Iterator[Result]]] = {
     "adamw-bfloat16": bfloat16.measure,
     SGD.name: SGD.measure,
     "loop": loop.measure,
+    "meter": meter.measure,
     "rules": rules.measure,
     "cautious": peers.measure,
     "first-step": first_step.measure,
 }
 
-QUIET = 0.1
-"""So many cores may be busy with something else."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the works that were asked for; return 1 for a wrong result, or, if strict, for a missed ratio."""
-    asked = _parser().parse_args(arguments)
-    options = Options(asked.rounds, asked.inductor)
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": machine.commit(),
-        "options": {"rounds": asked.rounds, "inductor": asked.inductor, "only": asked.only},
-    }
-    print(_headline(about))
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
-    for name in asked.only or WORKS:
-        print(f"measuring {name} …", file=sys.stderr, flush=True)
-        for result in WORKS[name](options):
-            print(f"\n{result.name}: {result.title}\n{result}", flush=True)
-            results.append(result)
-            _write(asked.out, about, results)  # after each, so that a run that is stopped leaves what it has
-        gc.collect()  # gigabytes, held by cycles
-        torch.compiler.reset()
-    return _close(results, asked.out, strict=asked.strict)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.cpu", description="Measure the CPU reader against torch.optim.")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/cpu.json"), help="the JSON file  [%(default)s]")
-    parser.add_argument("--rounds", type=_positive, default=30, help="turns of every contestant  [%(default)s]")
-    parser.add_argument("--only", nargs="+", choices=WORKS, metavar="WORK", help=f"of {', '.join(WORKS)}")
-    parser.add_argument("--inductor", action="store_true", help="measure torch.compile, too: minutes of compiling")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if a demanded ratio is missed")
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} rounds measure nothing: at least 1")
-    return number
-
-
-def _headline(about: dict[str, Any]) -> str:
-    host, git = about["machine"], about["git"]
-    memory = f", {host['memory_bytes'] / 2**30:.0f} GiB" if host["memory_bytes"] else ""
-    commit = f"{git['commit'][:12]}{' and changes' if git['dirty'] else ''}" if git["commit"] else "unknown"
-    where = f"{host['processor']}, {host['usable_cores']} cores, {host['torch_threads']} threads{memory}"
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    return f"{where}\n{versions}\ncommit {commit}"
-
-
-def _write(out: Path, about: dict[str, Any], results: Iterable[Result]) -> None:
-    content = {**about, "works": [result.to_dict() for result in results]}
-    files.write(out, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
-
-
-def _close(results: list[Result], out: Path, *, strict: bool) -> int:
-    """Print what became of every demand and what was wrong, and return the exit code."""
-    demands = [(result.name, demand) for result in results for demand in result.demands]
-    wrong = [(result.name, check) for result in results for check in result.checks if not check.holds]
-    missed = [demand for _, demand in demands if not demand.met]
-    rows = [(name, demand.what, demand.verdict, demand.asked, f"{demand.measured:.3f}") for name, demand in demands]
-    if rows:
-        print("", *table([("work", "", "", "demanded", "measured"), *rows], left=3), sep="\n")
-    print(f"\n{len(demands) - len(missed)} of {len(demands)} demands met; written to {out}", flush=True)
-    for result in results:
-        if result.others is not None and result.others > QUIET:
-            print(f"warning: {result.name}: {result.others:.2f} cores were busy otherwise: measure again", file=sys.stderr)
-    for name, check in wrong:
-        print(f"error: {name}: {check}", file=sys.stderr)
-    return int(bool(wrong) or (strict and bool(missed)))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main("cpu", WORKS))

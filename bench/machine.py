@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch", "llvmlite", "weightdecay", "heavyball", "adv-optm")
+PACKAGES = ("torch", "triton", "llvmlite", "weightdecay", "heavyball", "adv-optm")
 
 
 def machine() -> dict[str, Any]:
@@ -23,6 +23,7 @@ def machine() -> dict[str, Any]:
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": _memory(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
     }
 

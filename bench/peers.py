@@ -13,18 +13,18 @@ from bench.values import ALLOWED, DECAY, LR, MI, ULPS, WARM_UP
 
 _SHAPES = values.one(16 * MI)
 _OURS = "wd cautious"
-_EPS = 1e-16
+EPS = 1e-16
 """Far below every √v̂, since not all add ε to it: heavyball takes the larger of the two."""
 
 
 def measure(options: Options) -> Iterator[Result]:
     """Time every peer that is installed, and compare its weights with ours."""
-    numbers = {"lr": LR, "eps": _EPS, "weight_decay": DECAY}
+    numbers = {"lr": LR, "eps": EPS, "weight_decay": DECAY}
     result = Result(
         "cautious", "Adam with cautious decay, float32, one tensor of 16 Mi", FUSED,
         facts={"elements": values.count(_SHAPES), "tensors": 1, f"decay of {FUSED}, shown for scale": "decoupled"},
     )  # fmt: skip
-    peers = _installed(result)
+    peers = installed(result, "cautious")
     makers = {
         FUSED: torch_paths(torch.optim.AdamW, **numbers)[FUSED],
         **peers,
@@ -51,14 +51,14 @@ def measure(options: Options) -> Iterator[Result]:
     yield result
 
 
-def _installed(result: Result) -> dict[str, Make]:
-    """Return the peers that are there, and note why the others are not."""
+def installed(result: Result, rule: str) -> dict[str, Make]:
+    """Return the peers of a rule that are there, and note why the others are not."""
     peers = {}
-    for name, find in _PEERS.items():
+    for name, find in PEERS[rule].items():
         try:
             peers[name] = find()
         except ImportError as error:
-            result.skipped[name] = f"{error.name} is not installed: pip install '.[bench]'"
+            result.skipped[name] = f"{error.name} is not installed: bench/README.md says how"
     return peers
 
 
@@ -72,7 +72,7 @@ def _heavyball() -> Make:
     def make(params: Params) -> Step:
         # consume_grad would drop the gradients, which the next step takes again.
         return heavyball.AdamW(
-            params, lr=LR, betas=(0.9, 0.999), eps=_EPS, weight_decay=DECAY, cautious_weight_decay=True, consume_grad=False
+            params, lr=LR, betas=(0.9, 0.999), eps=EPS, weight_decay=DECAY, cautious_weight_decay=True, consume_grad=False
         ).step
 
     return make
@@ -82,7 +82,36 @@ def _adv_optm() -> Make:
     from adv_optm import AdamW_adv
 
     # Not compiled: torch.compile makes it slower on a CPU.
-    return ours(AdamW_adv, lr=LR, eps=_EPS, weight_decay=DECAY, cautious_wd=True)
+    return ours(AdamW_adv, lr=LR, eps=EPS, weight_decay=DECAY, cautious_wd=True)
 
 
-_PEERS: dict[str, Callable[[], Make]] = {"heavyball": _heavyball, "adv-optm": _adv_optm}
+def _timm_lion() -> Make:
+    from timm.optim import Lion
+
+    return ours(Lion, lr=LR, weight_decay=DECAY)
+
+
+def _lion_pytorch() -> Make:
+    from lion_pytorch import Lion
+
+    return ours(Lion, lr=LR, weight_decay=DECAY)
+
+
+def _optimi_lion() -> Make:
+    from optimi import Lion
+
+    return ours(Lion, lr=LR, weight_decay=DECAY)
+
+
+def _timm_corrected() -> Make:
+    from timm.optim import AdamWLegacy
+
+    return ours(AdamWLegacy, lr=LR, eps=EPS, weight_decay=DECAY, corrected_weight_decay=True)
+
+
+PEERS: dict[str, dict[str, Callable[[], Make]]] = {
+    "cautious": {"heavyball": _heavyball, "adv-optm": _adv_optm},
+    "lion": {"timm": _timm_lion, "lion-pytorch": _lion_pytorch, "optimi": _optimi_lion},
+    "corrected": {"timm": _timm_corrected},
+}
+"""Who else has a rule, by its name."""

@@ -35,17 +35,26 @@ def transformer() -> list[Shape]:
     return [tuple(param.shape) for param in model.parameters()]
 
 
+def language_model() -> list[Shape]:
+    """Return the shapes of a decoder of 1.3 billion weights: 24 layers of width 2,048, its embedding and its head."""
+    width, hidden, vocabulary = 2048, 5504, 32000
+    layer = [(width, width)] * 4 + [(hidden, width)] * 2 + [(width, hidden)] + [(width,)] * 2
+    return [(vocabulary, width), *layer * 24, (width,), (vocabulary, width)]
+
+
 def count(shapes: Sequence[Shape]) -> int:
     """Return how many elements tensors of these shapes have together."""
     return sum(torch.Size(shape).numel() for shape in shapes)
 
 
-def parameters(shapes: Sequence[Shape], dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+def parameters(
+    shapes: Sequence[Shape], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[torch.nn.Parameter]:  # fmt: skip
     """Return random parameters with random gradients: the same at every call, in memory of their own."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def random(shape: Shape) -> Tensor:
-        drawn = torch.randn(shape, generator=generator)
+        drawn = torch.randn(shape, generator=generator, device=device)
         drawn[drawn == 0] = 1.0  # of a gradient that is zero, implementations of one rule may take either sign
         return drawn.to(dtype)
 

@@ -8,6 +8,7 @@ A marked place is `<!-- derive: adam l2 -->` … `<!-- /derive -->`, `<!-- rules
 `<!-- laws: torch -->` … `<!-- /laws -->`, which is made from docs/data/identify.json.
 """
 
+import contextlib
 import inspect
 import json
 import re
@@ -25,6 +26,7 @@ from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
 from weightdecay.presets import PRESETS
 from weightdecay.readers import symbolic
+from weightdecay.readers.gpu.source import Signature, source
 from weightdecay.readers.symbolic import Line
 from weightdecay.rule import Rule, as_typed
 from weightdecay.step import Equation
@@ -251,6 +253,15 @@ def draw(rule: Rule) -> str:
     return picture(rule.name, drawn, caption(rule)).svg
 
 
+def run_page(name: str) -> None:
+    """Run the Python of a page in the folder of its pictures, which it draws."""
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    with contextlib.chdir(DOCS / name):
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(code, f"{name}.md", "exec"), names)
+
+
 def draw_schedules() -> str:
     """Return the picture of docs/schedules.md: what a step takes under the schedules, while the learning rate falls."""
     from weightdecay import schedules
@@ -309,7 +320,7 @@ def derivation_parts(derivation: Derivation) -> Iterator[tuple[str, Any]]:
 
 def rules_block(_: str) -> str:
     """Return the README's table of rules and readers: what each reader does with each rule when it is tried."""
-    rows = ["| rule | what it does | formula | eager | cpu | symbolic |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = ["| rule | what it does | formula | eager | cpu | gpu | symbolic |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for rule in ours():
         notation = Notation()
         lines = () if rule.whole else symbolic.formula(rule, notation, in_one_line=True)
@@ -320,7 +331,7 @@ def rules_block(_: str) -> str:
         shown = "" if last is None else f"${notation.tex(last.left)} = {notation.tex(last.right)}$".replace("|", r"\vert ")
         summary = rule.summary.replace("|", r"\|")
         link = f"[`{rule.name}`](src/weightdecay/{FOLDERS[rule.kind]}/{rule.name}.py) {rule.kind}"
-        readers = " | ".join([steps(rule, "eager"), steps(rule, "cpu"), "no" if rule.whole else "yes"])
+        readers = " | ".join([steps(rule, "eager"), steps(rule, "cpu"), written(rule), "no" if rule.whole else "yes"])
         rows.append(f"| {link} | {summary} | {shown} | {readers} |")
     return "\n".join(rows)
 
@@ -337,6 +348,23 @@ def steps(rule: Rule, reader: str) -> str:
     except (RuntimeError, ValueError):
         return "no"
     return "after u" if rule.whole and reader == "cpu" else "yes"
+
+
+def written(rule: Rule) -> str:
+    """Return what the gpu reader does with a rule, by letting it write its kernels; that needs no GPU."""
+    import torch
+
+    rules = {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
+    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, **rules)
+    equation, kept, _ = optimizer.way(optimizer.param_groups[0])
+    if rule.whole:
+        equation = equation.halves()[1]
+        kept = tuple(each for each in kept if each in equation.decay.keeps)
+    moments = tuple(torch.float32 for each in kept if each.per_element)
+    types = {"weight": torch.float32, "grad": torch.float32, "moments": moments, "how": "nearest"}
+    where = {"device": torch.device("cuda"), "counted": False}
+    source(Signature(equation=equation, kept=kept, shares=equation.decay.shared, **types, **where))
+    return "after u" if rule.whole else "yes"
 
 
 def propositions_block(_: str) -> str:
@@ -439,6 +467,7 @@ def main(arguments: list[str]) -> int:
         for rule in ours():
             (PAGES / f"{rule.kind}_{rule.name}.svg").write_text(draw(rule), encoding="utf-8")
         (DOCS / "schedules.svg").write_text(draw_schedules(), encoding="utf-8")
+        run_page("meter")
         return 0
     expected = contents()
     stale = [path for path, text in expected.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -24,6 +24,15 @@ def name(value):
     return f"{value.kind}-{value.name}" if isinstance(value, wd.rule.Rule) else str(value).removeprefix("torch.")
 
 
+def rules_with(rule):
+    """Return what makes a `weightdecay.Optimizer` with a rule, every part of it at work: with SGD unless it asks for more."""
+    weight = {"penalty": "penalty_weight", "decay": "weight_decay"}.get(rule.kind, "")
+    strength = {weight: 0.5} if "lam" in rule.numbers else {}
+    direction = "adam" if rule.shared else "sgd"
+    momentum = {"momentum": 0.9} if "mu" in rule.defaults or (rule.kind != "direction" and direction == "sgd") else {}
+    return {"direction": direction, rule.kind: rule.name, **strength, **momentum}
+
+
 def weights(dtype=torch.float64, count=33):
     """Return a matrix, which every rule takes."""
     return torch.nn.Parameter(torch.randn(count).to(dtype).view(3, -1))

@@ -750,3 +750,14 @@ def test_a_groups_key_of_the_users_own_is_no_matter(key):
     (param,) = tensors((3,))
     running = torch.optim.AdamW([{"params": [param], key: 0.5}], lr=LR, weight_decay=LAMBDA)
     assert_close(wd.decompose(running)[param].g, torch.full((3,), 1 - LR * LAMBDA, dtype=torch.float64), tolerance=1e-15)
+
+
+def test_an_optimizer_with_an_attached_decay_is_refused_and_not_called_one_without_decay():
+    (param,) = tensors((3,))
+    running = torch.optim.AdamW([param], lr=LR, weight_decay=LAMBDA)
+    attachment = wd.attach(running, "cautious")
+    for look in (wd.decompose, lambda optimizer: wd.remaining(optimizer, None, steps=3)):
+        with pytest.raises(ValueError, match=r"cautious decay is attached.*Meter"):
+            look(running)
+    attachment.detach()
+    assert_close(wd.decompose(running)[param].g, torch.full((3,), 1 - LR * LAMBDA, dtype=torch.float64), tolerance=1e-15)

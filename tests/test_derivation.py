@@ -80,6 +80,8 @@ def combinations():
                 names = [rule and rule.name for rule in (direction, penalty, decay)]
                 shown = [name for name in names if name] + [f"{key}={value}" for key, value in settings.items()]
                 marks = []
+                if decay is not None and decay.name == "half_threshold" and settings.get("momentum") != 0:
+                    marks.append(pytest.mark.slow)  # five steps of Newton's are long in every form
                 if direction.whole:
                     marks.append(pytest.mark.skip(reason="it sees whole tensors, and has no formula per element"))
                 found.append(pytest.param(*names, settings, id="-".join(shown), marks=marks))
@@ -573,7 +575,12 @@ def test_adamw():
 
 @pytest.mark.parametrize(
     ("direction", "decay"),
-    [(name, rule.name) for name in ("adam", "lion", "sgd") for rule in BY_KIND["decay"] if fits(rule, name)],
+    [
+        pytest.param(name, rule.name, marks=pytest.mark.slow if rule.name == "half_threshold" and name != "sgd" else ())
+        for name in ("adam", "lion", "sgd")
+        for rule in BY_KIND["decay"]
+        if fits(rule, name)
+    ],
 )
 def test_a_decay_leaves_nothing_in_the_state(direction, decay):
     d = derived(direction, decay=decay)

@@ -1,5 +1,7 @@
 """A parameter that is cut up over processes steps as the whole one does: two gloo processes, one machine, no network."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +13,6 @@ import weightdecay as wd
 SHAPE = (5, 3)  # which two processes cannot share evenly
 STEPS = 4
 STEPPED = RULES
-DOCTOR = "what the doctor finds"
 
 
 def data():
@@ -45,36 +46,36 @@ def doctored(mesh):
 
 
 def both(rank, rendezvous, out):
-    """Step every rule on this rank's half and, on rank 0, save what all ranks hold together."""
+    """Step every rule on this rank's half, and save what all ranks hold together and what a meter and the doctor say on this one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     mesh = init_device_mesh("cpu", (2,))
-    found: dict = {DOCTOR: doctored(mesh)}
+    found = {}
     for rule in STEPPED:
         w, state = walked(rule, lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]))
         # The state of a tensor is cut up with it, a number of the whole tensor is every rank's.
         assert all(isinstance(value, DTensor) == (value.ndim > 0) for value in state.values()), rule.name
         whole = {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in state.items()}
         found[name(rule)] = w.full_tensor(), whole
-    if rank == 0:
-        torch.save(found, out)
+    torch.save((found, metered_in_parts(mesh), doctored(mesh)), f"{out}{rank}")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(both, (folder / "rendezvous", folder / "found.pt"), nprocs=2)
-    return torch.load(folder / "found.pt", weights_only=True)
+    mp.spawn(both, (folder / "rendezvous", folder / "found"), nprocs=2)
+    ranks = [torch.load(f"{folder / 'found'}{rank}", weights_only=True) for rank in (0, 1)]
+    return ranks[0][0], [said for _, said, _ in ranks], [seen for _, _, seen in ranks]
 
 
 @pytest.mark.parametrize("rule", STEPPED, ids=name)
 def test_a_sharded_parameter_steps_as_the_whole_one(rule, of_two_processes):
     """A norm is of the whole tensor, not of each rank's rows, and so is what a rule remembers of it."""
-    w, state = of_two_processes[name(rule)]
+    w, state = of_two_processes[0][name(rule)]
     expected, kept = walked(rule, lambda tensor: tensor)
     start, _ = data()
     assert_close(w, expected, tolerance=1e-13, effect=(expected - start).abs().max())
@@ -84,6 +85,78 @@ def test_a_sharded_parameter_steps_as_the_whole_one(rule, of_two_processes):
 
 
 def test_the_doctor_finds_an_optimizer_that_was_made_before_fully_shard(of_two_processes):
-    early, late = of_two_processes[DOCTOR]
-    assert ("D10", "error", 4) in early
-    assert late == []
+    _, _, reports = of_two_processes
+    for early, late in reports:
+        assert ("D10", "error", 4) in early
+        assert late == []
+
+
+# The meter ----------------------------------------------------------------------------------------------------------------
+
+
+class Halving(torch.optim.Optimizer):
+    @torch.no_grad()
+    def step(self):
+        for param in self.param_groups[0]["params"]:
+            param.mul_(0.5).sub_(0.1 * param.grad)
+
+
+def attached(params, decay, weight_decay=0.5):
+    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    wd.attach(optimizer, decay, weight_decay)
+    return optimizer
+
+
+METERED = {
+    "AdamW": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5, reader="eager"),
+    "SGD with L2": lambda params: wd.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.5, reader="eager"),
+    "stochastic": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5),
+    "a number of all tensors": lambda params: wd.AdamS(params, lr=0.1, weight_decay=0.5, reader="eager"),
+    "a reduction": lambda params: wd.Optimizer(params, 0.1, direction="adam", decay="norm_control", weight_decay=0.5),
+    "torch's AdamW": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.5, foreach=False),
+    "attached": partial(attached, decay="decoupled"),
+    "attached, deferred": partial(attached, decay="decoupled", weight_decay=0.002),
+    "attached, weight by weight": partial(attached, decay="cautious"),
+    "attached, with a reduction": partial(attached, decay="norm_control"),
+    "unknown": lambda params: Halving(params, {}),
+}
+
+
+def metered(build, cut, dtype):
+    """Return what a meter says of two tensors, of which the second is each rank's own."""
+    w, history = (tensor.to(dtype) for tensor in data())
+    params = [torch.nn.Parameter(cut(w.clone())), torch.nn.Parameter(w[0].clone())]
+    optimizer = build(params)
+    meter = wd.Meter(optimizer, every=1, steps_per_epoch=2)
+    for gradient in history:
+        params[0].grad, params[1].grad = cut(gradient.clone()), gradient[0].clone()
+        optimizer.step()
+    return meter.to_dict()["samples"]
+
+
+def metered_in_parts(mesh):
+    """Return what a meter says on this rank, of a tensor that is cut up by rows and of one that both ranks have."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    found = {}
+    for title, build in METERED.items():
+        for layout in ([Shard(0)], [Replicate()]) if title in ("AdamW", "attached, weight by weight") else ([Shard(0)],):
+            cut = partial(distribute_tensor, device_mesh=mesh, placements=layout)
+            found[title, str(layout)] = metered(build, cut, dtype_of(title))
+    return found
+
+
+def dtype_of(title):
+    return torch.bfloat16 if title in ("stochastic", "attached, deferred") else torch.float64
+
+
+def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_rank(of_two_processes):
+    _, meters, _ = of_two_processes
+    for said in meters:
+        for (title, layout), samples in said.items():
+            expected = metered(METERED[title], lambda tensor: tensor, dtype_of(title))
+            for sample, whole in zip(samples, expected, strict=True):
+                assert sample["step"] == whole["step"]
+                for quantity, value in whole["readings"]["group0"].items():
+                    found = sample["readings"]["group0"][quantity]
+                    assert found == value or found == pytest.approx(value, rel=1e-9), (title, layout, quantity)

@@ -195,6 +195,14 @@ def test_a_direction_with_a_v_hat_is_taken(direction):
     assert (kernels[0] - train(stable(params_of(), direction=direction, lam=0.0))[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("penalty", ["group_norm", "norm"])
+def test_a_penalty_that_measures_the_tensor_enters_v_hat(penalty):
+    """The kernels find its number before v̂ is added up."""
+    options = {"penalty": penalty, "penalty_weight": 50.0}
+    kernels, operations = (train(stable(params_of(), reader=reader, **options)) for reader in READERS)
+    assert_same(kernels, operations)
+
+
 @readers
 def test_a_group_whose_direction_has_no_v_hat_does_not_count(reader):
     params = params_of()

@@ -15,6 +15,7 @@ from weightdecay.attachment import Attachment, attach
 from weightdecay.audit.doctor import doctor
 from weightdecay.audit.findings import Report
 from weightdecay.audit.identify import DecayLaw, identify
+from weightdecay.audit.meter import Meter
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups, scale_invariant
@@ -100,6 +101,7 @@ __all__ = [
     "Grid",
     "Lion",
     "LionCWD",
+    "Meter",
     "Muon",
     "MuonH",
     "NAdam",

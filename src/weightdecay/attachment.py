@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def _refuse(optimizer: torch.optim.Optimizer, decay: Rule) -> None:
     name = type(optimizer).__name__
     if isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer is this package's {name}, which takes a decay itself: Optimizer(…, decay={decay.name!r})")
-    if not getattr(type(optimizer).step, "hooked", False) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    if not calls_hooks(optimizer):
         raise TypeError(f"the step of {name} calls no hooks: attach to the optimizer that it wraps, before it is wrapped")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS moves along a line that it searches: its step is no −lr·u; add a penalty to the loss instead")
@@ -125,6 +125,34 @@ def _refuse(optimizer: torch.optim.Optimizer, decay: Rule) -> None:
         raise ValueError(f"the {other.decay.name} decay is attached to this {name} already: detach() it first")
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(f"{name} has differentiable=True, and autograd does not see through a step that is read afterwards")
+
+
+def calls_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether the step of an optimizer calls the hooks that are registered on it; many a wrapper does not."""
+    return getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+
+
+@dataclass(frozen=True, eq=False)
+class Intended:
+    """What an attached decay is about to do to a parameter, before it is rounded."""
+
+    numbers: Mapping[str, Any]
+    """The decay's, by its own names."""
+    shrink: float | None
+    """The share that it takes of every old weight alike; None where there is no such number."""
+    equation: Equation | None = None
+    values: Mapping[str, Tensor] | None = None
+    """Where there is none: what the equation is applied to, u among it."""
+
+
+class Watcher(Protocol):
+    """Who looks on while an attached decay works, and changes nothing."""
+
+    def decayed(self, param: Tensor, intended: Intended) -> None:
+        """Hear that a weight has decayed before its optimizer's step."""
+
+    def stepped(self, param: Tensor, intended: Intended) -> None:
+        """Hear that a weight has taken its optimizer's step and has not decayed yet."""
 
 
 class _Defaults(dict[str, Any]):
@@ -166,6 +194,8 @@ class _Moving:
 class Attachment:
     """A decay on somebody else's optimizer; prints what it took over. Made by `attach`."""
 
+    watchers: list[Watcher]
+    """Who is told of every decay; pickle and deepcopy leave them behind."""
     _flight: "list[_Moving]"
     """What the step in progress is about to move."""
     _loaded: list[dict[str, Any]]
@@ -427,6 +457,8 @@ class Attachment:
             elif moving.moves:
                 key = self._key(moving, self.optimizer.state.get(param, {}))
                 eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=key)
+            for watcher in self.watchers if moving.moves else ():
+                watcher.decayed(param, Intended(moving.numbers, moving.shrink))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -444,10 +476,13 @@ class Attachment:
                     self._apply_pending(moving.param, moving.place, entry)
                 if moving.shrink is None:
                     self._decay(moving, entry)
-                elif moving.old is not None:
-                    self._subtract(moving, moving.shrink, moving.old, entry)
                 elif not moving.done:
-                    self._defer(moving, moving.shrink, entry)
+                    for watcher in self.watchers:
+                        watcher.stepped(moving.param, Intended(moving.numbers, moving.shrink))
+                    if moving.old is not None:
+                        self._subtract(moving, moving.shrink, moving.old, entry)
+                    else:
+                        self._defer(moving, moving.shrink, entry)
                 if counts:
                     entry[STEP] = entry.get(STEP, 0) + 1
                 if entry:
@@ -475,10 +510,14 @@ class Attachment:
             given = {**given, "t": entry.get(STEP, 0) + 1.0}
         u = (moving.old.to(wide) - param.to(wide)) / given["eta"]
         state = {"u": u, **{each.key: entry[_OURS + each.key] for each in self.decay.keeps}}
-        numbers, grad = {"direction": {}, "decay": given}, u if moving.grad is None else moving.grad
+        numbers: eager.Numbers = {"direction": {}, "decay": given}
+        grad = u if moving.grad is None else moving.grad
         kept = self._equation.kept(numbers)
         values = eager.operands(self._equation, moving.old, grad, state, kept, "nearest", moving.factor)
-        after, new = eager.step(self._equation, eager.remembered(self._equation, numbers, state, kept), values)
+        numbers = eager.remembered(self._equation, numbers, state, kept)
+        for watcher in self.watchers:
+            watcher.stepped(param, Intended(numbers["decay"], None, self._equation, values))
+        after, new = eager.step(self._equation, numbers, values)
         plain, _ = eager.step(self._plain, {"direction": {}, "decay": {"eta": given["eta"]}}, values)
         # u was divided by η, and η·u is not the step to the last bit: what does not decay is left as it is.
         after = torch.where(after == plain, eager.real(param).to(after.dtype), after)
@@ -556,7 +595,7 @@ class Attachment:
     def _hook_into(self, optimizer: torch.optim.Optimizer) -> None:
         self._equation, self._plain = Equation.given_u(self.decay.function), Equation.given_u("none")
         self._optimizer = weakref.ref(optimizer)
-        self._flight, self._loaded = [], []
+        self._flight, self._loaded, self.watchers = [], [], []
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
             optimizer.defaults.attachment = self

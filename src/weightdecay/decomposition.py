@@ -1,7 +1,7 @@
 """What the next step of a running optimizer does to each weight: w_t = g·w − η·h, in numbers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
+from weightdecay.attachment import Attachment
 from weightdecay.checkpoints import moment_dtype, name_of
-from weightdecay.files import write
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
 from weightdecay.rule import kept_for
-from weightdecay.shrink import at_rest, rounded_away, steps_to_halve
+from weightdecay.shrink import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
 _FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "nearest"}
@@ -158,17 +158,12 @@ class Decomposition(Mapping[Tensor, Split]):
 
         Needs matplotlib: `pip install 'weightdecay[sweep]'`.
         """
+        from weightdecay.report.canvas import save
         from weightdecay.report.spread import spread
 
-        kind, folder = Path(path).suffix.lower(), Path(path).parent
-        if kind not in (".png", ".svg"):
-            raise ValueError(f"path={str(path)!r} is neither a .png nor a .svg")
-        if not folder.is_dir():
-            raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(folder)!r}")
         if not any(split.shrink.gt(0).any() for split in self.values()):
             raise ValueError("no weight shrinks in the next step, so there is nothing to draw: is λ 0, or lr?")
-        picture = spread(self.title, self.summary(), [split.decoupled for split in self.values()])
-        write(Path(path), picture.png if kind == ".png" else picture.svg.encode())
+        save(path, lambda: spread(self.title, self.summary(), [split.decoupled for split in self.values()]))
 
 
 def decompose(optimizer: TorchOptimizer) -> Decomposition:
@@ -184,7 +179,7 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
 
     Raises:
         TypeError: an optimizer that is neither.
-        ValueError: no parameter has a gradient.
+        ValueError: no parameter has a gradient, or a decay is attached.
         RuntimeError: a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -199,13 +194,12 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     ours = as_ours(optimizer)
     with torch.no_grad():
         upcoming = [
-            _Next(ours, index, place)
+            Upcoming(ours, index, place)
             for index, group in enumerate(ours.param_groups)
             for place, param in enumerate(group["params"])
             if param.grad is not None
         ]
-        asked = {name for each in upcoming for name in each.equation.decay.shared}
-        shared = eager.means(each.share(name) for name in asked for each in upcoming if each.equation.supplies(name))
+        shared = shared_numbers(upcoming)
         splits = {each.param: each.split(shared) for each in upcoming}
     if not splits:
         raise ValueError("no parameter has a gradient: call loss.backward() first, and decompose before step() and zero_grad()")
@@ -216,8 +210,11 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
     return Decomposition(title, splits, remembers=any(equation.penalty and moments for equation, moments in coupled))
 
 
-def as_ours(optimizer: TorchOptimizer) -> Optimizer:
-    """Return one of this package's optimizers that does the same step; it shares the state and only reads it."""
+def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
+    """Return one of this package's optimizers that does the same step; it shares the state and only reads it.
+
+    With `attached`, it is the step without the decay that may be attached; else such an optimizer is refused.
+    """
     if isinstance(optimizer, Optimizer):
         return optimizer
     if not isinstance(optimizer, TorchOptimizer):
@@ -229,13 +226,20 @@ def as_ours(optimizer: TorchOptimizer) -> Optimizer:
             f"optimizer is a {type(optimizer).__name__}, whose rules are not known here: only this package's optimizers, "
             f"{known} can be taken apart; the same rules as a weightdecay.Optimizer can be"
         )
+    attachment = Attachment.of(optimizer)
+    if attachment is not None and not attached:
+        raise ValueError(
+            f"the {attachment.decay.name} decay is attached to this {type(optimizer).__name__}, whose own rules know nothing "
+            "of it: weightdecay.Meter(optimizer) measures what it does, and what can be taken apart is a "
+            f"weightdecay.Optimizer(…, decay={attachment.decay.name!r})"
+        )
     groups = [{**group, "params": list(group["params"]), **_FLAGS} for group in optimizer.param_groups]
     found = ours(groups)
     found.state.update(optimizer.state)
     return found
 
 
-class _Next:
+class Upcoming:
     """The next step of one parameter, with all that it starts from."""
 
     def __init__(self, optimizer: Optimizer, index: int, place: int) -> None:
@@ -251,20 +255,27 @@ class _Next:
         self.state = dict(optimizer.state.get(param, {}))
         held = [each for each in self.kept if self.state.get(each.key) is not None]
         counted = self.state.get("step")
-        t = float(counted) + 1 if counted is not None else 1.0 + any(each.changes for each in held)
-        self.given = optimizer.numbers(group, t)
+        self.t = float(counted) + 1 if counted is not None else 1.0 + any(each.changes for each in held)
+        self.given = optimizer.numbers(group, self.t)
         for each in self.kept:
             if self.state.get(each.key) is None:
                 self.state[each.key] = eager.start(each, param, self.equation.asking(each, self.given), moment_dtype(param))
-        self.how = rounding.resolve(how, param.dtype)
+        self.how = self.result = rounding.resolve(how, param.dtype)
         if self.state.get("compensation") is None and self.how == "compensated":
-            self.how = "nearest"
+            self.how = "nearest"  # is how the weight has come to be; `result` is what becomes of the next
         grad = -param.grad if group["maximize"] else param.grad
         self.values = eager.operands(self.equation, param, grad, self.state, self.kept, self.how, 1.0)
 
     def numbers(self, dtype: torch.dtype) -> eager.Numbers:
         """Return what stands right of each rule's `*`, numbers of all tensors aside."""
         return eager.remembered(self.equation, eager.numbers_in(dtype, self.given), self.state, self.kept)
+
+    def shrink(self) -> float | None:
+        """Return the share that the step takes of every weight alike; None where there is no such number."""
+        decay = self.equation.decay
+        if self.equation.penalty is not None or not is_uniform(decay):
+            return None
+        return at_rest(decay, {name: float(x) for name, x in self.given["decay"].items()})
 
     def share(self, name: str) -> eager.Share:
         """Return what this parameter adds to a number of all tensors."""
@@ -287,6 +298,12 @@ class _Next:
             _one_shrink(self.equation, self.given),
             rounded_away(self.param.dtype) if low else 0.0,
         )
+
+
+def shared_numbers(upcoming: Sequence[Upcoming]) -> dict[str, float]:
+    """Return the numbers of all tensors that decays among these steps ask for."""
+    asked = {name for each in upcoming for name in each.equation.decay.shared}
+    return eager.means(each.share(name) for name in asked for each in upcoming if each.equation.supplies(name))
 
 
 def _one_shrink(equation: Equation, numbers: Mapping[str, Mapping[str, Any]]) -> float:

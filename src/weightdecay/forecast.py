@@ -48,8 +48,8 @@ def remaining(optimizer: TorchOptimizer, scheduler: Any = None, steps: int = 1, 
 
     Raises:
         TypeError: an optimizer or scheduler that cannot be foreseen: ReduceLROnPlateau waits for losses.
-        ValueError: the scheduler is of another optimizer; a group whose weights do not all lose the same share (Adam with L2,
-            L1).
+        ValueError: the scheduler is of another optimizer; a decay is attached; a group whose weights do not all lose the same
+            share (Adam with L2, L1).
 
     >>> w = torch.nn.Parameter(torch.ones(1))
     >>> optimizer = torch.optim.AdamW([w], lr=0.5, weight_decay=0.5)

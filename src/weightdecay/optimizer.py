@@ -10,7 +10,9 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed, moment_dtype, name_of
-from weightdecay.readers import cpu, eager, rounding
+from weightdecay.readers import eager, rounding
+from weightdecay.readers.plan import Kernels, Plan
+from weightdecay.readers.table import Entry, Signature, overlapping
 from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.step import Equation, RuleLike
 
@@ -49,16 +51,19 @@ class Optimizer(Checkpointed):
             rounded to nearest.
         seed: of the stochastic rounding. Equal seeds give equal bits, also after a resume.
         maximize: ascend; the decay still shrinks.
-        capturable: keep step counts on the parameters' device and read no number back from it.
+        capturable: keep step counts on the parameters' device and read no number back from it, so that a CUDA graph may
+            capture the step. An lr or λ that is to change between replays is a tensor there.
         differentiable: let autograd see through the step.
         foreach, fused: refused; they name implementations of torch's.
-        reader: "cpu" (compiled kernels, for parameters on the CPU), "eager" (torch's operations), or "auto": kernels for all
-            that they can do, and torch's operations for the rest. The state is the same, and a run may switch.
+        reader: "cpu" (compiled kernels, for parameters on the CPU), "gpu" (Triton's, for those on a CUDA device), "eager"
+            (torch's operations), or "auto": kernels for all that they can do, and torch's operations for the rest. The
+            state is the same, and a run may switch.
         numbers: the rules' hyper-parameters (betas, eps, momentum, p, …).
 
     Raises:
         TypeError, ValueError: a value that cannot be meant, with its name and group. Nothing has changed then.
-        RuntimeError: from `step`, for a sparse gradient. With reader="cpu" what no kernel can do is refused there, too.
+        ImportError: reader="gpu" without Triton.
+        RuntimeError: from `step`, for a sparse gradient. With a reader of kernels what none can do is refused there, too.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
     >>> optimizer = Optimizer([w], lr=0.5, direction="sgd", decay="cautious", weight_decay=0.5)
@@ -72,7 +77,7 @@ class Optimizer(Checkpointed):
 
     _lambdas: ClassVar = {"penalty": "penalty_weight", "decay": "weight_decay"}
     """Which key of a group is λ, by kind of rule."""
-    _plan: cpu.Plan | None = None
+    _plan: Plan | None = None
     _factor = 1.0
 
     def __init__(
@@ -130,7 +135,12 @@ class Optimizer(Checkpointed):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Tell GradScaler whether to hand its scale to `step`, which unscales as it reads and skips a step whole."""
-        return all(param.device.type == "cpu" for group in self.param_groups for param in group["params"])
+        devices = {param.device for group in self.param_groups for param in group["params"]}
+        return all(device.type == "cpu" or self._kernels(device) is not None for device in devices)
+
+    def _kernels(self, device: torch.device) -> Kernels | None:
+        """Return the reader that makes kernels for a device; None where torch's operations do the step."""
+        return readers.kernels(self.reader, device)
 
     def equation(self, group: Mapping[str, Any]) -> Equation:
         """Return the rules that a parameter group is trained with."""
@@ -239,28 +249,61 @@ class Optimizer(Checkpointed):
             RuntimeError: a gradient is sparse. No parameter has moved.
         """
         loss = None
+        self._check_capture()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
-            return loss
-        factor = 1.0 if scale is None else scale.double().reciprocal().float().item()  # as GradScaler unscales by itself
         differentiable = self.defaults["differentiable"]
+        by_eager = differentiable or self.reader == "eager" or torch.compiler.is_compiling()
         with torch.set_grad_enabled(differentiable):
-            if differentiable or self.reader == "eager" or torch.compiler.is_compiling():
+            scaling = _scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+            if scaling is not None and (by_eager or not self._skips_on_device()):
+                if scaling[0].item():
+                    return loss
+                factor, scaling = scaling[1].item(), None
+            else:
+                factor = 1.0
+            if by_eager:
                 self._step_with_eager(factor, differentiable)
             else:
-                self._step_with_kernels(factor)
+                self._step_with_kernels(factor, scaling)
             for group in self.param_groups:
                 hyperparameters.count(group)
         return loss
 
+    def _check_capture(self) -> None:
+        """Refuse to become part of a CUDA graph whose replays would all be the same step."""
+        if torch.compiler.is_compiling() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return
+        if not torch.cuda.is_current_stream_capturing():
+            return
+        for index, group in enumerate(self.param_groups):
+            if not group["capturable"]:
+                raise RuntimeError(
+                    f"param_groups[{index}] counts its steps on the host, and a CUDA graph would capture one of them: "
+                    "make the optimizer with capturable=True"
+                )
+            if hyperparameters.counts(group):
+                raise RuntimeError(
+                    f"the λ of param_groups[{index}] follows a schedule that counts on the host, and a CUDA graph would "
+                    "capture one value of it: give a tensor on the device, and fill it before each replay"
+                )
+
+    def _skips_on_device(self) -> bool:
+        """Return whether the host need not know of a step in which GradScaler has found an overflow."""
+        return all(
+            group["capturable"] and not hyperparameters.counts(group) and (self.reader == "gpu" or param.device.type == "cuda")
+            for group in self.param_groups
+            for param in group["params"]
+        )
+
     def _step_with_eager(self, factor: float, differentiable: bool) -> None:
         """Do the step with torch's operations, which autograd and compilers see."""
-        if self.reader == "cpu":
+        if self.reader not in ("auto", "eager"):
             why = "under differentiable=True" if differentiable else "inside torch.compile"
-            raise RuntimeError(f"reader='cpu' writes where torch does not see it and cannot run {why}: use reader='auto'")
+            raise RuntimeError(
+                f"reader={self.reader!r} writes where torch does not see it and cannot run {why}: use reader='auto'"
+            )
         if not torch.compiler.is_compiling():
             self._check_changes()
             self._plan = None  # which would not hear of what has changed here
@@ -271,7 +314,7 @@ class Optimizer(Checkpointed):
             self._step_group(group, first, factor, differentiable, shared)
             first += len(group["params"])
 
-    def _step_with_kernels(self, factor: float) -> None:
+    def _step_with_kernels(self, factor: float, scaling: tuple[Tensor, Tensor] | None) -> None:
         """Do the step with one kernel for all parameters of a kind, and what no kernel can do with torch's operations."""
         untold = self._check_changes()
         plan, groups = self._plan, self.param_groups
@@ -292,6 +335,10 @@ class Optimizer(Checkpointed):
                 )
         elif plan.left:
             self._check_layouts()
+        if scaling is not None and not plan.scale(*scaling):
+            if scaling[0].item():
+                return
+            factor = scaling[1].item()
         if factor != self._factor:
             self._factor = factor
             untold.update(range(len(groups)))
@@ -309,13 +356,13 @@ class Optimizer(Checkpointed):
                 self._step_group(group, first, factor, differentiable=False, shared=shared, places=plan.left[index])
             first += len(group["params"])
 
-    def _direct(self, entry: cpu.Entry) -> Tensor | None:
+    def _direct(self, entry: Entry) -> Tensor | None:
         """Return u of one parameter whose direction sees whole tensors, having written its moments."""
         if entry.param.grad is None:
             return None
         group = self.param_groups[entry.row]
         equation, kept, rounding_ = self.way(group)
-        t = entry.state["step"].item() + 1
+        t = (entry.state["step"] if group["capturable"] else entry.state["step"].item()) + 1
         return eager.direct(
             equation,
             eager.numbers_in(eager.compute_dtype(entry.param.dtype), self.numbers(group, t)),
@@ -327,9 +374,9 @@ class Optimizer(Checkpointed):
             factor=-self._factor if group["maximize"] else self._factor,
         )
 
-    def _new_plan(self) -> cpu.Plan:
+    def _new_plan(self) -> Plan:
         """Decide which reader steps which parameter, and give each that has a gradient its state."""
-        entries: dict[int, tuple[cpu.Signature, cpu.Entry]] = {}
+        entries: dict[int, tuple[Kernels, Signature, Entry]] = {}
         refused: dict[int, str] = {}
         waiting: list[Tensor] = []
         for index, place, number, param in self._every_param():
@@ -342,12 +389,12 @@ class Optimizer(Checkpointed):
                 if tensor.shape != shape:
                     shapes = f"has shape {tuple(tensor.shape)}, not {tuple(shape)}"
                     raise ValueError(f"the {key} of {name_of(group, index, place)} {shapes}")
-            refusal = cpu.refusal(param, param.grad, *held.values())
-            equation = self.equation(group)
+            reader, equation = self._kernels(param.device), self.equation(group)
+            refusal = "no kernel is there for it" if reader is None else reader.refusal(param, param.grad, *held.values())
             if refusal is None and equation.direction.whole and equation.decay.measures_gradient:
                 refusal = f"{equation.decay.name} measures the gradient, of which {equation.direction.name} hands on u"
             if refusal is not None and param.grad is not None:
-                self._refuse_for_cpu(index, place, refusal)
+                self._refuse(index, place, refusal)
                 refused[number] = refusal
         for group in self.param_groups:
             self._init_group(group, [], [])
@@ -357,29 +404,30 @@ class Optimizer(Checkpointed):
             group, state = self.param_groups[index], self.state.get(param, {})
             memory = (each.key for each in self.way(group)[1] if not each.per_element)
             keys = ("step", *self._shapes(group, param), *memory)
-            if number in refused:
+            reader = self._kernels(param.device)
+            if number in refused or reader is None:
                 continue
-            if not all(isinstance(state.get(key), Tensor) for key in keys) or state["step"].dtype != torch.float32:
+            if not all(isinstance(state.get(key), Tensor) for key in keys) or not _counts(state["step"], group, param):
                 waiting.append(param)  # no gradient yet, and so no state
-            elif cpu.refusal(param, None, *(state[key] for key in keys)) is not None:
+            elif reader.refusal(param, None, *(state[key] for key in keys[1:])) is not None:
                 waiting.append(param)
             else:
-                entries[number] = self._entry(param, state, index, number, asked)
-        for number in cpu.overlapping(entry for _, entry in entries.values()):
+                entries[number] = (reader, *self._entry(reader, param, state, index, number, asked))
+        for number in overlapping(entry for *_, entry in entries.values()):
             index, place = next((i, p) for i, p, n, _ in self._every_param() if n == number)
-            self._refuse_for_cpu(index, place, "it shares memory with another parameter")
+            self._refuse(index, place, "it shares memory with another parameter")
             refused[number] = ""
-        kernels: dict[cpu.Signature, list[cpu.Entry]] = {}
-        halves: dict[cpu.Signature, list[cpu.Entry]] = {}
+        kernels: dict[tuple[Kernels, Signature], list[Entry]] = {}
+        halves: dict[tuple[Kernels, Signature], list[Entry]] = {}
         left: dict[int, list[int]] = {}
         for index, place, number, _ in self._every_param():
             if number in refused:
                 left.setdefault(index, []).append(place)
             elif number in entries:
-                signature, entry = entries[number]
+                reader, signature, entry = entries[number]
                 is_whole = self.way(self.param_groups[index])[0].direction.whole
-                (halves if is_whole else kernels).setdefault(signature, []).append(entry)
-        return cpu.Plan(self.state, self.param_groups, ways, REGISTRY.changes, kernels, halves, left, waiting)
+                (halves if is_whole else kernels).setdefault((reader, signature), []).append(entry)
+        return Plan(self.state, self.param_groups, ways, REGISTRY.changes, kernels, halves, left, waiting)
 
     def _every_param(self) -> Iterator[tuple[int, int, int, Tensor]]:
         """Yield every parameter after its group, its place there and its place among all."""
@@ -389,14 +437,14 @@ class Optimizer(Checkpointed):
                 yield index, place, number, param
                 number += 1
 
-    def _refuse_for_cpu(self, index: int, place: int, why: str) -> None:
-        if self.reader == "cpu":
+    def _refuse(self, index: int, place: int, why: str) -> None:
+        if self.reader != "auto":
             name = name_of(self.param_groups[index], index, place)
-            raise ValueError(f"reader='cpu' cannot step {name}: {why}; use reader='auto'")
+            raise ValueError(f"reader={self.reader!r} cannot step {name}: {why}; use reader='auto'")
 
     def _entry(
-        self, param: Tensor, state: dict[str, Any], index: int, number: int, asked: Sequence[str]
-    ) -> tuple[cpu.Signature, cpu.Entry]:
+        self, reader: Kernels, param: Tensor, state: dict[str, Any], index: int, number: int, asked: Sequence[str]
+    ) -> tuple[Signature, Entry]:
         """Return what a kernel needs to know of a parameter, and which kernel."""
         group = self.param_groups[index]
         equation, kept, how = self.way(group)
@@ -408,10 +456,20 @@ class Optimizer(Checkpointed):
         elements = [each for each in kept if each.per_element]
         moments = tuple(state[each.key].dtype for each in elements)
         shares = tuple(name for name in asked if equation.supplies(name))
-        signature = cpu.Signature(equation, param.dtype, grad, kept, moments, resolved, shares)
+        signature = reader.signature(
+            param,
+            group["capturable"],
+            equation=equation,
+            weight=param.dtype,
+            grad=grad,
+            kept=kept,
+            moments=moments,
+            how=resolved,
+            shares=shares,
+        )
         keys = [each.key for each in elements] + ["compensation"] * (resolved == "compensated")
         memory = (each.key for each in kept if not each.per_element)
-        return signature, cpu.Entry(param, state, ("step", *keys, *memory), index, number)
+        return signature, Entry(param, state, ("step", *keys, *memory), index, number)
 
     def way(self, group: Mapping[str, Any]) -> tuple[Equation, tuple[Kept, ...], str]:
         """Return what decides how a group is stepped: its equation, what its rules keep and the rounding."""
@@ -521,13 +579,15 @@ class Optimizer(Checkpointed):
         equation, state = self.equation(group), self.state[param]
         kept = kept_for(param.shape, equation.kept(numbers))
         step = state.get("step")
-        if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
-            state["step"] = torch.tensor(float(step), dtype=torch.float32)  # an old checkpoint's, or the user's own
-        if state.get("step") is None:
+        device = param.device if group["capturable"] else torch.device("cpu")
+        if step is None:
             # torch's SGD counts no steps; a buffer that came with a checkpoint has seen at least one.
             started = any(state.get(each.key) is not None for each in kept if each.changes)
-            device = param.device if group["capturable"] else "cpu"
             state["step"] = torch.tensor(float(started), dtype=torch.float32, device=device)
+        elif not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0):
+            state["step"] = torch.tensor(float(step), dtype=torch.float32, device=device)  # an old checkpoint's, or a user's
+        elif step.device != device and not torch.compiler.is_compiling():
+            state["step"] = step.to(device)  # capturable was set, or taken back
         for each in kept:
             if state.get(each.key) is None:
                 state[each.key] = eager.start(each, param, equation.asking(each, numbers), moment_dtype(param))
@@ -578,6 +638,21 @@ class Optimizer(Checkpointed):
             elif hyperparameters.counts(group) or any(_holds_tensor(value) for value in group.values()):
                 untold.add(index)
         return untold
+
+
+def _scaling(scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Return GradScaler's found_inf and the inverse of its scale, as it unscales by itself; None where there is neither."""
+    known = scale if found_inf is None else found_inf
+    if known is None:
+        return None
+    inverse = torch.ones_like(known) if scale is None else scale.double().reciprocal().float()
+    return torch.zeros_like(known) if found_inf is None else found_inf, inverse
+
+
+def _counts(step: Tensor, group: Mapping[str, Any], param: Tensor) -> bool:
+    """Return whether a step count is one that a kernel knows, and where this group keeps it."""
+    device = param.device if group["capturable"] else torch.device("cpu")
+    return step.dtype == torch.float32 and step.device == device
 
 
 def _asked_of_all(ways: Iterable[tuple[Equation, Any, Any]]) -> tuple[str, ...]:

@@ -144,7 +144,9 @@ def step_on_floats(
 
 
 def _rule(kind: Kind, name: str, function: Any, keeps: tuple[Kept, ...] = ()) -> Rule:
-    return Rule(name, kind, function, "", keeps=keeps, numbers=(), defaults={}, domain={}, check=None)
+    function.rule = Rule(name, kind, function, "", keeps=keeps, numbers=(), defaults={}, domain={}, check=None)
+    found: Rule = function.rule
+    return found
 
 
 _UP_TO_U = _rule("decay", "none", lambda w, u: u)

@@ -1,1 +1,1 @@
-"""Find out what a decay really does: by experiment, on any optimizer."""
+"""Find out what a decay really does: by experiment and by measurement, on any optimizer."""

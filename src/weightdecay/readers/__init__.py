@@ -1,11 +1,54 @@
 """The backends that read a rule. Each file or folder is one; the optimizer's `reader` argument names it."""
 
-READERS = ("eager", "cpu")
-"""Every reader there is. "auto" takes `cpu` for what it can do, and `eager` for the rest."""
+from functools import cache
+from typing import TYPE_CHECKING
+from warnings import warn
+
+import torch
+
+if TYPE_CHECKING:
+    from weightdecay.readers.plan import Kernels
+
+READERS = ("eager", "cpu", "gpu")
+"""Every reader there is. "auto" takes `cpu` and `gpu` for what they can do, and `eager` for the rest."""
 
 
 def resolve(reader: str) -> str:
     """Return the reader's name, or refuse it."""
     if reader not in ("auto", *READERS):
         raise ValueError(f"reader={reader!r} is not in this version: there are auto, {', '.join(READERS)}")
+    if reader == "gpu":
+        _gpu()
     return reader
+
+
+def kernels(reader: str, device: torch.device) -> "Kernels | None":
+    """Return the reader that makes kernels for a device; None where torch's operations do the step."""
+    if reader == "cpu" or (reader == "auto" and device.type == "cpu"):
+        from weightdecay.readers import cpu
+
+        return cpu
+    if reader == "gpu":
+        return _gpu()
+    return _gpu_if_there() if reader == "auto" and device.type == "cuda" else None
+
+
+def _gpu() -> "Kernels":
+    try:
+        from weightdecay.readers.gpu import reader
+    except ImportError as error:
+        raise ImportError(f"reader='gpu' needs Triton: pip install 'weightdecay[gpu]' ({error})") from None
+    return reader
+
+
+@cache
+def _gpu_if_there() -> "Kernels | None":
+    try:
+        return _gpu()
+    except ImportError:
+        warn(
+            "Triton is not installed, so parameters on the GPU are stepped by torch's operations, which is slower: "
+            "pip install 'weightdecay[gpu]', or say reader='eager'",
+            stacklevel=2,
+        )
+        return None

@@ -203,6 +203,10 @@ def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) ->
 
 
 def _like(value: Any, w: Tensor) -> Tensor:
+    """Return a value of every weight, or one for all of them, in the shape and, if w is a DTensor, in the layout of w."""
+    if not isinstance(value, Tensor) or (value.ndim == 0 and w.ndim > 0):
+        same: Tensor = torch.zeros_like(w) + value
+        return same
     return torch.as_tensor(value, dtype=w.dtype, device=w.device).expand_as(w).clone()
 
 

@@ -49,10 +49,10 @@ def random_bits(like: Tensor, key: tuple[Any, Any]) -> Tensor:
     the whole, contiguous, would have drawn there.
     """
     if _is_distributed(like):
-        return _spread_like(like, _halves(_places_in_whole(like), key))
+        return _spread_like(like, halves(_places_in_whole(like), key))
     bits = torch.empty_like(like, dtype=torch.int64, memory_format=torch.preserve_format)
     places = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
-    bits.as_strided((bits.numel(),), (1,)).copy_(_halves(places, key))
+    bits.as_strided((bits.numel(),), (1,)).copy_(halves(places, key))
     return bits
 
 
@@ -65,7 +65,8 @@ def spread_bits(like: Tensor, key: tuple[Any, Any], count: int) -> Tensor:
     return (random_bits(like, key) + (count & 0xFFFF) * 0x9E37) & 0xFFFF
 
 
-def _halves(place: Tensor, key: tuple[Any, Any]) -> Tensor:
+def halves(place: Tensor, key: tuple[Any, Any]) -> Tensor:
+    """Return the 16 random bits of each place in dense memory."""
     drawn: Tensor = mixed(place >> 1, key)
     return (drawn >> ((place & 1) * 16)) & 0xFFFF
 
@@ -171,6 +172,12 @@ def stochastic_float16(w: Any, bits: Any) -> Any:
     grid = (whole + number(up)) * 2.0**-24
     rounded = where(absolute(w) < 2.0**-14, copysign(grid, w), normal)
     return where(finite(w) & (absolute(rounded) <= 65504.0), rounded, w)
+
+
+def bfloat16_bits(w: Any) -> Any:
+    """Return the bits of the nearest bfloat16, a tie to even, as torch rounds."""
+    rounded = (pattern(w) + 0x7FFF + ((pattern(w) >> 16) & 1)) >> 16
+    return where(w == w, rounded, 0x7FC0)
 
 
 def nearest_bfloat16(w: Any) -> Any:

@@ -135,7 +135,10 @@ def split(
             return read(rule)
 
         def pulled(weight: Linear, *others: Any, **given: Any) -> Linear:
-            pull = whole(read(rule)(weight, *others, **given))
+            found = read(rule)(weight, *others, **given)
+            if isinstance(found, Linear) and isinstance(found.rest, int | float) and found.rest == 0:
+                return found  # a factor of w already, as L2's is
+            pull = whole(found)
             return Linear(pull, *quotient(pull, weight.value))
 
         def decayed(weight: Linear, step: Any, *others: Any, **given: Any) -> Any:

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "Canvas", "Margins", "Picture", "headline", "picture"]
+from weightdecay.files import write
+
+__all__ = ["FAINT", "Canvas", "Margins", "Picture", "headline", "picture", "save"]
 
 _INK, FAINT = "#1f2430", "#5b6472"
 _STYLE: Mapping[Any, Any] = {
@@ -135,3 +138,19 @@ def picture(name: str, draw: Callable[[], Canvas], alt: str) -> Picture:
         canvas = draw()
         svg = canvas.encode("svg").decode()
         return Picture(name, svg, canvas.encode("png"), canvas.stacked(svg), alt)
+
+
+def save(path: str | Path, draw: Callable[[], Picture]) -> None:
+    """Draw a picture into a .png or a .svg, after a look at whether it can be written there.
+
+    Raises:
+        ValueError: the path is neither.
+        FileNotFoundError: there is no such folder.
+    """
+    kind, folder = Path(path).suffix.lower(), Path(path).parent
+    if kind not in (".png", ".svg"):
+        raise ValueError(f"path={str(path)!r} is neither a .png nor a .svg")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(folder)!r}")
+    found = draw()
+    write(Path(path), found.png if kind == ".png" else found.svg.encode())

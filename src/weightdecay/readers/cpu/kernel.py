@@ -10,19 +10,21 @@ neither on the number of threads nor on which of them computed it.
 A rule that asks for a reduction costs further passes over the elements, which write nothing but one partial sum per chunk.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from itertools import chain
+from typing import Any
 
 import torch
 from llvmlite import ir
 
-from weightdecay.readers import rounding
+from weightdecay.readers import rounding, table
 from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
+from weightdecay.readers.written import Pair
 from weightdecay.reductions import REDUCTIONS, Reduction
-from weightdecay.rule import Kept
-from weightdecay.step import Equation, step
+from weightdecay.step import step
 
 CHUNK = 4096
 """Elements per chunk: a partial sum covers one, whoever computes it."""
@@ -30,60 +32,20 @@ JOB = ("ticket", "parts", "part_table", "tensors", "columns", "rows", "partials"
 """The words of a job, the argument of every pass."""
 PART = ("tensor", "chunk", "end")
 """The words of a part: the tensor it starts in, and its first and last chunk among the chunks of all tensors."""
-FIXED_COLUMNS = ("chunk", "end", "elements", "row", "index", "step", "w", "g")
-"""What the table holds of every tensor, before the addresses of its moments."""
+FIXED_COLUMNS = ("chunk", "end", "elements", "row", "index", "g")
+"""What the table holds of every tensor, before the addresses of its weight and state."""
 _AHEAD = 2048
 """How many bytes ahead of the loop memory is asked for; decisions/0008 has the measurement."""
 _LINE = 64
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(table.Signature):
     """All that a kernel depends on."""
-
-    equation: Equation
-    weight: torch.dtype
-    grad: torch.dtype
-    kept: tuple[Kept, ...]
-    """What the rules keep from step to step."""
-    moments: tuple[torch.dtype, ...]
-    """The dtypes of that which is kept for every element."""
-    how: str
-    """The rounding, resolved."""
-    shares: tuple[str, ...] = ()
-    """The numbers of all tensors in which these count; each is a pass of its own, and then a number of the row."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the table's columns."""
-        moments = (f"moment{k}" for k in range(len(self.moments)))
-        return (*FIXED_COLUMNS, *moments, *(["compensation"] if self.how == "compensated" else []), *self.memory, *self.next)
-
-    @property
-    def elements(self) -> tuple[Kept, ...]:
-        """Return what is kept for every element."""
-        return tuple(each for each in self.kept if each.per_element)
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        """Return the columns of the numbers that are kept, one per tensor."""
-        return tuple(f"memory_{each.name}" for each in self.kept if not each.per_element)
-
-    @property
-    def next(self) -> tuple[str, ...]:
-        """Return the columns of where a step leaves such a number, while other threads still read the old one."""
-        return tuple(f"next_{each.name}" for each in self.kept if not each.per_element and each.changes)
-
-    @property
-    def numbers(self) -> tuple[tuple[str, str], ...]:
-        """Return what a row holds: the rules' numbers by kind and name, then the gradient's factor and the seed."""
-        own = (
-            (rule.kind, name)
-            for rule in self.equation.rules
-            for name in rule.numbers
-            if name in rule.shared or name not in (*rule.reductions, *rule.memory, "t")
-        )
-        return (*own, ("", "factor"), ("", "seed"))
+        return (*FIXED_COLUMNS, *self.addresses, *self.next)
 
 
 @dataclass(frozen=True)
@@ -95,6 +57,12 @@ class Kernel:
     """The address of the function that counts the step of every tensor that has a gradient."""
     passes: tuple[int, ...]
     """The addresses of the passes over the elements; the last one writes."""
+    begun: int
+    """After how many of them the numbers of all tensors are found."""
+    shares: tuple[int, ...]
+    """Which sums those are, in the order of the signature."""
+    sums: int
+    """How many sums a chunk leaves."""
     settle: int
     """The address of the function that moves on the numbers that are kept per tensor."""
     engine: Any
@@ -126,67 +94,57 @@ def _compile(signature: Signature) -> Kernel:
     _write_settle(module, signature)
     engine, addresses = compiled(module)
     order = tuple(addresses[f"pass{place}"] for place in range(len(passes)))
-    return Kernel(signature, addresses["advance"], order, addresses["settle"], engine)
+    shared, every = [_Sum(name, False) for name in signature.shares], list(chain.from_iterable(passes))
+    begun = max((place + 1 for place, found in enumerate(passes) if set(found) & set(shared)), default=0)
+    shares = tuple(map(every.index, shared))
+    return Kernel(signature, addresses["advance"], order, begun, shares, len(every), addresses["settle"], engine)
 
 
 @dataclass(frozen=True)
 class _Sum:
-    """One pass for a reduction: of its terms, or of the largest element, in whose units its terms are taken."""
+    """A reduction's terms added up, or the largest element, in whose units they are taken."""
 
     reduction: int | str
     """Which of the reductions that the rules ask for, in the order of the step; one of all tensors by its name."""
     largest: bool
 
 
-def _passes(signature: Signature) -> tuple[_Sum | None, ...]:
-    """Return what each pass over the elements is for; None writes."""
-    equation = signature.equation
-    asked: list[Reduction] = []
+def _passes(signature: Signature) -> tuple[tuple[_Sum, ...], ...]:
+    """Return the sums that each pass over the elements finds; the last finds none, and writes.
 
-    def reduce(reduction: Reduction, *_: Any) -> float:
-        asked.append(reduction)
-        return 0.0
-
-    nothing: Mapping[str, Any] = {name: 0.0 for rule in equation.rules for name in ("w", "g", *rule.elements)}
-    numbers: dict[str, Any] = {rule.kind: dict.fromkeys(rule.numbers, 0.0) for rule in equation.rules}
-
-    def zeros(function: Any) -> Any:
-        rule = getattr(function, "rule", None)
-        return lambda *_, **__: (0.0,) * (1 + len(rule.returned)) if rule is not None and rule.returned else 0.0
-
-    step(equation, numbers, nothing, bind=zeros, reduce=reduce)
-    sums = ([_Sum(k, True), _Sum(k, False)] if reduction.norm else [_Sum(k, False)] for k, reduction in enumerate(asked))
-    return (*(_Sum(name, False) for name in signature.shares), *(each for pair in sums for each in pair), None)
+    What a rule asks for does not depend on each other, and is found in one pass; only what is taken in units of the largest
+    element needs one more.
+    """
+    passes: list[tuple[_Sum, ...]] = []
+    number = 0
+    for rule in signature.equation.rules:
+        if rule is signature.equation.decay:  # a number of all tensors is of what the direction makes
+            passes += [(_Sum(name, False),) for name in signature.shares]
+        asked = list(enumerate((REDUCTIONS[name] for name in rule.reductions if name not in rule.shared), number))
+        number += len(asked)
+        passes += [tuple(_Sum(k, reduction.norm) for k, reduction in asked)] if asked else []
+        in_units = tuple(_Sum(k, False) for k, reduction in asked if reduction.norm)
+        passes += [in_units] if in_units else []
+    return (*passes, ())
 
 
 class _Reached(Exception):  # noqa: N818
-    """Carries the terms of the sum for which a pass is made, past the rest of the step."""
-
-    def __init__(self, term: Value) -> None:
-        self.term = term
-
-
-class _Pair:
-    """The number of each pair of neighbours in their tensor: 64 bits, of which the lanes of a kernel hold two halves."""
-
-    def __init__(self, low: Value, high: Value) -> None:
-        self.low, self.high = low, high
-
-    def __and__(self, mask: int) -> Value:
-        assert mask == 0xFFFFFFFF
-        return self.low
-
-    def __rshift__(self, bits: int) -> Value:
-        assert bits == 32
-        return self.high
+    """Leaves the step where the terms of all the sums are there for which a pass is made."""
 
 
 class _Pass:
     """Writes one pass over all elements of all tensors."""
 
-    def __init__(self, module: ir.Module, signature: Signature, passes: tuple[_Sum | None, ...], place: int) -> None:
-        self.module, self.signature, self.passes, self.place = module, signature, passes, place
-        self.purpose = passes[place]
+    def __init__(self, module: ir.Module, signature: Signature, passes: tuple[tuple[_Sum, ...], ...], place: int) -> None:
+        self.module, self.signature = module, signature
+        self.known = list(chain.from_iterable(passes[:place]))
+        """The sums that earlier passes have found."""
+        self.wanted = passes[place]
+        """The sums that this one is there for; none for the one that writes."""
+        asked = [REDUCTIONS[name] for rule in signature.equation.rules for name in rule.reductions if name not in rule.shared]
+        of_weights = (isinstance(each.reduction, int) and "u" not in asked[each.reduction].elements for each in self.wanted)
+        self.reads_all = not self.wanted or not all(of_weights)
+        """Whether it needs the step's u, and so all that is kept."""
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64, POINTER]), f"pass{place}")
         self.real = DOUBLE if signature.weight == torch.float64 else FLOAT
         self.lanes = _LINE // (8 if self.real == DOUBLE else 4)
@@ -196,7 +154,7 @@ class _Pass:
         b = ir.IRBuilder(self.function.append_basic_block("entry"))
         *_, job = self.function.args
         self.job = {name: _word(b, job, k, POINTER if name in _POINTERS else I64) for k, name in enumerate(JOB)}
-        total = _slot(b, ir.VectorType(DOUBLE, self.lanes)), _slot(b, ir.VectorType(DOUBLE, 1))
+        totals = [[_slot(b, ir.VectorType(DOUBLE, lanes)) for lanes in (self.lanes, 1)] for _ in self.wanted]
         take, part, walk, run, work, following, done = (
             b.append_basic_block(name) for name in ("take", "part", "walk", "run", "work", "following", "done")
         )
@@ -223,7 +181,7 @@ class _Pass:
                 b,
                 self.job["columns"],
                 b.add(b.mul(self.job["tensors"], I64(k)), tensor),
-                I64 if name in ("chunk", "end", "elements", "row", "index", "g") else POINTER,
+                I64 if name in FIXED_COLUMNS else POINTER,
             )
             for k, name in enumerate(self.signature.columns)
         }
@@ -239,16 +197,18 @@ class _Pass:
         elements = b.append_basic_block("elements")
         each = self.writer.each = ir.IRBuilder(elements)
         of_tensor = self.column["chunk"]
-        if self.purpose is None:
-            self._span(each, each.sub(chunk, of_tensor), each.sub(stop, of_tensor), total)
+        if not self.wanted:
+            self._span(each, each.sub(chunk, of_tensor), each.sub(stop, of_tensor), totals)
         else:
             with counted(each, chunk, stop) as one:
-                for slot in total:
+                for slot in chain.from_iterable(totals):
                     each.store(ir.Constant(slot.allocated_type, [0.0] * slot.allocated_type.count), slot)
                 start = each.sub(one, of_tensor)
-                self._span(each, start, each.add(start, I64(1)), total)
-                at = each.add(each.mul(self.job["chunks"], I64(self.place)), one)
-                each.store(self._folded(each, total), each.gep(self.job["partials"], [at], source_etype=DOUBLE))
+                self._span(each, start, each.add(start, I64(1)), totals)
+                for place, which in enumerate(self.wanted, len(self.known)):
+                    at = each.add(each.mul(self.job["chunks"], I64(place)), one)
+                    folded = self._folded(each, totals[place - len(self.known)], which)
+                    each.store(folded, each.gep(self.job["partials"], [at], source_etype=DOUBLE))
         each.branch(following)
         b.branch(elements)
 
@@ -275,22 +235,22 @@ class _Pass:
         found["", "t"] = Value(self.writer, b.fpext(b.load(self.column["step"], typ=FLOAT), DOUBLE))
         return found
 
-    def _span(self, each: ir.IRBuilder, first: ir.Value, last: ir.Value, total: tuple[ir.Value, ir.Value]) -> None:
+    def _span(self, each: ir.IRBuilder, first: ir.Value, last: ir.Value, totals: list[list[ir.Value]]) -> None:
         """Write the loops over the elements of some chunks: line by line, and what is left one by one."""
         start, stop = each.mul(first, I64(CHUNK)), each.mul(last, I64(CHUNK))
         elements = self.column["elements"]
         stop = each.select(each.icmp_unsigned("<", stop, elements), stop, elements)
-        for lanes, slot in zip((self.lanes, 1), total, strict=True):
+        for which, lanes in enumerate((self.lanes, 1)):
             self.writer.lanes = lanes
             with counted(each, start, stop, lanes) as place:
-                self._elements(each, place, slot)
+                self._elements(each, place, [slots[which] for slots in totals])
             start = place
 
-    def _elements(self, each: ir.IRBuilder, place: ir.Value, total: ir.Value) -> None:
-        """Write what happens to the elements at one place: the step itself."""
+    def _elements(self, each: ir.IRBuilder, place: ir.Value, totals: list[ir.Value]) -> None:
+        """Write what happens to the elements at one place: the step itself, or as much of it as the sums need."""
         signature, writer = self.signature, self.writer
         equation, moments = signature.equation, list(zip(signature.elements, signature.moments, strict=True))
-        if writer.lanes > 1 and self.purpose is None:  # a sum reads one or two of these
+        if writer.lanes > 1 and self.reads_all:
             self._ask_ahead(each, place)
         w = writer.load(self.column["w"], signature.weight, place)
         if signature.how == "compensated":
@@ -308,16 +268,18 @@ class _Pass:
             for rule in equation.rules
         }
         self.reduced = 0
+        self.terms: dict[_Sum, Value] = {}
         try:
-            if self.purpose is not None and isinstance(self.purpose.reduction, str):
-                self._share(REDUCTIONS[self.purpose.reduction], numbers, values)
+            for which in self.wanted:
+                if isinstance(which.reduction, str):
+                    self._share(which, REDUCTIONS[which.reduction], numbers, values)
             found, new = step(equation, numbers, values, bind=writer.bound, reduce=self._reduce)
-        except _Reached as reached:
-            (term,) = writer.alike(reached.term)
-            before = Value(writer, each.load(total, typ=ir.VectorType(DOUBLE, writer.lanes)))
-            assert self.purpose is not None
-            after = writer.maximum(before, term) if self.purpose.largest else before + term
-            each.store(after.ir, total)
+        except _Reached:
+            for which, total in zip(self.wanted, totals, strict=True):
+                (term,) = writer.alike(self.terms[which])
+                before = Value(writer, each.load(total, typ=ir.VectorType(DOUBLE, writer.lanes)))
+                after = writer.maximum(before, term) if which.largest else before + term
+                each.store(after.ir, total)
             return
         changed = [(f"moment{k}", kept, dtype) for k, (kept, dtype) in enumerate(moments) if kept.changes]
         found, *news, _ = writer.alike(found, *(new[kept.name] for _, kept, _ in changed), w)
@@ -354,7 +316,7 @@ class _Pass:
         pair = each.lshr(place, I64(1))
         low = each.add(spread(pair), ir.Constant(vector, list(range(pairs))))
         writer.lanes = pairs
-        drawn = writer.bound(rounding.mixed)(_Pair(Value(writer, low), Value(writer, spread(each.lshr(pair, I64(32))))), key)
+        drawn = writer.bound(rounding.mixed)(Pair(Value(writer, low), Value(writer, spread(each.lshr(pair, I64(32))))), key)
         writer.lanes = lanes
         if lanes == 1:
             odd = each.shl(each.and_(spread(place), ir.Constant(vector, [1])), ir.Constant(vector, [4]))
@@ -378,40 +340,49 @@ class _Pass:
     # Reductions ---------------------------------------------------------------------------------------------------------
 
     def _reduce(self, reduction: Reduction, values: Mapping[str, Any], given: Mapping[str, Any]) -> Value:
-        """Return a number of the whole tensor if an earlier pass has found it; else this pass is there to find it."""
+        """Return a number of the whole tensor if earlier passes have found it; else take the terms that this one wants."""
         writer, number = self.writer, self.reduced
         self.reduced += 1
         elements = [writer.converted(writer.alike(values[n], values["w"])[0], DOUBLE) for n in reduction.elements]
         unit: Any = 1.0
         if reduction.norm:
             (x,) = elements
-            if self.purpose == _Sum(number, largest=True):
-                raise _Reached(writer.absolute(x))
-            largest = self._partial(_Sum(number, largest=True))
+            which = _Sum(number, largest=True)
+            if which in self.wanted:
+                return self._reached(which, writer.absolute(x))
+            largest = self._partial(which)
             unit = writer.where(largest > 0, largest, 1.0)
             # The inverse of a float32 is a double, that of a double may be none.
             elements = [x / Value(writer, unit.ir, inverse=1 / unit if self.real == FLOAT else None)]
-        if self.purpose == _Sum(number, largest=False):
-            raise _Reached(writer.bound(reduction.term)(*elements, **reduction.given(reduction.term, given)))
-        total = self._partial(_Sum(number, largest=False))
+        which = _Sum(number, largest=False)
+        if which in self.wanted:
+            return self._reached(which, writer.bound(reduction.term)(*elements, **reduction.given(reduction.term, given)))
+        total = self._partial(which)
         found = writer.bound(reduction.finish)(total, **reduction.given(reduction.finish, given)) * unit
         return writer.converted(writer.converted(found, self.real), DOUBLE)
 
-    def _share(self, reduction: Reduction, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> NoReturn:
-        """End the pass with this tensor's terms of a number of all tensors."""
+    def _reached(self, which: _Sum, term: Value) -> Value:
+        """Take the term of a sum, and leave the step if it was the last; its number is not known in this pass."""
+        self.terms[which] = term
+        if len(self.terms) == len(self.wanted):
+            raise _Reached
+        return Value(self.writer, ir.Constant(DOUBLE, math.nan))
+
+    def _share(self, which: _Sum, reduction: Reduction, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Take this tensor's terms of a number of all tensors."""
         writer, equation = self.writer, self.signature.equation
         lines = [
             step(equation.up_to(name), numbers, values, bind=writer.bound, reduce=self._reduce)[0]
             for name in reduction.elements
         ]
         elements = [writer.converted(writer.alike(line, values["w"])[0], DOUBLE) for line in lines]
-        raise _Reached(writer.bound(reduction.term)(*elements))
+        self._reached(which, writer.bound(reduction.term)(*elements))
 
     def _partial(self, which: _Sum) -> Value:
         """Return the sum, or the largest, of what an earlier pass has left for the chunks of this tensor."""
         if which not in self.partial:
             b, writer = self.writer.once, self.writer
-            base = b.mul(self.job["chunks"], I64(self.passes.index(which)))
+            base = b.mul(self.job["chunks"], I64(self.known.index(which)))
             slot = _slot(b, DOUBLE)
             b.store(ir.Constant(DOUBLE, 0.0), slot)
             with counted(b, self.column["chunk"], self.column["end"]) as chunk:
@@ -421,15 +392,14 @@ class _Pass:
             self.partial[which] = Value(writer, b.load(slot, typ=DOUBLE))
         return self.partial[which]
 
-    def _folded(self, each: ir.IRBuilder, total: tuple[ir.Value, ir.Value]) -> ir.Value:
+    def _folded(self, each: ir.IRBuilder, slots: list[ir.Value], which: _Sum) -> ir.Value:
         """Return one number for the lanes of a chunk, taken in their order."""
         found = ir.Constant(DOUBLE, 0.0)
-        assert self.purpose is not None
-        for slot in total:
+        for slot in slots:
             lanes = each.load(slot, typ=slot.allocated_type)
             for lane in range(slot.allocated_type.count):
                 one = each.extract_element(lanes, I32(lane))
-                found = _larger(each, found, one) if self.purpose.largest else each.fadd(found, one)
+                found = _larger(each, found, one) if which.largest else each.fadd(found, one)
         return found
 
 

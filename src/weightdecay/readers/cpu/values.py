@@ -15,6 +15,7 @@ from llvmlite import ir
 
 from weightdecay import rule, words
 from weightdecay.readers import rounding
+from weightdecay.readers.written import ByComparison, Written
 
 BIT, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOAT, DOUBLE, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
@@ -31,15 +32,14 @@ _REALS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _INTEGERS = {"add": "add", "sub": "sub", "mul": "mul", "and": "and_", "xor": "xor", "shift": "lshr"}
 
 
-class Value:
+class Value(Written):
     """A number of the kernel: per tensor if its type is a scalar, per element if it is a vector."""
 
-    __slots__ = ("inverse", "ir", "writer")
+    __slots__ = ("ir",)
 
     def __init__(self, writer: "Writer", value: ir.Value, inverse: "Value | None" = None) -> None:
-        self.writer, self.ir = writer, value
-        self.inverse = inverse
-        """What to multiply by instead of dividing, for a number whose inverse leaves no float's range."""
+        super().__init__(writer, inverse)
+        self.ir = value
 
     @property
     def per_element(self) -> bool:
@@ -51,70 +51,8 @@ class Value:
         """Return the type of one number."""
         return self.ir.type.element if self.per_element else self.ir.type
 
-    def __add__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("add", self, other)
 
-    def __radd__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("add", other, self)
-
-    def __sub__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("sub", self, other)
-
-    def __rsub__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("sub", other, self)
-
-    def __mul__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("mul", self, other)
-
-    def __rmul__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("mul", other, self)
-
-    def __truediv__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("div", self, other)
-
-    def __rtruediv__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("div", other, self)
-
-    def __and__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("and", self, other)
-
-    def __xor__(self, other: Any) -> "Value":
-        return self.writer.arithmetic("xor", self, other)
-
-    def __rshift__(self, other: int) -> "Value":
-        return self.writer.arithmetic("shift", self, other)
-
-    def __neg__(self) -> "Value":
-        return self.writer.emit("fneg", self)
-
-    def __pos__(self) -> "Value":
-        return self
-
-    def __lt__(self, other: Any) -> "Value":
-        return self.writer.comparison("<", self, other)
-
-    def __le__(self, other: Any) -> "Value":
-        return self.writer.comparison("<=", self, other)
-
-    def __gt__(self, other: Any) -> "Value":
-        return self.writer.comparison(">", self, other)
-
-    def __ge__(self, other: Any) -> "Value":
-        return self.writer.comparison(">=", self, other)
-
-    def __eq__(self, other: object) -> "Value":  # type: ignore[override]
-        return self.writer.comparison("==", self, other)
-
-    def __ne__(self, other: object) -> "Value":  # type: ignore[override]
-        return self.writer.comparison("!=", self, other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __bool__(self) -> bool:
-        raise TypeError("a value of the kernel has no truth while it is being written")
-
-
-class Writer:
+class Writer(ByComparison):
     """Writes instructions at two places: `once`, before the loop over a tensor's elements, and `each`, in it.
 
     What depends on numbers alone is written before the loop, and only once however often it is asked for.
@@ -214,6 +152,10 @@ class Writer:
         table = _INTEGERS if isinstance(x.of, ir.IntType) else _REALS
         return self.emit(table[operation], x, y)
 
+    def negated(self, x: Value) -> Value:
+        """Write −x."""
+        return self.emit("fneg", x)
+
     def comparison(self, sign: str, x: Any, y: Any) -> Value:
         """Write x < y and its like; NaN compares as in IEEE 754."""
         x, y = self.alike(x, y)
@@ -243,7 +185,7 @@ class Writer:
         """Write the elements at a place, rounded to nearest."""
         of = STORAGE[dtype]
         if dtype == torch.bfloat16:
-            value = self._bfloat16(self.converted(value, FLOAT))
+            value = self.bound(rounding.bfloat16_bits)(self.converted(value, FLOAT))
         if of == HALF:
             value = self.converted(value, FLOAT)  # as torch does it, and as every processor can
         value = self.converted(value, of)
@@ -252,13 +194,6 @@ class Writer:
     def _splat(self, number: float, of: ir.Type) -> Value:
         return self.spread(self.constant(number, of), of)
 
-    def _bfloat16(self, x: Value) -> Value:
-        """Return the bits of the nearest bfloat16, a tie to even, as torch rounds."""
-        pattern = self.bits(x, I32)
-        rounded = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16
-        found: Value = self.where(x == x, rounded, 0x7FC0)
-        return found
-
     # The words ----------------------------------------------------------------------------------------------------------
 
     def absolute(self, x: Any) -> Any:
@@ -266,11 +201,6 @@ class Writer:
 
     def sqrt(self, x: Any) -> Any:
         return self.emit("sqrt", x, call=True) if isinstance(x, Value) else words.sqrt(x)
-
-    def sign(self, x: Any) -> Any:
-        if not isinstance(x, Value):
-            return words.sign(x)
-        return self.where(x > 0, 1.0, self.where(x < 0, -1.0, self.where(x == 0, 0.0, x)))
 
     def where(self, condition: Any, x: Any, y: Any) -> Any:
         if not isinstance(condition, Value):
@@ -285,18 +215,6 @@ class Writer:
         elif x.per_element and not condition.per_element:
             condition = self.spread(condition, BIT)
         return self.emit("select", condition, x, y)
-
-    def maximum(self, x: Any, y: Any) -> Any:
-        return self._extremum("maximum", lambda x, y: x >= y, x, y)
-
-    def minimum(self, x: Any, y: Any) -> Any:
-        return self._extremum("minimum", lambda x, y: x <= y, x, y)
-
-    def _extremum(self, word: str, better: Callable[[Any, Any], Any], x: Any, y: Any) -> Any:
-        if not isinstance(x, Value) and not isinstance(y, Value):
-            return getattr(words, word)(x, y)
-        x, y = self.alike(x, y)
-        return self.where(better(x, y), x, self.where(x == x, y, x))
 
     def debias(self, beta: Any, t: Any) -> Any:
         if not isinstance(beta, Value) and not isinstance(t, Value):
@@ -370,7 +288,8 @@ class Writer:
     def _is_simple(self, y: Value) -> Value:
         """Tell whether a power is a product of x, x and √x, as the defaults of most rules are."""
         doubled = y * 2
-        return (self.emit("floor", doubled, call=True) == doubled) & (y >= 0) & (y < 3)
+        simple: Value = (self.emit("floor", doubled, call=True) == doubled) & (y >= 0) & (y < 3)
+        return simple
 
     def _simple_power(self, x: Value, y: Value) -> Value:
         half = self.emit("floor", y, call=True) != y
@@ -473,14 +392,10 @@ class Writer:
         return self.converted(integer, FLOAT)
 
     def as_bfloat16(self, x: Value) -> Value:
-        return self.bits(self.emit("shl", self._bfloat16(x), self._splat(16, I32)), FLOAT)
+        return self.bits(self.emit("shl", self.bound(rounding.bfloat16_bits)(x), self._splat(16, I32)), FLOAT)
 
     def as_float16(self, x: Value) -> Value:
         return self.converted(self.converted(x, HALF), FLOAT)
-
-    def finite(self, x: Value) -> Value:
-        below: Value = self.absolute(x) < math.inf
-        return below
 
     def floor(self, x: Value) -> Value:
         return self.emit("floor", x, call=True)

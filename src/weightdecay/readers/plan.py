@@ -1,14 +1,31 @@
 """Which parameters of an optimizer the kernels step, table by table, and which are left to the eager reader."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from weightdecay.readers.cpu.kernel import Signature
-from weightdecay.readers.cpu.table import Entry, Table
+from weightdecay.readers.eager import Share
+from weightdecay.readers.table import Entry, Signature, Table
+
+
+class Kernels(Protocol):
+    """What a reader that makes kernels, a module of `weightdecay.readers`, has for an optimizer."""
+
+    def refusal(self, param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
+        """Return why no kernel can step a parameter with this gradient and state; None if one can."""
+
+    def signature(self, param: Tensor, capturable: bool, **given: Any) -> Signature:
+        """Return which kernel steps a parameter; what is given are the fields of a Signature."""
+
+    def table(self, signature: Any, entries: Iterable[Entry], /) -> Table:
+        """Return the table of all parameters with one signature."""
+
+
+Lists = Mapping[tuple[Kernels, Signature], Sequence[Entry]]
+"""The parameters of each kernel, by its reader and signature."""
 
 
 class Plan:
@@ -20,8 +37,8 @@ class Plan:
         groups: Sequence[Mapping[str, Any]],
         ways: Sequence[Any],
         rules: int,
-        entries: Mapping[Signature, Sequence[Entry]],
-        halves: Mapping[Signature, Sequence[Entry]],
+        entries: Lists,
+        halves: Lists,
         left: Mapping[int, Sequence[int]],
         waiting: Sequence[Tensor],
     ) -> None:
@@ -37,8 +54,10 @@ class Plan:
             waiting: parameters that have had no gradient yet, and so no state.
         """
         self.ways, self.rules, self.left, self.waiting = list(ways), rules, dict(left), list(waiting)
-        self.tables = [Table(signature, own) for signature, own in entries.items()]
-        self.halves = [(entry, Table(signature, [entry])) for signature, own in halves.items() for entry in own]
+        self.tables = [reader.table(signature, own) for (reader, signature), own in entries.items()]
+        self.halves = [
+            (entry, reader.table(signature, [entry])) for (reader, signature), own in halves.items() for entry in own
+        ]
         self._params = [list(group["params"]) for group in groups]
         self._states = list(state.values())
 
@@ -59,7 +78,15 @@ class Plan:
             if group in table.groups:
                 table.write_row(group, numbers, factor, seed)
 
-    def begin(self) -> list[tuple[str, list[float], int]]:
+    def scale(self, found_inf: Tensor, unscale: Tensor) -> bool:
+        """Let the kernels of the next step unscale gradients, and do nothing where found_inf is not 0; False if some cannot."""
+        if self.left or self.halves or not all(table.scales for table in self.tables):
+            return False
+        for table in self.tables:
+            table.scale(found_inf, unscale)
+        return True
+
+    def begin(self) -> list[Share]:
         """Begin the step, and return what the kernels' parameters add to numbers of all tensors."""
         for table in self.tables:
             table.begin()

@@ -1,0 +1,302 @@
+"""What the sums of a step say of a group or a role, as numbers, beside what the rules let one expect."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from weightdecay import equilibrium
+from weightdecay.audit.sums import AFTER, BEFORE
+from weightdecay.decomposition import Upcoming
+from weightdecay.rule import Rule
+from weightdecay.shrink import steps_to_halve
+from weightdecay.units import Record, Settings
+
+_ORTHOGONAL = 1e-4
+"""Where the cosine between a weight and its gradient is below, the length of the weight is taken not to change the loss."""
+_LARGE = 1e6
+"""A gradient beside which every eps is nothing."""
+
+GROUP = "group"
+"""What the label of a group begins with, before its number."""
+
+Sums = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the rules of a group imply for each of its tensors."""
+
+    lr: float
+    degree: float
+    """The power of the gradient's size with which u grows: 1 for SGD, 0 for Adam and all that normalise, NaN if unknown."""
+    shrink: float | None
+    """Of every weight, in the long run; None where that is the measured one, NaN where there is no such number."""
+    balance: Callable[[int, Sums], float] | None
+    """The norm at which a tensor of so many weights settles."""
+
+    @classmethod
+    def of(cls, step: Upcoming) -> "Expected":
+        """Read the rules and numbers of a step."""
+        penalty, decay, shrink = step.equation.penalty, step.equation.decay, step.shrink()
+        if penalty is not None:
+            is_l2 = penalty.name == "l2" and decay.name == "none"
+            lam, gain = _plain(step.given["penalty"].get("lam", math.nan)), _gain(step)
+            shrink = _plain(step.given["decay"]["eta"]) * lam * gain if is_l2 else math.nan
+        return cls.shrinking(step, shrink)
+
+    @classmethod
+    def shrinking(cls, step: Upcoming, shrink: float | None) -> "Expected":
+        """Read the direction of a step, with a decay that takes this share of every weight."""
+        direction, numbers = step.equation.direction, _numbers(step)
+        eta = _plain(step.given["decay"]["eta"])
+        return cls(eta, _degree(direction, numbers), shrink, _balance(direction, numbers, eta, shrink, _gain(step)))
+
+
+def _numbers(step: Upcoming) -> dict[str, Any]:
+    """Return the direction's numbers; one of whole tensors may take words and pairs as well."""
+    return {name: _plain(x) for name, x in step.given["direction"].items()}
+
+
+def _plain(x: Any) -> Any:
+    """Return a tensor of one element as a float, and all else as it is."""
+    return float(x) if isinstance(x, Tensor) else x
+
+
+def _gain(step: Upcoming) -> float:
+    """Return how often SGD's momentum applies a gradient in all; NaN of any other direction."""
+    numbers = _numbers(step)
+    if step.equation.direction.name != "sgd" or numbers["mu"] >= 1:
+        return math.nan
+    between = Settings(("coupled", "torch"), momentum=numbers["mu"], dampening=numbers["dampening"])
+    return between.to_torch("coupled", 1.0)
+
+
+def _degree(direction: Rule, numbers: Mapping[str, float]) -> float:
+    """Ask the rule itself what twice the gradient does to u."""
+    starts = {each.name: each.start for each in direction.keeps if not each.per_element}
+    given = {**starts, **numbers}
+    if direction.whole or not all(isinstance(given.get(name), float | int) for name in direction.numbers):
+        return math.nan
+    state, given = [0.0] * (len(direction.elements) - 1), {name: given[name] for name in direction.numbers}
+    try:
+        found = [direction.function(g, *state, **given) for g in (_LARGE, 2 * _LARGE)]
+        once, twice = (each[0] if direction.returned else each for each in found)
+        degree = math.log2(twice / once)
+    except (ArithmeticError, ValueError):
+        return math.nan
+    return round(degree) if abs(degree - round(degree)) < 0.01 else math.nan
+
+
+def _balance(
+    direction: Rule, numbers: Mapping[str, float], eta: float, shrink: float | None, gain: float
+) -> Callable[[int, Sums], float] | None:
+    """Return the norm at equilibrium, as a function of the number of weights and the sums."""
+    if shrink is None or not 0 < shrink < 1 or eta <= 0:
+        return None
+    if direction.name == "adam":
+        return lambda count, _: equilibrium.adam(count, eta=eta, shrink=shrink, beta1=numbers["beta1"])
+    if direction.name == "lion":
+        betas = {name: numbers[name] for name in ("beta1", "beta2")}
+        return lambda count, _: equilibrium.lion(count, eta=eta, shrink=shrink, **betas)
+    if direction.name == "sgd" and not math.isnan(gain):
+        return lambda _, sums: _of_invariant(sums, eta=eta, shrink=shrink, gain=gain)
+    return None
+
+
+def _of_invariant(sums: Sums, *, eta: float, shrink: float, gain: float) -> float:
+    """Return SGD's equilibrium for a tensor whose gradient stands at right angles to it, NaN for another."""
+    gradient = math.sqrt(sums["w²"] * sums["gradient²"])
+    if not gradient > 0 or abs(sums["w·gradient"]) > _ORTHOGONAL * gradient:
+        return math.nan
+    return equilibrium.sgd(gradient, eta=eta, shrink=shrink, gain=gain)
+
+
+# From sums to numbers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a tensor without a look at its weights."""
+
+    labels: tuple[str, ...]
+    """The group and, if it has one, the role."""
+    count: int
+    """Of weights; a complex one is two."""
+    is_matrix: bool
+    expected: Expected | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One tensor at one sample."""
+
+    known: Known
+    sums: Sums
+
+    @classmethod
+    def of(cls, known: Known, row: Sequence[float]) -> "Measured":
+        """Name the sums."""
+        return cls(known, dict(zip((*BEFORE, *AFTER), row, strict=True)))
+
+    def angle(self) -> float:
+        """Return the angle between the weights before and after, exact where it is small."""
+        w, along, change = (self.sums[name] for name in AFTER)
+        return math.atan2(math.sqrt(max(0.0, w * change - along * along)), w + along)
+
+    def balance(self) -> float:
+        """Return the norm at equilibrium; NaN where no law applies."""
+        expected = self.known.expected
+        if expected is None or expected.balance is None or not self.known.is_matrix:
+            return math.nan
+        return expected.balance(self.known.count, self.sums)
+
+    def effective_lr(self) -> float:
+        """Return the learning rate that would turn weights of norm 1 as far."""
+        expected = self.known.expected
+        return math.nan if expected is None else expected.lr / math.sqrt(self.sums["w²"]) ** (1 + expected.degree)
+
+    def forgotten(self) -> float:
+        """Return the shrink of the long run, times ‖w‖²."""
+        expected = self.known.expected
+        if expected is None:
+            return math.nan
+        return self.sums["w·decay"] if expected.shrink is None else expected.shrink * self.sums["w²"]
+
+
+@dataclass(frozen=True)
+class Reading(Record):
+    """What one step did to a group or a role, all its tensors as one vector w unless it says otherwise; NaN is unknown.
+
+    Of the step w_t = g·w − η·h, (1 − g)·w is the decay and η·h the update.
+    """
+
+    tensors: int
+    """How many had a gradient, and so a step."""
+    weights: int
+    norm: float
+    """‖w‖, before the step."""
+    change: float
+    """‖w_t − w‖/‖w‖ of the stored weights."""
+    angle: float
+    """Between w and w_t in radians; the mean over the tensors."""
+    shrink: float
+    """⟨w, (1 − g)·w⟩/‖w‖², the share of w that the decay was to take: lr·λ if decoupled."""
+    realised: float
+    """⟨w, R(w − η·h) − w_t⟩/‖w‖², the share that it took: R rounds as the step does, with the same random bits.
+    Of an attached decay, what it took of the stored weights; what is pending counts as taken."""
+    kept: float
+    """realised/shrink: 1 if no decay is lost, 0 if all of it is."""
+    decay_to_update: float
+    """‖(1 − g)·w‖/‖η·h‖."""
+    equilibrium: float
+    """The norm at which the rules hold the matrices of which a law is known, as one vector."""
+    norm_to_equilibrium: float
+    """The norm of those matrices over it."""
+    half_life: float
+    """In steps, at this step's lr and λ."""
+    half_life_epochs: float
+    timescale: float
+    """In steps: over how many the weights average their updates."""
+    timescale_epochs: float
+    effective_lr: float
+    """η/‖w‖² if u grows with the gradient, η/‖w‖ if it does not; the mean over the tensors."""
+
+    @classmethod
+    def of(cls, tensors: Sequence[Measured], steps_per_epoch: float | None = None) -> "Reading":
+        """Sum up tensors."""
+
+        def total(name: str) -> float:
+            return math.fsum(each.sums[name] for each in tensors)
+
+        square = total("w²")
+        shrink = _quotient(total("w·decay"), square)
+        realised = _quotient(total("w·undecayed") - total("w·change"), square)
+        settling = [(balance, each.sums["w²"]) for each in tensors if not math.isnan(balance := each.balance())]
+        balance = math.sqrt(math.fsum(norm * norm for norm, _ in settling)) if settling else math.nan
+        forgotten = _quotient(math.fsum(each.forgotten() for each in tensors), square)
+        half_life = steps_to_halve(forgotten)
+        timescale = 1 / forgotten if forgotten else math.inf
+        epoch = math.nan if steps_per_epoch is None else steps_per_epoch
+        lrs = [each.effective_lr() for each in tensors if each.sums["w²"] > 0]
+        return cls(
+            len(tensors),
+            sum(each.known.count for each in tensors),
+            math.sqrt(square),
+            math.sqrt(_quotient(total("change²"), square)),
+            math.fsum(each.angle() for each in tensors) / len(tensors),
+            shrink,
+            realised,
+            _quotient(realised, shrink),
+            math.sqrt(_quotient(total("decay²"), total("step²"))),
+            balance,
+            _quotient(math.sqrt(math.fsum(norm for _, norm in settling)), balance),
+            half_life,
+            half_life / epoch,
+            timescale,
+            timescale / epoch,
+            math.fsum(lrs) / len(lrs) if lrs else math.nan,
+        )
+
+    def numbers(self) -> dict[str, float]:
+        """Return what is known, without the counts."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)[2:]}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the line of the table."""
+        shown = (self.norm, self.norm_to_equilibrium, self.angle, self.shrink, self.kept, self.decay_to_update)
+        life = "never" if math.isinf(self.half_life) else _short(self.half_life, ",.0f")
+        return f"{self.weights:,}", *map(_short, shown), life, _short(self.effective_lr)
+
+
+def _short(x: float, digits: str = ".3g") -> str:
+    return "–" if math.isnan(x) else format(x, digits)
+
+
+def _quotient(x: float, y: float) -> float:
+    """Return x/y, NaN where there is none."""
+    return x / y if y else math.nan
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one step did, by group and role; prints as a table."""
+
+    step: int
+    """Of those that the meter has seen, from 1."""
+    readings: Mapping[str, Reading]
+
+    header = ("", "weights", "‖w‖", "of equilibrium", "angle", "shrink", "kept", "decay/update", "half-life", "effective lr")
+
+    @staticmethod
+    def is_group(label: str) -> bool:
+        """Tell whether a label is a group's; the others are roles."""
+        return label.startswith(GROUP)
+
+    @classmethod
+    def of(cls, step: int, tensors: Iterable[Measured], steps_per_epoch: float | None) -> "Sample":
+        """Sum up the tensors of each label: the groups first, the roles as they come."""
+        labelled: dict[str, list[Measured]] = {}
+        for each in tensors:
+            for label in each.known.labels:
+                labelled.setdefault(label, []).append(each)
+        labels = sorted(labelled, key=lambda label: not cls.is_group(label))
+        return cls(step, {label: Reading.of(labelled[label], steps_per_epoch) for label in labels})
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return all that is known as one flat dict."""
+        named = ((label, reading.numbers()) for label, reading in self.readings.items())
+        return {f"{prefix}/{label}/{name}": value for label, numbers in named for name, value in numbers.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sample as plain data; what is unknown or never ends is None."""
+        return {"step": self.step, "readings": {label: reading.to_dict() for label, reading in self.readings.items()}}
+
+    def __str__(self) -> str:
+        rows = [self.header, *((label, *reading.cells()) for label, reading in self.readings.items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([f"step {self.step:,}", *lines])

@@ -1,0 +1,40 @@
+"""What an optimizer asks of this reader; importing it imports Triton."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdecay.readers.gpu.source import Signature
+from weightdecay.readers.gpu.table import Table as table  # noqa: N813
+from weightdecay.readers.gpu.words import INTERPRETED
+from weightdecay.readers.table import unreadable
+
+__all__ = ["INTERPRETED", "refusal", "signature", "table"]
+
+_OLDEST = (7, 5)
+"""The compute capability that Triton compiles for at least."""
+
+
+def signature(param: Tensor, capturable: bool, **given: Any) -> Signature:
+    """Return which kernel steps a parameter; what is given are the fields of a Signature."""
+    return Signature(**given, device=param.device, counted=capturable)
+
+
+def refusal(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
+    """Return why no kernel can step a parameter with this gradient and state; None if one can."""
+    why = unreadable(param, grad, *state)
+    if why is not None:
+        return why
+    if param.device.type != ("cpu" if INTERPRETED else "cuda"):
+        return f"it is on {param.device}"
+    if param.device.type == "cuda" and torch.version.hip is None and _capability(param.device) < _OLDEST:
+        return f"it is on {torch.cuda.get_device_name(param.device)}, for which Triton does not compile"
+    elsewhere = next((each for each in (*state, *([] if grad is None else [grad])) if each.device != param.device), None)
+    return None if elsewhere is None else f"its state or gradient is on {elsewhere.device}"
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
