@@ -46,7 +46,7 @@ def doctored(mesh):
 
 
 def both(rank, rendezvous, out):
-    """Step every rule on this rank's half, and save what all ranks hold together and what a meter and the doctor say on this one."""
+    """Step every rule on this rank's half, and save what all ranks hold together and what meter and doctor say on this one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 

@@ -120,7 +120,7 @@ def param_groups(
         raise ValueError(
             f"model has no trainable parameters, only {len(params)} frozen ones. Unfreeze some of them."
             if params
-            else "model has no parameters."
+            else "model has no trainable parameters, and no others."
         )
     kept = [param for param in params if frozen or param.tensor.requires_grad]
     matches = by_pattern(patterns, params, {param.name for param in kept})
