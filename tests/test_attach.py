@@ -344,7 +344,83 @@ def test_a_group_that_comes_later_may_bring_its_own_lambda():
     with pytest.raises(ValueError, match=f"'{LAMBDA}'.*-1"):
         optimizer.add_param_group({"params": [third], LAMBDA: -1.0})
     assert [(group[LAMBDA], group["weight_decay"]) for group in optimizer.param_groups] == [(0.1, 0.0), (0.4, 0.0)]
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [third], LAMBDA: 0.2})
+    assert [group[LAMBDA] for group in optimizer.param_groups] == [0.1, 0.4, 0.2]
+    optimizer.param_groups[0][LAMBDA] = 0.05
+    optimizer.add_param_group(optimizer.param_groups.pop(0))
+    assert [group[LAMBDA] for group in optimizer.param_groups] == [0.4, 0.2, 0.05]
     train(optimizer, 2)
+    wd.Attachment.of(optimizer).detach()
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1]
+
+
+def test_a_group_of_an_optimizer_that_splits_it_is_taken_over_or_refused_whole():
+    class Splits(torch.optim.SGD):
+        def add_param_group(self, group):
+            params = group["params"]
+            for param in params if isinstance(params, list) else [params]:
+                super().add_param_group({**group, "params": [param]})
+
+    first, second, third = parameters().values()
+    optimizer = Splits([first], lr=LR, weight_decay=0.1)
+    wd.attach(optimizer, "cautious")
+    with pytest.raises(ValueError, match="nan"):
+        optimizer.add_param_group({"params": [second, third], LAMBDA: math.nan})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [second, third], "weight_decay": 0.3})
+    assert [group[LAMBDA] for group in optimizer.param_groups] == [0.1, 0.3, 0.3]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0] * 3
+
+
+def test_somebody_elses_method_for_new_groups_is_called_and_given_back():
+    added = []
+    first, second, third = parameters().values()
+    optimizer = torch.optim.SGD([first], lr=LR, weight_decay=0.1)
+    plain = optimizer.add_param_group
+    optimizer.add_param_group = theirs = lambda group: (added.append(group), plain(group))
+    attachment = wd.attach(optimizer, "cautious")
+    kept = optimizer.add_param_group
+    optimizer.add_param_group({"params": [second]})
+    attachment.detach()
+    assert optimizer.add_param_group is theirs
+    kept({"params": [third]})
+    assert len(added) == 2
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1]
+    assert not [key for group in optimizer.param_groups for key in group if "attached" in key]
+
+
+def test_a_copy_that_takes_hooks_along_decays_once_and_is_detached_whole():
+    class Whole(torch.optim.SGD):
+        def __getstate__(self):
+            return dict(self.__dict__)
+
+    once, copied = attached("decoupled", host=Whole), copy.deepcopy(attached("decoupled", host=Whole))
+    for optimizer in (once, copied):
+        train(optimizer, 2)
+    assert everything(once) == everything(copied)
+    wd.Attachment.of(copied).detach()
+    plain = torch.optim.SGD([Parameter(param.detach().clone()) for param in all_params(copied)], lr=LR)
+    for optimizer in (plain, copied):
+        train(optimizer, 2)
+    assert bits(all_params(plain)) == bits(all_params(copied))
+    shallow = copy.copy(attached("decoupled"))
+    assert wd.Attachment.of(shallow) is None  # torch leaves its hooks behind
+
+
+def test_what_a_decay_keeps_goes_on_while_its_lambda_is_zero(own_registry):
+    @wd.decay(source="nobody", memory={"seen": ("seen", 0.0)})
+    def by_memory(w, u, *, eta, lam, seen, norm_w):
+        seen = 0.5 * seen + norm_w
+        return (1 - eta * lam * seen) * w - eta * u, seen
+
+    theirs = torch.optim.SGD(parameters().values(), lr=LR)
+    wd.attach(theirs, by_memory, weight_decay=LAM)
+    ours = wd.Optimizer(parameters().values(), LR, direction="sgd", decay=by_memory, weight_decay=LAM)
+    for t in range(1, 8):
+        for optimizer, key in ((theirs, LAMBDA), (ours, "weight_decay")):
+            optimizer.param_groups[0][key] = 0.0 if t < 4 else LAM
+            train(optimizer, 1, first=t)
+    assert apart(theirs, ours) < 1e-12
 
 
 @pytest.mark.parametrize(("own", "expected"), [((0.2, 0.0), [0.5, 0.0, 0.0]), ((0.0, 0.0), [0.5, 0.5, 0.5])])
@@ -460,23 +536,43 @@ def test_a_gradient_that_is_scaled_for_the_step_is_unscaled_for_the_decay(own_re
     assert apart(scaled, steady) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("decay", ["decoupled", "cautious"])
-def test_a_gradient_that_a_later_hook_takes_away_is_none(decay):
-    optimizer = attached(decay, host=torch.optim.SGD)
+def test_a_gradient_that_a_later_hook_takes_away_is_none(decay, dtype):
+    optimizer = attached(decay, parameters(dtype).values(), host=torch.optim.SGD)
     first, *others = all_params(optimizer)
 
     def skip(*_):
         first.grad = None
 
     hook = optimizer.register_step_pre_hook(skip)
-    set_gradients(optimizer, 1)
     before, others_before = bits([first]), bits(others)
-    optimizer.step()
-    assert bits([first]) == before
-    assert bits(others) != others_before
+    for t in range(1, 4):
+        train(optimizer, 1, first=t)
+        assert bits([first]) == before
+        assert bits(others) != others_before
+    assert "attached_pending" not in optimizer.state[first]
     hook.remove()
     train(optimizer, 1)
     assert bits([first]) != before
+
+
+@pytest.mark.parametrize("clears", ["its step", "an earlier hook"])
+@pytest.mark.parametrize(("decay", "rounding"), [("decoupled", "auto"), ("decoupled", "stochastic"), ("toward", "auto")])
+def test_gradients_that_are_cleared_after_a_step_were_there(decay, rounding, clears):
+    """Also where the step moved nothing, by which one might think that there had been none."""
+    param = Parameter(torch.ones(4096, dtype=torch.bfloat16))
+    optimizer = TrustRatio([param], 1e-3) if clears == "its step" else torch.optim.SGD([param], lr=1e-3)
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    wd.attach(optimizer, decay, weight_decay=2.0, rounding=rounding)
+    with torch.no_grad():
+        param.fill_(1.5)
+    for t in range(50):
+        param.grad = torch.full_like(param, 1e-12)
+        optimizer.step()
+        if t == 0 and decay == "toward":
+            optimizer.state[param]["attached_reference"].zero_()
+    assert param.detach().double().mean().item() == pytest.approx(1.5 * (1 - 2e-3) ** 50, rel=0.02)
 
 
 def test_a_step_that_fails_leaves_nothing_pending():

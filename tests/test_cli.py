@@ -424,6 +424,14 @@ def bad():
     model = nn.ModuleDict({"<b>": nn.Linear(4, 4, bias=False)})
     return model, make(model.parameters(), lr=20.0)
 
+def several():
+    model = nn.Linear(4, 4)
+    muon = torch.optim.Muon([model.weight], lr=0.02)
+    return model, [muon, make([model.bias])], [torch.optim.lr_scheduler.CosineAnnealingLR(muon, 1000)]
+
+def four():
+    return 1, 2, 3, 4
+
 def broken():
     raise RuntimeError("no weights today")
 
@@ -459,6 +467,14 @@ def test_doctor_exits_with_1_on_errors(setups, arguments, code, found):
     assert shown.output.startswith("AdamW, ")
 
 
+def test_doctor_takes_several_optimizers(setups):
+    command = ["--app-dir", ".", "doctor", f"{setups}:several", "--html", "out/report.html"]
+    (found,) = json.loads(run(*command, "--json").output)["findings"]
+    assert (found["id"], found["optimizer"]) == ("D1", "optimizers[1], AdamW")
+    assert "in       optimizers[1], AdamW" in run(*command).output
+    assert "In <code>optimizers[1], AdamW</code>" in Path("out/report.html").read_text()
+
+
 def test_doctor_writes_a_page(setups):
     assert run("--app-dir", ".", "doctor", f"{setups}:bad", "--html", "out/report.html").exit_code == 1
     page = Path("out/report.html").read_text()
@@ -471,6 +487,7 @@ def test_doctor_writes_a_page(setups):
     ("arguments", "code", "message"),
     [
         (["number"], 1, "gives a int"),
+        (["four"], 1, "gives a tuple of 4"),
         (["broken"], 1, "RuntimeError: no weights today"),
         (["nothing"], 1, "has no 'nothing'"),
         (["good", "--only", "D11"], 2, "'D11' is no check"),
@@ -480,8 +497,9 @@ def test_doctor_writes_a_page(setups):
 def test_doctor_refuses_with_a_reason_and_no_traceback(setups, arguments, code, message):
     result = run("--app-dir", ".", "doctor", f"{setups}:{arguments[0]}", *arguments[1:])
     assert result.exit_code == code
-    assert message in result.output
+    assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+    assert "--traceback" not in result.output  # which is an option of sweep alone
 
 
 def test_doctor_lists_its_checks_and_needs_a_set_up():

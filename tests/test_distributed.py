@@ -31,8 +31,22 @@ def walked(rule, cut):
     return param.detach(), optimizer.state[param]
 
 
+def doctored(mesh):
+    """Return what D6 and D10 find where the optimizer was made before fully_shard, after it, and by the fix."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    early = torch.optim.AdamW(wd.param_groups(model, 0.1))
+    fully_shard(model, mesh=mesh)
+    report = wd.doctor(model, early, steps=1000)
+    names = {"model": model, "torch": torch, "fully_shard": lambda model: model}
+    exec(next(each.fix for each in report.findings if each.id == "D10"), names)
+    late = wd.doctor(model, names["optimizer"], steps=1000)
+    return [[(each.id, each.severity, len(each.tensors)) for each in one.findings] for one in (report, late)]
+
+
 def both(rank, rendezvous, out):
-    """Step every rule on this rank's half, and save what all ranks hold together and what a meter says on this one."""
+    """Step every rule on this rank's half, and save what all ranks hold together and what meter and doctor say on this one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -46,7 +60,7 @@ def both(rank, rendezvous, out):
         assert all(isinstance(value, DTensor) == (value.ndim > 0) for value in state.values()), rule.name
         whole = {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in state.items()}
         found[name(rule)] = w.full_tensor(), whole
-    torch.save((found, metered_in_parts(mesh)), f"{out}{rank}")
+    torch.save((found, metered_in_parts(mesh), doctored(mesh)), f"{out}{rank}")
     dist.destroy_process_group()
 
 
@@ -55,7 +69,7 @@ def of_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(both, (folder / "rendezvous", folder / "found"), nprocs=2)
     ranks = [torch.load(f"{folder / 'found'}{rank}", weights_only=True) for rank in (0, 1)]
-    return ranks[0][0], [said for _, said in ranks]
+    return ranks[0][0], [said for _, said, _ in ranks], [seen for _, _, seen in ranks]
 
 
 @pytest.mark.parametrize("rule", STEPPED, ids=name)
@@ -68,6 +82,13 @@ def test_a_sharded_parameter_steps_as_the_whole_one(rule, of_two_processes):
     assert set(state) == set(kept)
     for key, value in kept.items():
         torch.testing.assert_close(state[key], value, rtol=1e-13, atol=1e-15, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_the_doctor_finds_an_optimizer_that_was_made_before_fully_shard(of_two_processes):
+    _, _, reports = of_two_processes
+    for early, late in reports:
+        assert ("D10", "error", 4) in early
+        assert late == []
 
 
 # The meter ----------------------------------------------------------------------------------------------------------------
@@ -130,7 +151,7 @@ def dtype_of(title):
 
 
 def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_rank(of_two_processes):
-    _, meters = of_two_processes
+    _, meters, _ = of_two_processes
     for said in meters:
         for (title, layout), samples in said.items():
             expected = metered(METERED[title], lambda tensor: tensor, dtype_of(title))

@@ -1,8 +1,11 @@
 """The doctor: each check finds its mistake and is silent without it; ordinary set-ups pass; nothing is changed."""
 
 import copy
+import inspect
 import json
+import math
 import random
+import threading
 from functools import partial
 
 import pytest
@@ -12,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import weightdecay as wd
+from weightdecay import presets
 from weightdecay.audit.checks import CHECKS, Check
 from weightdecay.audit.law import laws_of
 
@@ -562,6 +566,314 @@ def test_what_is_foreseen_is_what_training_without_a_gradient_leaves(make):
         optimizer.step()
     assert share > 1e-4
     assert (1 - w / before).max().item() == pytest.approx(share, rel=2e-2)
+
+
+# The features of this package ----------------------------------------------------------------------------------------------
+
+
+def test_no_preset_raises_a_false_alarm():
+    """On groups by role, λ of AdamW's size for decays and of L2's for penalties, before a step and after."""
+    for name in sorted(set(presets.__all__) - {"Preset"}):
+        cls = getattr(presets, name)
+        model = nn.Sequential(nn.Linear(8, 8, bias=False)) if name.startswith("Muon") else Block()
+        if "weight_decay" in inspect.signature(cls).parameters:
+            groups = wd.param_groups(model, 5e-3 if cls.decay == "none" else 0.05)
+        else:
+            groups = model.parameters()
+        optimizer = cls(groups, lr=0.01, reader="eager")
+        for _ in range(2):
+            report = wd.doctor(model, optimizer, steps=500)
+            assert report.findings == (), f"{name}: {report}"
+            model(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize("host", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9)])
+def test_no_attached_decay_raises_a_false_alarm(host):
+    for decay in [each for each in wd.rules().of("decay") if each != "stable"]:
+        model = Block()
+        optimizer = host(wd.param_groups(model, 5e-4 if decay == "independent" else 0.05), lr=0.01)
+        wd.attach(optimizer, decay)
+        scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 500)
+        for _ in range(2):
+            report = wd.doctor(model, optimizer, scheduler)
+            assert report.findings == (), f"{decay}: {report}"
+            model(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+            scheduler.step()
+
+
+def test_what_an_attached_decay_does_is_examined():
+    def attached(model, lam=0.1, groups=None, decay="decoupled", **more):
+        optimizer = torch.optim.AdamW(groups or wd.param_groups(model, lam), lr=1e-3, weight_decay=lam)
+        wd.attach(optimizer, decay, **more)
+        return optimizer
+
+    model = Block()
+    (found,) = wd.doctor(model, attached(model, groups=[*model.parameters()], decay="cautious"), steps=1000).findings
+    assert (found.id, found.evidence["weight_decay"]) == ("D1", [0.1])
+    assert found.fix.endswith('wd.attach(optimizer, "cautious")')
+    names = {"model": model, "torch": torch}
+    exec(found.fix, names)
+    assert wd.doctor(model, names["optimizer"], steps=1000).findings == ()
+    (found,) = wd.doctor(model, attached(model, lam=1500.0), steps=1000).findings
+    assert (found.id, found.evidence["share_per_step"]) == ("D5", pytest.approx(1.5))
+    model = Block().bfloat16()
+    assert wd.doctor(model, attached(model), steps=10_000).findings == ()  # deferred
+    (found,) = wd.doctor(model, attached(model, rounding="nearest"), steps=10_000).findings
+    assert (found.id, found.severity) == ("D3", "error")
+
+
+def test_d8_an_attached_decay_that_is_missing_or_doubled():
+    model = nn.Linear(8, 8, bias=False)
+    saved = torch.optim.AdamW(wd.param_groups(model, 0.1))
+    wd.attach(saved, "cautious")
+    optimizer = torch.optim.AdamW(wd.param_groups(model, 0.1))
+    optimizer.load_state_dict(saved.state_dict())
+    (found,) = only("D8", model, optimizer)
+    assert "no decay is attached" in found.problem
+    exec(found.fix, {"optimizer": optimizer})
+    assert only("D8", model, optimizer) == ()
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    (found,) = only("D8", model, optimizer)
+    assert "a second time" in found.problem
+    exec(found.fix, {"optimizer": optimizer})
+    assert only("D8", model, optimizer) == ()
+
+
+SCHEDULE = {"name": "linear", "steps": 1000}
+
+
+def in_its_groups(params):
+    return wd.AdamW(params, lr=0.01, weight_decay=0.2, weight_decay_schedule=SCHEDULE, reader="eager"), None
+
+
+def by_a_scheduler(params):
+    optimizer = torch.optim.AdamW(params, lr=0.01, weight_decay=0.2)
+    return optimizer, wd.WeightDecayScheduler(optimizer, SCHEDULE)
+
+
+def attached_and_by_a_scheduler(params):
+    optimizer = torch.optim.AdamW(params, lr=0.01, weight_decay=0.2)
+    wd.attach(optimizer, "decoupled")
+    return optimizer, wd.WeightDecayScheduler(optimizer, SCHEDULE, key="attached_weight_decay")
+
+
+@pytest.mark.parametrize("scheduled", [in_its_groups, by_a_scheduler, attached_and_by_a_scheduler])
+def test_a_schedule_of_lambda_is_run_ahead(scheduled):
+    """0.2 falls to 0 over 1,000 steps: half of what a constant λ would take."""
+    model = nn.LayerNorm(8, elementwise_affine=True, bias=False)
+    optimizer, scheduler = scheduled(model.parameters())
+    (found,) = wd.doctor(model, optimizer, scheduler, steps=1000).findings
+    assert found.id == "D1"
+    left = math.prod(1 - 0.01 * 0.2 * (1 - step / 1000) for step in range(1000))
+    assert f"at {left:.3g} of their start" in found.effect
+    before = copy.deepcopy(optimizer.param_groups[0].get("weight_decay_schedule"))
+    wd.doctor(model, optimizer, scheduler, steps=1000)
+    assert optimizer.param_groups[0].get("weight_decay_schedule") == before
+
+
+# Several optimizers -----------------------------------------------------------------------------------------------------------
+
+
+def muon_and_adamw(model, lam=0.1):
+    matrices = [param for param in model.parameters() if param.ndim == 2]
+    rest = [param for param in model.parameters() if param.ndim != 2]
+    return [torch.optim.Muon(matrices, lr=0.02, weight_decay=lam), torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.0)]
+
+
+def test_several_optimizers_are_examined_together():
+    model = Block()
+    optimizers = muon_and_adamw(model)
+    schedulers = [lr_scheduler.CosineAnnealingLR(each, 2000) for each in optimizers]
+    report = wd.doctor(model, optimizers, schedulers)
+    assert (report.findings, report.subject["tensors"], report.subject["groups"]) == ((), 8, 2)
+    assert str(report) == "Muon and AdamW, 10 checks: nothing found."
+    assert wd.doctor(model, tuple(optimizers), schedulers).findings == ()
+    # One alone in a list is as one.
+    (found,) = wd.doctor(model, optimizers[:1], steps=1000).findings
+    assert (found.id, found.optimizer) == ("D6", "")
+
+
+def test_findings_say_in_which_of_several_optimizers_and_their_fixes_mend_it():
+    model = Block()
+    optimizers = muon_and_adamw(model)
+    for group in optimizers[1].param_groups:
+        group["weight_decay"] = 0.1
+    report = wd.doctor(model, optimizers, steps=1000)
+    (found,) = report.findings
+    assert (found.id, found.optimizer) == ("D1", "optimizers[1], AdamW")
+    assert "severity  in                    tensors  finding" in str(report)
+    assert "\n   in       optimizers[1], AdamW\n" in str(report)
+    assert report.to_dict()["findings"][0]["optimizer"] == found.optimizer
+    names = {"model": model, "optimizers": optimizers, "torch": torch}
+    exec(found.fix, names)
+    assert [len(group["params"]) for group in optimizers[1].param_groups] == [6]
+    assert wd.doctor(model, optimizers, steps=1000).findings == ()
+
+
+def test_d6_what_none_of_several_optimizers_trains_or_two_do():
+    model = Block()
+    muon, adamw = muon_and_adamw(model)
+    left = adamw.param_groups[0]["params"].pop()
+    (found,) = only_of_several(model, [muon, adamw])
+    assert found.tensors == ("mlp.bias",)
+    assert found.evidence["values"] == left.numel()
+    adamw.add_param_group({"params": [model.attn.weight, left], "weight_decay": 0.0})
+    (found,) = only_of_several(model, [muon, adamw])
+    assert (found.severity, found.tensors, found.optimizer) == ("error", ("attn.weight",), "optimizers[1], AdamW")
+    (found,) = wd.doctor(model, [muon_and_adamw(Block())[0], adamw], only="D6", steps=10).findings[:1]
+    assert (found.severity, found.optimizer) == ("error", "optimizers[0], Muon")
+
+
+def only_of_several(model, optimizers):
+    """Return the findings of D6; their fixes mend what they find."""
+    findings = wd.doctor(model, optimizers, only="D6").findings
+    fixed = copy.deepcopy((model, optimizers))
+    for each in findings:
+        exec(each.fix, {"model": fixed[0], "optimizers": fixed[1]})
+    assert wd.doctor(*fixed, only="D6").findings == ()
+    return findings
+
+
+def test_schedulers_belong_to_one_of_several_optimizers():
+    model = Block()
+    optimizers, others = muon_and_adamw(model), muon_and_adamw(model)
+    stray = lr_scheduler.CosineAnnealingLR(others[0], 100)
+    report = wd.doctor(model, optimizers, [lr_scheduler.CosineAnnealingLR(optimizers[1], 100), stray], only="D7")
+    (found,) = report.findings
+    assert "writes into another optimizer" in found.problem
+
+
+def test_what_are_no_several_optimizers_is_refused():
+    model = Block()
+    muon, adamw = muon_and_adamw(model)
+    for wrong, error, message in (
+        ([], ValueError, "empty list"),
+        ([muon, muon], ValueError, "twice"),
+        ([muon, None], TypeError, "NoneType"),
+        ({"muon": muon, "adamw": adamw}, TypeError, "several as a list"),
+    ):
+        with pytest.raises(error, match=message):
+            wd.doctor(model, wrong)
+    for scheduler in (lr_scheduler.StepLR, "cosine", [3]):
+        with pytest.raises(TypeError, match="scheduler is "):
+            wd.doctor(model, [muon, adamw], scheduler)
+
+
+def test_d7_the_fix_loads_by_name():
+    model = nn.ModuleDict({"a": nn.Linear(8, 8, bias=False), "b": nn.Linear(8, 8, bias=False)})
+    pairs = list(model.named_parameters())
+    saved = torch.optim.AdamW(pairs, weight_decay=0.1)
+    for size, (_, param) in enumerate(pairs):
+        param.grad = torch.full_like(param, 1.0 + size)
+    saved.step()
+    wrong = torch.optim.AdamW(pairs[::-1], weight_decay=0.3)
+    wrong.load_state_dict(saved.state_dict())
+    found, stale = only("D7", model, wrong)
+    assert (found.severity, stale.evidence["live"]) == ("error", [0.1])
+    anew = torch.optim.AdamW(pairs[::-1], weight_decay=0.3)
+    exec(found.fix, {"model": model, "optimizer": anew, "checkpoint": {"optimizer": saved.state_dict()}})
+    assert wd.doctor(model, anew, only="D7").findings == ()
+    for param in model.parameters():
+        assert torch.equal(anew.state[param]["exp_avg"], saved.state[param]["exp_avg"])
+
+
+# Odd set-ups ----------------------------------------------------------------------------------------------------------------
+
+
+class Holds:
+    """A wrapper that is no optimizer itself."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+def test_wrappers_in_wrappers_are_looked_into_and_circles_end():
+    model = Block()
+    a, b = adamw(model), adamw(model)
+    assert wd.doctor(model, Holds(Holds(a)), steps=1000).findings == ()
+    a.optimizer, b.optimizer = b, a
+    assert wd.doctor(model, a, steps=1000).findings == ()
+
+
+def test_what_is_refused_is_refused_with_what_to_do():
+    model = Block()
+    for wrong, error, message in (
+        ((model, torch.optim.AdamW), TypeError, "optimizer is the class AdamW itself"),
+        ((Block, adamw(model)), TypeError, "model is the class Block itself"),
+        ((nn.LazyLinear(2), adamw(model)), ValueError, "^'weight' is lazy .* Run the model once"),
+    ):
+        with pytest.raises(error, match=message):
+            wd.doctor(*wrong)
+
+
+def test_frozen_tensors_do_not_decay_and_are_not_said_to():
+    model = Block()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    model.attn.requires_grad_(False)
+    (found,) = wd.doctor(model, optimizer, steps=1000).findings
+    assert "attn.bias" not in found.tensors
+    model.requires_grad_(False)
+    assert wd.doctor(model, optimizer, steps=1000).findings == ()
+
+
+def test_learning_rates_that_are_none():
+    model = nn.Linear(8, 8, bias=False)
+    for lr in (math.nan, math.inf, -1e-3, None):
+        optimizer = adamw(model)
+        optimizer.param_groups[0]["lr"] = lr
+        if lr is None:
+            del optimizer.param_groups[0]["lr"]
+        (found,) = wd.doctor(model, optimizer, steps=1000).findings
+        assert (found.id, found.severity) == ("D8", "error")
+        json.dumps(found.to_dict(), allow_nan=False)
+        exec(found.fix, {"optimizer": optimizer})
+        assert wd.doctor(model, optimizer, steps=1000).findings == ()
+
+
+def test_d5_a_schedule_that_goes_on_after_its_end():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = adamw(model)
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 500)
+    (found,) = wd.doctor(model, optimizer, scheduler, steps=1000).findings
+    assert (found.id, found.severity, found.evidence["after_steps"]) == ("D5", "error", 501)
+    report = wd.doctor(model, optimizer, scheduler)  # how long the run is nobody says
+    assert (ids(report, "error", "warning"), report.subject["steps"]) == ([], 501)
+
+
+def test_what_cannot_be_copied_is_left_where_it_is():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = adamw(model)
+    optimizer.param_groups[0]["lock"] = lock = threading.Lock()
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+    report = wd.doctor(model, optimizer, scheduler)
+    assert (report.findings, report.subject["scheduler_foreseen"]) == ((), True)
+    scheduler.lock = lock
+    assert not wd.doctor(model, optimizer, scheduler).subject["scheduler_foreseen"]
+
+
+def test_states_and_names_of_another_form_are_no_findings_of_their_own():
+    model = Block()
+    optimizer = torch.optim.AdamW(wd.param_groups(model, 0.1, names=True))
+    optimizer.state[model.attn.weight] = torch.ones(2)
+    optimizer.param_groups[0]["param_names"] = ["attn.weight"]
+    assert only("D6", model, optimizer) == ()
+    assert only("D7", model, optimizer) == ()
+
+
+def test_a_class_that_is_only_made_in_another_way_does_what_its_parent_does():
+    class Ready(torch.optim.Adam):
+        def __init__(self, model):
+            super().__init__(wd.param_groups(model, 0.1), lr=1e-3)
+
+    class Stepping(Ready):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model = nn.Linear(8, 8, bias=False)
+    assert laws_of(Ready(model))[0].kind == "coupled"
+    assert laws_of(Stepping(model))[0].kind == "unknown"
 
 
 # Nothing is changed --------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_the_tests_take_it_up(contributed, tmp_path):
     options = ["-q", "-rA", "-k", "signed", "-p", "no:cacheprovider", "-c", TESTS.parent / "pyproject.toml"]
     report = contributed("-m", "pytest", *options, *paths)
     outcomes = re.findall(r"^(PASSED|FAILED) (\S+)", report, re.MULTILINE)
-    assert sum("test_rules.py" in test for outcome, test in outcomes if outcome == "PASSED") > 40
+    assert sum("test_rules.py" in test for outcome, test in outcomes if outcome == "PASSED") > 30
     assert any(test.endswith("weightdecay.decays.signed.signed") for outcome, test in outcomes if outcome == "PASSED")
     (asked_for,) = [test for outcome, test in outcomes if outcome == "FAILED"]
     assert "test_every_rule_has_an_oracle" in asked_for

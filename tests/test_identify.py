@@ -100,6 +100,7 @@ LAWS = {
     "soft_threshold": ("proximal", PER_LR, "new"),
     "group_threshold": ("proximal", PER_LR, "new"),
     "toward": ("toward", None, "old"),
+    "selective_projection": ("toward", None, "old"),
     "norm_control": ("decoupled", None, "old"),
 }
 
@@ -141,6 +142,25 @@ def test_the_presets():
     assert identify(partial(wd.AdamW, reader="eager")).rule == "decoupled"
     assert identify(partial(wd.Adam, reader="eager")).kind == "coupled"
     assert identify(partial(wd.SGD, reader="eager", momentum=0.5)).kind == "coupled"
+
+
+def attached(params, lr, weight_decay, decay, **numbers):
+    optimizer = torch.optim.Adam(params, lr=lr)
+    wd.attach(optimizer, decay, weight_decay, **numbers)
+    return optimizer
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "independent", "cautious", "soft_threshold", "selective_projection"])
+def test_attached_decays_of_a_factory_that_insists_on_lambda(decay):
+    law = identify(partial(attached, decay=decay))
+    assert (law.kind, law.rule, law.default) == (LAWS[decay][0], decay, None)
+
+
+@pytest.mark.parametrize("cls", [wd.AdamCPR, wd.AdamH])
+def test_a_preset_without_lambda_is_said_to_refuse_it(cls):
+    law = identify(partial(cls, reader="eager"))
+    assert law.kind == "none"
+    assert "makes nothing of λ: it refuses weight_decay" in law.text
 
 
 # Planted bugs ---------------------------------------------------------------------------------------------------------------
@@ -427,6 +447,8 @@ def test_what_cannot_be_identified_is_refused():
         identify(Planted([torch.nn.Parameter(torch.zeros(1))]))
     with pytest.raises(RuntimeError, match=r"does not run .*no step\(\)"):
         identify(lambda params, lr, weight_decay: [*params])
+    with pytest.raises(ValueError, match="knob='weight_deacy': AdamW takes no such keyword"):
+        identify(torch.optim.AdamW, knob="weight_deacy")
 
 
 def test_without_memory_the_two_are_one():

@@ -365,3 +365,53 @@ def test_our_optimizers_load_the_same_names_behind_another_wrapper_and_keep_thei
     new.load_state_dict(old.state_dict())
     assert by_name(new, twins) == by_name(old, params)
     assert new.param_groups[0]["param_names"] == ["_orig_mod.body.weight", "_orig_mod.head.weight"]
+
+
+# A λ that stands elsewhere ---------------------------------------------------------------------------------------------------
+
+
+def attached(params, decay="cautious", **numbers):
+    optimizer = torch.optim.AdamW(params, lr=1e-2)
+    wd.attach(optimizer, decay, **numbers)
+    return optimizer
+
+
+@pytest.mark.parametrize("policy", ["live", "checkpoint"])
+@pytest.mark.parametrize("make", [(torch.optim.AdamW, attached), (attached, torch.optim.AdamW), (attached, attached)])
+def test_lambda_follows_its_policy_to_and_from_an_attached_decay(make, policy):
+    model = torch.nn.Linear(2, 2)
+    old, new = (each(wd.param_groups(model, lam, names=True)) for each, lam in zip(make, (0.3, 0.1), strict=True))
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    old.step()
+    found = wd.migrate(new, old.state_dict(), weight_decay=policy, lr="live")
+    wanted = 0.3 if policy == "checkpoint" else 0.1
+    key = "attached_weight_decay" if make[1] is attached else "weight_decay"
+    assert [group[key] for group in new.param_groups] == [wanted, 0.0]
+    assert [(each.weight_decay_in_checkpoint, each.weight_decay) for each in found.moved] == [(0.3, wanted), (0.0, 0.0)]
+    new.step()  # refuses a second λ beside the attached one
+
+
+def test_an_attached_decay_without_lambda_brings_back_what_it_took_over():
+    model = torch.nn.Linear(2, 2)
+    old = attached(wd.param_groups(model, 0.3, names=True), "constrained")
+    new = torch.optim.AdamW(wd.param_groups(model, 0.1, names=True))
+    wd.migrate(new, old.state_dict(), weight_decay="checkpoint", lr="live")
+    assert [group["weight_decay"] for group in new.param_groups] == [0.3, 0.0]
+
+
+@pytest.mark.parametrize(("policy", "step"), [("live", 0), ("checkpoint", 3)])
+def test_a_schedule_of_lambda_follows_its_policy(policy, step):
+    model = torch.nn.Linear(2, 2)
+    schedule = {"name": "linear", "steps": 10}
+
+    def make():
+        return wd.AdamW(wd.param_groups(model, 0.3, names=True), lr=0.1, weight_decay_schedule=schedule, reader="eager")
+
+    old, new = make(), make()
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    for _ in range(3):
+        old.step()
+    wd.migrate(new, old.state_dict(), weight_decay=policy, lr="live")
+    assert [group["weight_decay_schedule"]["step"] for group in new.param_groups] == [step, step]

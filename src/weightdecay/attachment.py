@@ -11,7 +11,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def attach(
     λ is then `group["attached_weight_decay"]` of each group, where a schedule may write it before any step; a group added
     later may bring its own. The step is read, not known: u is what it did, divided by `group["lr"]`. A parameter without a
     gradient stays, and a step that GradScaler skips does not decay. A new process attaches again, before it loads the
-    optimizer's state or after; copies and pickles of the optimizer keep the decay.
+    optimizer's state or after; deep copies and pickles of the optimizer keep the decay.
 
     Args:
         optimizer: torch.optim's or anyone's, that calls the hooks of `torch.optim.Optimizer` and has `lr` in its groups.
@@ -123,8 +124,6 @@ def _refuse(optimizer: torch.optim.Optimizer, decay: Rule) -> None:
     other = Attachment.of(optimizer)
     if other is not None:
         raise ValueError(f"the {other.decay.name} decay is attached to this {name} already: detach() it first")
-    if any(group.get("differentiable") for group in optimizer.param_groups):
-        raise ValueError(f"{name} has differentiable=True, and autograd does not see through a step that is read afterwards")
 
 
 def calls_hooks(optimizer: torch.optim.Optimizer) -> bool:
@@ -185,6 +184,8 @@ class _Moving:
     """How often the gradient counts."""
     at_rest: bool
     """Whether λ is 0 and the decay only remembers and counts."""
+    is_last: bool
+    """Whether no hook comes between ours and the optimizer's step."""
     moves: bool = False
     done: bool = False
     """Whether it has decayed before the step."""
@@ -242,7 +243,8 @@ class Attachment:
     @staticmethod
     def of(optimizer: torch.optim.Optimizer) -> "Attachment | None":
         """Return what is attached to an optimizer, which may be a copy or come from a pickle, or None."""
-        return optimizer.defaults.attachment if isinstance(optimizer.defaults, _Defaults) else None
+        found = optimizer.defaults.attachment if isinstance(optimizer.defaults, _Defaults) else None
+        return found if found is not None and found._optimizer() is optimizer else None  # copy.copy shares defaults, not hooks
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -265,7 +267,9 @@ class Attachment:
             hook.remove()
         self._flight = []
         optimizer.defaults = dict(optimizer.defaults)
-        optimizer.__dict__.pop("add_param_group", None)
+        if optimizer.__dict__.get("add_param_group") == self._add_param_group:
+            optimizer.__dict__.pop("add_param_group")
+            optimizer.__dict__.update(self._their_own)
         for group in optimizer.param_groups:
             for key in (LAMBDA, f"initial_{LAMBDA}", DECAY, *(["lr_at_start"] if "eta_max" in self.decay.numbers else [])):
                 group.pop(key, None)
@@ -321,15 +325,19 @@ class Attachment:
     def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
         return [param for group in optimizer.param_groups for param in group["params"]]
 
-    def _taken_over(self, group: Mapping[str, Any], index: int) -> dict[str, Any]:
+    def _taken_over(self, group: Mapping[str, Any], index: int, *, is_added: bool = False) -> dict[str, Any]:
         """Return what changes in a group that has no λ of ours yet, brings one of its own, or has one from a checkpoint."""
         where = f"param_groups[{index}]"
         lr = number(f"{where}['lr']", group.get("lr"), "[0, inf)")
+        if group.get("differentiable"):
+            raise ValueError(
+                f"{where} has differentiable=True, and autograd does not see through a step that is read afterwards"
+            )
         found: dict[str, Any] = {DECAY: self.decay.name}
         if "eta_max" in self.decay.numbers:
             found["lr_at_start"] = group.get("lr_at_start", lr)
         brought = number(f"{where}['{LAMBDA}']", group[LAMBDA], "[0, inf)") if LAMBDA in group else None
-        if brought is not None and DECAY in group:
+        if brought is not None and DECAY in group and not is_added:
             self._refuse_other_decay(group, where)
             return {**found, **({LAMBDA: self.weight_decay} if brought != 0 and self.weight_decay is not None else {})}
         own = group.get("weight_decay")
@@ -339,18 +347,23 @@ class Attachment:
         elif lam != 0 or self.everywhere:
             lam = 1.0 if "lam" not in self.decay.numbers else lam if self.weight_decay is None else self.weight_decay
         found[LAMBDA] = lam
-        return found if own is None else {**found, TAKEN_OVER: own, "weight_decay": 0.0}
+        return found if own is None or TAKEN_OVER in group else {**found, TAKEN_OVER: own, "weight_decay": 0.0}
 
     def _add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as the optimizer does, and take over its weight_decay; a group that is refused is not added."""
+        """Add a group as the optimizer does, and take over what has come; what is refused is not added."""
         optimizer = self.optimizer
-        type(optimizer).add_param_group(optimizer, param_group)
-        groups = optimizer.param_groups
+        groups, before = optimizer.param_groups, len(optimizer.param_groups)
+        self._their_own.get("add_param_group", partial(type(optimizer).add_param_group, optimizer))(param_group)
+        if Attachment.of(optimizer) is not self:  # somebody has kept this method while the decay was detached
+            return
         try:
-            groups[-1].update(self._taken_over(groups[-1], len(groups) - 1))
+            taken = [self._taken_over(group, index, is_added=True) for index, group in enumerate(groups[before:], before)]
         except Exception:
-            groups.pop()
+            del groups[before:]
             raise
+        for group, values in zip(groups[before:], taken, strict=True):
+            group.update(values)
+        self.everywhere = _is_everywhere(groups)
 
     def _refuse_other_decay(self, group: Mapping[str, Any], where: str) -> None:
         if group.get(DECAY, self.decay.name) != self.decay.name:
@@ -373,6 +386,8 @@ class Attachment:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Look at the weights before the optimizer moves them, and at the gradients once they are there."""
+        if Attachment.of(optimizer) is not self:
+            return None
         self._flight = []  # of a step that did not come to its end
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"the {self.decay.name} decay that is attached counts in Python, which no CUDA graph repeats")
@@ -408,8 +423,8 @@ class Attachment:
             if DECAY not in group:  # appended by hand
                 group.update(self._taken_over(group, index))
         numbers = [self._numbers(group, index) for index, group in enumerate(groups)]
-        # A hook that comes after this one may take a gradient away.
-        is_last = next(reversed(optimizer._optimizer_step_pre_hooks)) == self._hooks[0].id
+        hooks = [*optimizer._optimizer_step_pre_hooks.values()]
+        is_last = hooks[-1] == self._before  # another may take gradients away
         early = is_last and type(optimizer) in _READ_NO_WEIGHT
         flight, place = [], -1
         for index, group in enumerate(groups):
@@ -422,15 +437,22 @@ class Attachment:
                 if not may_move or (rests and not self._looks_on(numbers[index], optimizer.state.get(param, {}))):
                     continue
                 how = self._how(param.dtype)
-                old = None if shrink is not None and (early or how == "deferred") else param.detach().clone()
-                given = numbers[index]
-                flight.append(_Moving(param, group, index, inside, place, given, how, shrink, old, sign * factor, rests))
+                needs_none = shrink is not None and (early or (how == "deferred" and is_last))
+                old, given = None if needs_none else param.detach().clone(), numbers[index]
+                flight.append(
+                    _Moving(param, group, index, inside, place, given, how, shrink, old, sign * factor, rests, is_last)
+                )
         return flight
 
     def _looks_on(self, numbers: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
         """Tell whether a decay whose λ is 0, until a schedule says otherwise, counts steps or remembers how weights began."""
         begins = (_OURS + each.key for each in self.decay.keeps if isinstance(each.start, str))
-        return "t" in numbers or any(key not in entry for key in begins)
+        return "t" in numbers or self._goes_on_at_rest or any(key not in entry for key in begins)
+
+    @property
+    def _goes_on_at_rest(self) -> bool:
+        """Tell whether what the decay keeps changes at λ = 0, too."""
+        return "lam" in self.decay.numbers and any(each.changes for each in self.decay.keeps)
 
     def _see_gradients(self, flight: list[_Moving]) -> None:
         """Note which parameters have a gradient, and keep it for a decay that asks for it: an optimizer may change its own."""
@@ -463,7 +485,13 @@ class Attachment:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Decay what has moved, and let go of each copy as soon as that is done."""
+        if Attachment.of(optimizer) is not self:
+            return
         flight, self._flight = self._flight[::-1], []
+        # Before the next step this hook comes last, and sees what others leave of the gradients.
+        hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_pre_hooks)
+        for key in [key for key, hook in hooks.items() if hook == self._before]:
+            hooks.move_to_end(key)
         with torch.no_grad():
             while flight:
                 moving = flight.pop()
@@ -479,7 +507,7 @@ class Attachment:
                 elif not moving.done:
                     for watcher in self.watchers:
                         watcher.stepped(moving.param, Intended(moving.numbers, moving.shrink))
-                    if moving.old is not None:
+                    if moving.old is not None and moving.how != "deferred":
                         self._subtract(moving, moving.shrink, moving.old, entry)
                     else:
                         self._defer(moving, moving.shrink, entry)
@@ -504,7 +532,7 @@ class Attachment:
         for each in self.decay.keeps:
             if _OURS + each.key not in entry:
                 entry[_OURS + each.key] = eager.start(each, moving.old, given, wide)
-        if moving.at_rest or given["eta"] == 0:
+        if given["eta"] == 0 or (moving.at_rest and not self._goes_on_at_rest):
             return
         if "t" in given:
             given = {**given, "t": entry.get(STEP, 0) + 1.0}
@@ -521,7 +549,8 @@ class Attachment:
         plain, _ = eager.step(self._plain, {"direction": {}, "decay": {"eta": given["eta"]}}, values)
         # u was divided by η, and η·u is not the step to the last bit: what does not decay is left as it is.
         after = torch.where(after == plain, eager.real(param).to(after.dtype), after)
-        eager.write(param, after, {}, how=moving.how, key=self._key(moving, entry))
+        if not moving.at_rest:
+            eager.write(param, after, {}, how=moving.how, key=self._key(moving, entry))
         eager.keep(self.decay.keeps, new, state)
 
     def _defer(self, moving: _Moving, shrink: float, entry: dict[str, Any]) -> None:
@@ -556,6 +585,8 @@ class Attachment:
 
     def _loading(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         """Copy what is ours out of a state that is about to be loaded, after looking whether it fits."""
+        if Attachment.of(optimizer) is not self:
+            return
         groups = state_dict["param_groups"]
         for index, group in enumerate(groups):
             if LAMBDA in group:
@@ -579,6 +610,8 @@ class Attachment:
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what torch has cast, and take over groups that were not ours."""
+        if Attachment.of(optimizer) is not self:
+            return
         self._put(optimizer, dict(zip(self._params(optimizer), self._loaded, strict=True)))
         self._loaded = []
         self.everywhere = _is_everywhere(optimizer.param_groups)
@@ -599,6 +632,9 @@ class Attachment:
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
             optimizer.defaults.attachment = self
+        theirs = optimizer.__dict__.get("add_param_group")
+        is_copied = getattr(theirs, "__func__", None) is Attachment._add_param_group
+        self._their_own = {} if theirs is None or is_copied else {"add_param_group": theirs}
         optimizer.__dict__["add_param_group"] = self._add_param_group
         for name in _HOOKS:  # while it is unpickled the optimizer has no hooks yet, and keeps those that it finds
             optimizer.__dict__.setdefault(f"_optimizer_{name}_hooks", OrderedDict())
@@ -631,7 +667,8 @@ def _is_everywhere(groups: Iterable[Mapping[str, Any]]) -> bool:
 
 def _lost_its_gradient(moving: _Moving) -> bool:
     """Tell whether a hook took the gradient away after it was seen, and before the optimizer could step with it."""
-    return moving.param.grad is None and moving.old is not None and torch.equal(moving.param, moving.old)
+    gone = moving.param.grad is None and not moving.is_last
+    return gone and moving.old is not None and torch.equal(moving.param, moving.old)
 
 
 def _is_ours(key: Any) -> bool:

@@ -99,6 +99,14 @@ def ahead(
                 each.step()
 
 
+def copied(value: Any) -> Any:
+    """Return a copy of what stands in a parameter group; what cannot be copied, such as a lock, no schedule writes to."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # whatever somebody's class raises
+        return value
+
+
 class _StandIn(TorchOptimizer):
     """Copies of the groups of an optimizer for a scheduler to write into; the tensors are not copied."""
 
@@ -108,7 +116,7 @@ class _StandIn(TorchOptimizer):
         super().__init__([torch.zeros(0)], {})
         self.defaults = dict(optimizer.defaults)
         self.param_groups = [
-            {key: value if key == "params" else copy.deepcopy(value) for key, value in group.items()}
+            {key: value if key == "params" else copied(value) for key, value in group.items()}
             for group in optimizer.param_groups
         ]
 

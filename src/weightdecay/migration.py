@@ -9,16 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from weightdecay import arguments
+from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER
 from weightdecay.groups.params import params_of
+from weightdecay.hyperparameters import SCHEDULES
 from weightdecay.names import differences, some, without_wrappers
+from weightdecay.rule import REGISTRY
 
 __all__ = ["Migration", "Moved", "migrate"]
 
 FAMILIES = {
-    "weight_decay": ("weight_decay", "penalty_weight", "initial_weight_decay"),
+    "weight_decay": (
+        *("weight_decay", "penalty_weight", LAMBDA),
+        *("initial_weight_decay", "initial_penalty_weight", f"initial_{LAMBDA}", *SCHEDULES.values()),
+    ),
     "lr": ("lr", "initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_max", "lr_at_start"),
 }
-"""What follows the policy of a hyper-parameter: what schedulers and rules keep of it, too."""
+"""What follows the policy of a hyper-parameter: what schedulers, schedules and rules keep of it, too."""
 POLICIES = ("live", "checkpoint")
 OF_THE_PARAMETERS_SHAPE = frozenset(
     ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "acc_delta", "grad_avg"]
@@ -103,7 +109,7 @@ def migrate(
         state_dict: what `optimizer.state_dict()` returned, or torch's get_optimizer_state_dict. Read a file with
             torch.load(path, weights_only=True).
         weight_decay: "live" keeps λ as the optimizer's groups have it now; "checkpoint" gives each group the λ that its
-            parameters had, which has to be one.
+            parameters had, which has to be one, with what schedules keep of it.
         lr: the same for the learning rate, with what schedulers keep of it (initial_lr, …). A run that goes on under a
             scheduler takes "checkpoint". All other hyper-parameters stay live.
         model: the module, or (name, parameter) pairs, that names the optimizer's parameters, if its groups have no
@@ -289,21 +295,38 @@ def _new_groups(
         for family, policy in policies.items():
             if policy == "checkpoint":
                 voters = [(live[place].name, match) for place in places if (match := pairs[place]) is not None]
-                new.update(_agreed(family, index, voters))
+                new.update(_agreed(family, index, [(name, _spelled_as(group, match.settings)) for name, match in voters]))
         groups.append(new)
     return groups
 
 
-def _agreed(family: str, index: int, voters: Sequence[tuple[str, _Slot]]) -> Iterator[tuple[str, Any]]:
+def _spelled_as(group: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a group of the checkpoint with λ under the key that it has in the new one: an attached decay has its own."""
+    if (LAMBDA in group) == (LAMBDA in settings):
+        return settings
+    there, here = (LAMBDA, "weight_decay") if LAMBDA in settings else ("weight_decay", LAMBDA)
+    moved = {f"{prefix}{here}": f"{prefix}{there}" for prefix in ("", "initial_")}
+    found = {key: value for key, value in settings.items() if key not in {*moved, *moved.values()}}
+    found |= {key: settings[old] for key, old in moved.items() if old in settings}
+    if here == "weight_decay" and not _has_lambda(settings):  # what stands there is 1 or 0, for on or off
+        found[here] = settings.get(TAKEN_OVER, 0.0)
+    return found
+
+
+def _has_lambda(settings: Mapping[str, Any]) -> bool:
+    return "lam" in REGISTRY.find("decay", settings.get(DECAY, "decoupled")).numbers
+
+
+def _agreed(family: str, index: int, voters: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Any]]:
     """Yield what the parameters of one new group had in the checkpoint, if they all had the same."""
     for key in FAMILIES[family]:
-        having = [(name, slot.settings[key]) for name, slot in voters if key in slot.settings]
+        having = [(name, settings[key]) for name, settings in voters if key in settings]
         for name, value in having:
             first, agreed = having[0]
             if _plain(value) != _plain(agreed):
                 raise ValueError(
                     f"{family}='checkpoint' cannot be had for param_groups[{index}]: in the checkpoint {key} was "
-                    f"{_plain(agreed):g} for {first!r} and {_plain(value):g} for {name!r}, and a group holds one. "
+                    f"{_text(agreed)} for {first!r} and {_text(value)} for {name!r}, and a group holds one. "
                     f"Pass {family}='live', or group them apart."
                 )
         if having and len(having) == len(voters):
@@ -325,8 +348,8 @@ def _moved(slot: _Slot, match: _Slot | None, group: Mapping[str, Any]) -> Moved:
         slot.name,
         slot.group,
         match.group if match else None,
-        weight_decay=_plain(group.get("weight_decay")),
-        weight_decay_in_checkpoint=_plain(then.get("weight_decay")),
+        weight_decay=_plain(group.get(LAMBDA, group.get("weight_decay"))),
+        weight_decay_in_checkpoint=_plain(then.get(LAMBDA, then.get("weight_decay"))),
         lr=_plain(group.get("lr")),
         lr_in_checkpoint=_plain(then.get("lr")),
         has_state=bool(match and match.state),
@@ -335,6 +358,10 @@ def _moved(slot: _Slot, match: _Slot | None, group: Mapping[str, Any]) -> Moved:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, Mapping) else f"{_plain(value):g}"
 
 
 def _change(old: float | None, new: float | None) -> str:

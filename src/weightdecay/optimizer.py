@@ -181,9 +181,11 @@ class Optimizer(Checkpointed):
                 raise ValueError(f"{where} holds no parameters: leave the group out")
             _refuse_dtypes(group["params"], where)
         own = hyperparameters.defaults(self.equation({**self.defaults, **param_group}).rules)
-        first = hyperparameters.defaults(self.equation(self.defaults).rules)
-        for key, value in self.defaults.items():  # other rules have defaults of their own: muon's eps is not adam's
-            group.setdefault(key, own[key] if key in own and key in first and value == first[key] else value)
+        for key, value in hyperparameters.defaults(self.equation(self.defaults).rules).items():
+            if own.get(key, value) != value and _as_seen(self.defaults.get(key)) == _as_seen(value):
+                group.setdefault(key, own[key])  # other rules have defaults of their own: muon's eps is not adam's
+        for key, value in self.defaults.items():
+            group.setdefault(key, value)
         self._complete(group, where)
         equation = self.equation(group)
         hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation, group)}, equation, where)

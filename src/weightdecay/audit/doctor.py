@@ -2,8 +2,9 @@
 
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,9 +12,9 @@ from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from weightdecay.arguments import choice
-from weightdecay.audit.case import Case
-from weightdecay.audit.checks import CHECKS
-from weightdecay.audit.findings import Report, ranked
+from weightdecay.audit.case import Case, cases_of
+from weightdecay.audit.checks import CHECKS, Check
+from weightdecay.audit.findings import Finding, Report, ranked
 from weightdecay.audit.trial import alone
 
 __all__ = ["doctor"]
@@ -21,7 +22,7 @@ __all__ = ["doctor"]
 
 def doctor(
     model: nn.Module,
-    optimizer: TorchOptimizer,
+    optimizer: TorchOptimizer | Sequence[TorchOptimizer],
     scheduler: Any = None,
     *,
     steps: int | None = None,
@@ -38,8 +39,10 @@ def doctor(
 
     Args:
         model: the module, bare or wrapped.
-        optimizer: any torch optimizer, or a wrapper that holds one as `.optimizer`.
-        scheduler: what steps its lr or λ, several in their order, or None.
+        optimizer: any torch optimizer, or a wrapper that holds one as `.optimizer`; a list of them where several train the
+            model, such as Muon its matrices and AdamW the rest. Then each finding says in which it is, and what none of them
+            trains is missing.
+        scheduler: what steps its lr or λ, or a list of several in their order, of whichever optimizer; or None.
         steps: how many steps the run has; else what the scheduler was made for (total_steps, T_max), else 10,000, which the
             effects then say.
         steps_per_epoch: the steps of an epoch, for a scheduler that counts epochs: with it its length has to fit into `steps`.
@@ -51,7 +54,7 @@ def doctor(
         first.
 
     Raises:
-        TypeError, ValueError: what is no module, optimizer, number of steps or id of a check.
+        TypeError, ValueError: what is no module, optimizer, scheduler, number of steps or id of a check.
         RuntimeError: a check failed, with its id, and from what. Nothing has changed then, either.
 
     >>> import torch
@@ -61,33 +64,41 @@ def doctor(
     [('D1', 'warning', ('0.bias', '1.weight', '1.bias'))]
     >>> report.findings[0].effect
     'without a gradient they end at 0.368 of their start: ∏(1 − s) over 10,000 steps'
+    >>> matrix, gain, *biases = model[0].weight, model[1].weight, model[0].bias, model[1].bias
+    >>> both = torch.optim.Muon([matrix], lr=0.02), torch.optim.AdamW([gain, *biases], lr=1e-3, weight_decay=0.1)
+    >>> [(each.id, each.optimizer, each.tensors) for each in doctor(model, both, steps=10_000).findings]
+    [('D1', 'optimizers[1], AdamW', ('1.weight', '0.bias', '1.bias'))]
 
     Sources: each check names its own.
     """
     chosen = [choice("check", each, CHECKS) for each in _ids(only)] or list(CHECKS)
     ignored = {choice("check", each, CHECKS) for each in _ids(ignore)}
     with _untouched():
-        case = Case(model, optimizer, scheduler, steps, steps_per_epoch)
+        cases = cases_of(model, optimizer, scheduler, steps, steps_per_epoch)
         made = [each for name, each in CHECKS.items() if name in chosen and name not in ignored]
-        findings = []
-        for each in made:
-            try:
-                findings += list(each.run(case))
-            except Exception as error:
-                what = f"check {each.id} ({each.title}) failed: {type(error).__name__}: {error}"
-                raise RuntimeError(f"{what}; ignore=[{each.id!r}] leaves it out") from error
-        laws = dict.fromkeys(f"{law.kind} ({law.text})" for law in case.laws)
+        findings = [finding for each in made for case in cases for finding in _found(each, case)]
+        first = cases[0]
         subject = {
-            "optimizer": type(case.optimizer).__name__,
-            "laws": list(laws),
-            "tensors": len(case.members),
-            "values": sum(each.tensor.numel() for each in case.members),
-            "groups": len(case.groups),
-            "steps": case.steps,
-            "steps_assumed": case.told_steps is None,
-            "scheduler_foreseen": not case.unforeseen,
+            "optimizer": " and ".join(type(case.optimizer).__name__ for case in cases),
+            "laws": list(dict.fromkeys(f"{law.kind} ({law.text})" for case in cases for law in case.laws)),
+            "tensors": sum(len(case.members) for case in cases),
+            "values": sum(each.tensor.numel() for case in cases for each in case.members),
+            "groups": sum(len(case.groups) for case in cases),
+            "steps": first.steps,
+            "steps_assumed": first.told_steps is None,
+            "scheduler_foreseen": not any(case.unforeseen for case in cases),
         }
     return Report(ranked(findings), tuple(each.id for each in made), subject)
+
+
+def _found(check: Check, case: Case) -> list[Finding]:
+    """Return what a check finds in an optimizer, and in which, where there are several."""
+    where = f"{case.name}, {type(case.optimizer).__name__}" if len(case.all) > 1 else ""
+    try:
+        return [replace(each, optimizer=each.optimizer or where) for each in check.run(case)]
+    except Exception as error:
+        what = f"check {check.id} ({check.title}) failed{f' in {where}' if where else ''}: {type(error).__name__}: {error}"
+        raise RuntimeError(f"{what}; ignore=[{check.id!r}] leaves it out") from error
 
 
 def _ids(given: Iterable[str]) -> list[str]:

@@ -33,9 +33,13 @@ class Finding(Record):
     """What it will do over the run."""
     fix: str = ""
     """Code that mends it."""
+    optimizer: str = ""
+    """Where there are several, which one it is about, as in "optimizers[1], AdamW", or "all"."""
 
     def __str__(self) -> str:
         lines = [f"{self.id} {self.severity}: {self.problem}"]
+        if self.optimizer:
+            lines += _wrapped("in", self.optimizer)
         if self.tensors:
             lines += _wrapped("tensors", f"{len(self.tensors)}: {some(self.tensors, 6)}")
         if self.evidence:
@@ -81,8 +85,13 @@ class Report:
             return self.summary
         from weightdecay.groups.table import lines
 
-        rows = [(each.id, each.severity, str(len(each.tensors) or "-"), each.problem) for each in self.findings]
-        table = lines([("check", "severity", "tensors", "finding"), *rows])
+        rows: list[tuple[str, ...]] = [
+            ("check", "severity", "in", "tensors", "finding"),
+            *((each.id, each.severity, each.optimizer, str(len(each.tensors) or "-"), each.problem) for each in self.findings),
+        ]
+        if not any(each.optimizer for each in self.findings):
+            rows = [(check, severity, *rest) for check, severity, _, *rest in rows]
+        table = lines(rows)
         return "\n\n".join([self.summary, "\n".join(table), *map(str, self.findings)])
 
     def to_dict(self) -> dict[str, Any]:

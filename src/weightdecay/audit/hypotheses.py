@@ -10,11 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightdecay import hyperparameters
+from weightdecay.attachment import LAMBDA as ATTACHED
+from weightdecay.attachment import attach
 from weightdecay.audit.trial import LAMBDA, LR, LRS, Run, Subject
 from weightdecay.optimizer import Optimizer
 from weightdecay.rule import REGISTRY, Rule
@@ -118,7 +121,11 @@ class Beside(Hypothesis):
     def begin(self, subject: Subject, start: Tensor, lr: float) -> Prediction:
         """See Hypothesis."""
         box = _Box(subject, start, lr)
-        numbers = _numbers(REGISTRY["decay", self.rule], box.run)
+        rule = REGISTRY["decay", self.rule]
+        numbers = _numbers(rule, box.run)
+        if rule.measures_gradient and self.order == "old":
+            measuring = _MeasuringJudge(start, lr, self.rule, numbers)
+            return lambda w, g, lr, lam: measuring.step(w, box.step(w, g, lr), g, lr, lam)
         judge = _Judge(start, lr, decay=self.rule, weight_decay=LAMBDA, **numbers)
 
         def predict(w: Tensor, g: Tensor, lr: float, lam: float) -> Tensor:
@@ -179,7 +186,32 @@ class _Judge:
         return self._w.detach().clone()
 
 
-def _numbers(rule: Rule, run: Run) -> dict[str, object]:
+class _MeasuringJudge:
+    """The rule under a step and the gradient that led to it: attached to an optimizer that goes where it is told."""
+
+    def __init__(self, start: Tensor, lr: float, decay: str, numbers: Mapping[str, Any]) -> None:
+        self._w = torch.nn.Parameter(start.clone())
+        self._optimizer = _Told([self._w], {"lr": lr})
+        attach(self._optimizer, decay, LAMBDA, rounding="nearest", **numbers)
+
+    def step(self, w: Tensor, stepped: Tensor, g: Tensor, lr: float, lam: float) -> Tensor:
+        with torch.no_grad():
+            self._w.copy_(w)
+        self._w.grad, self._optimizer.there = g.clone(), stepped
+        self._optimizer.param_groups[0].update({"lr": lr, ATTACHED: lam})
+        self._optimizer.step()
+        return self._w.detach().clone()
+
+
+class _Told(torch.optim.Optimizer):
+    there: Tensor
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].copy_(self.there)
+
+
+def _numbers(rule: Rule, run: Run) -> dict[str, Any]:
     """Return the rule's hyper-parameters as the optimizer under test has them, where it has some of these names."""
     return {name: run.group[name] for name in hyperparameters.defaults([rule]) if name in run.group}
 

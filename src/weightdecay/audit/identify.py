@@ -27,7 +27,7 @@ KINDS = {
     "unknown": "no rule explains it",
 }
 """What the kind of a law says."""
-_TOWARD = {"toward"}
+_TOWARD = {"toward", "selective_projection"}
 _MEMORY = {"momentum": 0.9}
 """What gives an optimizer a memory that has none by default, so that coupled and decoupled are two."""
 
@@ -58,7 +58,7 @@ class DecayLaw(Record):
     @property
     def text(self) -> str:
         """Return the law in a sentence."""
-        is_called = "has no decay" if self.kind == "none" else f"is {self.kind}"
+        is_called = "makes nothing of λ" if self.kind == "none" else f"is {self.kind}"
         return f"{self.optimizer} {is_called}: {self.reason}."
 
     def rows(self) -> Iterator[tuple[str, str]]:
@@ -109,6 +109,7 @@ def identify(
 
     Raises:
         TypeError: factory cannot be called.
+        ValueError: a knob that it does not take.
         RuntimeError: no step runs, on a matrix or a vector, in float64 or float32, with a closure or without.
 
     >>> law = identify(torch.optim.Adam)
@@ -127,7 +128,11 @@ def identify(
             refusal = subject.refusal()
             if refusal is not None:
                 raise RuntimeError(f"{subject.name} takes no {knob}, and does not run: {refusal}")
+            if knob != "weight_decay":  # a slip of the pen is no law
+                raise ValueError(f"knob={knob!r}: {subject.name} takes no such keyword")
             return DecayLaw(subject.name, "none", f"it takes no {knob}")
+        if subject.refusal() is None and (refusal := subject.refusal(**{knob: 0.0})) is not None:
+            return DecayLaw(subject.name, "none", f"it refuses {knob} ({refusal})")
         subject = subject.that_runs()
         found = _law(subject)
         if found.kind == "none":

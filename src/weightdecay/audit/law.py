@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
+from weightdecay import hyperparameters
+from weightdecay.attachment import DECAY, LAMBDA, Attachment
 from weightdecay.audit.hypotheses import Powers
 from weightdecay.audit.identify import identify
 from weightdecay.optimizer import Optimizer
-from weightdecay.rule import REGISTRY
+from weightdecay.rule import REGISTRY, Rule
 from weightdecay.units import Settings, swings
 
 Share = Callable[[Mapping[str, Any]], float | None]
@@ -53,13 +55,29 @@ def plain(value: Any, default: float = math.nan) -> float:
 
 
 def decay_of(group: Mapping[str, Any]) -> float:
-    """Return the λ of a group: the larger one where it has a penalty's too; 0 of what is no number."""
-    found = [plain(group.get(key, 0.0)) for key in ("weight_decay", "penalty_weight")]
+    """Return the λ of a group as it stands there: the larger one where it has a penalty's too; 0 of what is no number."""
+    found = [plain(group[key]) for key in _lambdas(group)]
     return max((each for each in found if math.isfinite(each)), default=0.0)
+
+
+def decay_now(group: Mapping[str, Any]) -> float:
+    """Return the λ of a group's next step: what stands there times the share of its schedule, if it has one."""
+    found = [plain(hyperparameters.scheduled(group, key)) for key in _lambdas(group)]
+    return max((each for each in found if math.isfinite(each)), default=0.0)
+
+
+def _lambdas(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of a group under which λ is found: one alone where a decay is attached, which replaces the others."""
+    if LAMBDA in group:
+        return () if group.get(DECAY) == "none" else (LAMBDA,)
+    return tuple(key for key in ("weight_decay", "penalty_weight") if key in group)
 
 
 def laws_of(optimizer: TorchOptimizer) -> list[Law]:
     """Return the law of each group; an unknown class is tried once with each set of flags."""
+    attachment = Attachment.of(optimizer)
+    if attachment is not None:
+        return [_of_attached(attachment)] * len(optimizer.param_groups)
     tried: dict[str, Law] = {}
     found = []
     for group in optimizer.param_groups:
@@ -77,16 +95,29 @@ def _of_ours(optimizer: Optimizer, group: Mapping[str, Any]) -> Law:
     decays = plain(group["weight_decay"]) > 0 or equation.penalty is None
     if equation.penalty is not None and not (decays and equation.decay.name != "none"):
         return Law("coupled", str(equation), "its rules", _coupled(equation.direction.name, equation.penalty.name))
-    decay = equation.decay
+    return _of_decay(equation.decay, str(equation), lambda numbers: optimizer.numbers(numbers, 1)["decay"])
 
-    def share(numbers: Mapping[str, Any]) -> float | None:
-        given = optimizer.numbers(numbers, 1)["decay"]
+
+def _of_attached(attachment: Attachment) -> Law:
+    decay = attachment.decay
+
+    def numbers(group: Mapping[str, Any]) -> Mapping[str, Any]:
+        return hyperparameters.numbers(decay, {**group, **attachment.numbers}, lam=LAMBDA, t=1.0)
+
+    return _of_decay(decay, f"{decay.name} decay, attached", numbers)
+
+
+def _of_decay(decay: Rule, text: str, numbers: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Law:
+    """Return the law of a decay beside the gradient; `numbers` are the rule's, from a group."""
+
+    def share(group: Mapping[str, Any]) -> float | None:
+        given = numbers(group)
         if decay.keeps or not set(decay.numbers) <= set(given):  # it remembers, or asks for norms: no one share
             return None
         return 1 - float(decay.function(1.0, 0.0, **{name: plain(value) for name, value in given.items()}))
 
-    kind = "none" if decay.name == "none" else "independent" if decay.name == "independent" else "decoupled"
-    return Law(kind, str(equation), "its rules", share)
+    kind = decay.name if decay.name in ("none", "independent") else "decoupled"
+    return Law(kind, text, "its rules", share)
 
 
 def _of_torch(cls: type, group: Mapping[str, Any]) -> Law | None:
@@ -96,6 +127,21 @@ def _of_torch(cls: type, group: Mapping[str, Any]) -> Law | None:
         direction = "sgd" if cls is _O.SGD else "adaptive"
         return Law("coupled", "λ·w is added to the gradient", "torch.optim", _coupled(direction, "l2"))
     return Law("none", "it takes no weight_decay", "torch.optim", lambda group: 0.0) if cls in _NO_KNOB else None
+
+
+def _without_own_methods(cls: type) -> type:
+    """Return the class whose methods a class has that is only made in another way: what λ does is the same."""
+    while not any(callable(each) and name != "__init__" and not _is_inherited(cls, name) for name, each in vars(cls).items()):
+        if cls in (*_DECOUPLED, *_COUPLED, *_NO_KNOB, object):
+            break
+        cls = cls.__mro__[1]
+    return cls
+
+
+def _is_inherited(cls: type, name: str) -> bool:
+    """Return whether a method is its parent's: the first optimizer that is made wraps the step of its class."""
+    own, inherited = (inspect.unwrap(getattr(each, name, None)) for each in (cls, cls.__mro__[1]))  # type: ignore[arg-type]
+    return own is inherited
 
 
 def _decoupled(group: Mapping[str, Any]) -> float:
@@ -112,9 +158,8 @@ def _coupled(direction: str, penalty: str) -> Share:
         return momentum > 0 and swings(2.0**power, lam, momentum, dampening)
 
     def share(group: Mapping[str, Any]) -> float | None:
-        lr, lam, momentum, less = (plain(group.get(key, 0.0)) for key in ("lr", "weight_decay", "momentum", "dampening"))
-        if "penalty_weight" in group:
-            lam = plain(group["penalty_weight"])
+        lr, momentum, less = (plain(group.get(key, 0.0)) for key in ("lr", "momentum", "dampening"))
+        lam = plain(hyperparameters.scheduled(group, "penalty_weight" if "penalty_weight" in group else "weight_decay"))
         if lr == 0 or lam == 0:
             return 0.0
         if direction != "sgd" or penalty != "l2" or swinging(lam, momentum, less, math.ceil(math.log2(lr))):
@@ -138,7 +183,8 @@ def _by_experiment(cls: type, flags: Mapping[str, Any]) -> Law:
     try:
         found = identify(partial(cls, **flags) if flags else cls, name=cls.__name__)
     except (RuntimeError, TypeError, ValueError) as error:
-        return Law("unknown", f"{cls.__name__} could not be tried: {error}", "nothing", lambda group: None)
+        inherited = _of_torch(_without_own_methods(cls), flags)
+        return inherited or Law("unknown", f"{cls.__name__} could not be tried: {error}", "nothing", lambda group: None)
     moves = getattr(found.findings.get("grad=None"), "verdict", "") == "moves"
     known: Powers | None = found.strength if found.kind in ("decoupled", "independent", "proximal") else None
 

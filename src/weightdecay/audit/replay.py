@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
+from weightdecay.attachment import LAMBDA, PENDING, Attachment, attach
+from weightdecay.forecast import copied
+from weightdecay.hyperparameters import SCHEDULES
+
 _SIDE = 64
 """How long the axes of a piece are at most."""
 _VALUES = 256
@@ -25,7 +29,7 @@ class Step:
     before: Tensor
     after: Tensor
     remembers: bool
-    """Whether a buffer that has the piece's shape is not zero."""
+    """Whether a buffer that has the piece's shape is not zero, or an attached decay has kept what it could not write."""
 
     @property
     def moved(self) -> float:
@@ -57,24 +61,40 @@ def replay(optimizer: TorchOptimizer, group: Mapping[str, Any], tensor: Tensor, 
         optimizer: what is copied, its state aside.
         group: the parameter group of the tensor.
         gradient: what every value of the gradient is.
-        changes: other numbers for the group, such as lr.
+        changes: other numbers for the group, such as lr. A weight_decay is λ wherever the group has it, and no schedule
+            changes it.
     """
     if tensor.is_meta or tensor.is_complex() or not tensor.numel():
         return None
-    before = piece_of(tensor)
-    param = nn.Parameter(before.clone())
-    param.grad = torch.full_like(before, gradient)
-    settings = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
+    try:
+        before = piece_of(tensor)
+        param = nn.Parameter(before.clone())
+        param.grad = torch.full_like(before, gradient)
+        twin = _twin(optimizer, group, param, changes)
+        twin.step()
+    except Exception:  # whatever somebody's tensor or optimizer raises says that this copy does not run
+        return None
+    state = twin.state.get(param, {})
+    held = [each for each in state.values() if isinstance(each, Tensor) and each.shape == before.shape]
+    return Step(before, param.detach(), bool(state.get(PENDING)) or any(bool(each.any()) for each in held))
+
+
+def _twin(optimizer: TorchOptimizer, group: Mapping[str, Any], param: Tensor, changes: Mapping[str, Any]) -> TorchOptimizer:
+    """Return a copy of an optimizer, without state, that trains one tensor with the numbers of a group."""
+    settings = {key: copied(value) for key, value in group.items() if key not in ("params", "param_names")}
+    settings.update(changes)
     for key in ("capturable", "fused", "foreach"):
         if settings.get(key):
             settings[key] = False if key == "capturable" else None
-    try:
-        twin = _empty(optimizer, {**settings, "params": [param], **changes})
-        twin.step()
-    except Exception:  # whatever somebody's optimizer raises says that this copy does not run
-        return None
-    held = [each for each in twin.state.get(param, {}).values() if isinstance(each, Tensor) and each.shape == before.shape]
-    return Step(before, param.detach(), any(bool(each.any()) for each in held))
+    attachment = Attachment.of(optimizer)
+    if "weight_decay" in changes:
+        settings = {key: value for key, value in settings.items() if key not in SCHEDULES.values()}
+        if attachment is not None:
+            settings |= {LAMBDA: changes["weight_decay"], "weight_decay": 0.0}
+    twin = _empty(optimizer, {**settings, "params": [param]})
+    if attachment is not None:
+        attach(twin, attachment.decay.name, rounding=attachment.rounding, seed=attachment.seed, **attachment.numbers)
+    return twin
 
 
 def _empty(optimizer: TorchOptimizer, group: dict[str, Any]) -> TorchOptimizer:
@@ -83,6 +103,6 @@ def _empty(optimizer: TorchOptimizer, group: dict[str, Any]) -> TorchOptimizer:
     own = {key: value for key, value in vars(optimizer).items() if isinstance(value, _PLAIN)}
     twin.__dict__.update(own)
     twin.__setstate__(
-        {**own, "defaults": copy.deepcopy(optimizer.defaults), "state": defaultdict(dict), "param_groups": [group]}
+        {**own, "defaults": copy.deepcopy(dict(optimizer.defaults)), "state": defaultdict(dict), "param_groups": [group]}
     )
     return twin

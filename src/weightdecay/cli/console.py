@@ -32,7 +32,12 @@ def explained(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if Path(last.filename).is_relative_to(Path(__file__).parents[1]):
         return text
-    return f"{type(error).__name__}: {text} ({last.filename}:{last.lineno}; --traceback shows the way there)"
+    if isinstance(error, SyntaxError):  # which says itself where it is
+        return f"{type(error).__name__}: {text}"
+    context = click.get_current_context(silent=True)
+    shows = context is not None and any(each.name == "show_traceback" for each in context.command.params)
+    hint = "; --traceback shows the way there" if shows else ""
+    return f"{type(error).__name__}: {text} ({last.filename}:{last.lineno}{hint})"
 
 
 def look_in(folder: str | None) -> None:

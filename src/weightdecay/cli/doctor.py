@@ -45,8 +45,8 @@ def doctor(
 ) -> None:
     """Look for mistakes with weight decay in a training set-up; exit with 1 if there is an error.
 
-    The set-up is your own: a function that returns (model, optimizer) or (model, optimizer, scheduler). For example:
-    `weightdecay --app-dir . doctor train:setup --steps 10000`.
+    The set-up is your own: a function that returns (model, optimizer) or (model, optimizer, scheduler); several optimizers or
+    schedulers are lists. For example: `weightdecay --app-dir . doctor train:setup --steps 10000`.
     """
     if list_checks:
         for each in CHECKS.values():
@@ -92,7 +92,9 @@ def _parts(name: str) -> tuple[Any, ...]:
         except Exception as error:
             raise Refusal(f"{name}() failed: {explained(error)}") from error
     if not isinstance(found, tuple | list) or len(found) not in (2, 3):
+        length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
         raise Refusal(
-            f"{name} gives a {type(found).__name__}; let it return (model, optimizer) or (model, optimizer, scheduler)"
+            f"{name} gives a {type(found).__name__}{length}; let it return (model, optimizer) or (model, optimizer, scheduler)"
+            ", with lists of optimizers or schedulers where there are several"
         )
     return tuple(found)

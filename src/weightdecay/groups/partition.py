@@ -117,7 +117,11 @@ def param_groups(
         asked = {role: ("embeddings=False", {"weight_decay": 0.0}) for role in ROLES.named("embedding")} | asked
     params = params_of(model)
     if not any(param.tensor.requires_grad for param in params):
-        raise ValueError(f"model has no trainable parameters, only {len(params)} frozen ones. Unfreeze some of them.")
+        raise ValueError(
+            f"model has no trainable parameters, only {len(params)} frozen ones. Unfreeze some of them."
+            if params
+            else "model has no trainable parameters, and no others."
+        )
     kept = [param for param in params if frozen or param.tensor.requires_grad]
     matches = by_pattern(patterns, params, {param.name for param in kept})
     marked(scale_invariant, params)

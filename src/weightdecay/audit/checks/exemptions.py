@@ -28,7 +28,7 @@ def check(case: Case) -> Iterator[Finding]:
             case.left_in_words([each.group for each in asking]),
             case.made(),
         )
-    if not case.is_flattened:
+    if case.is_first and not case.is_flattened:
         for who, patterns in unheard(case.model):
             yield Finding(
                 ID,
@@ -38,6 +38,7 @@ def check(case: Case) -> Iterator[Finding]:
                 {"named": list(patterns), "parameters": len(case.params)},
                 "what it was meant to keep from decay decays with the rest",
                 "# return names as in:\nprint([name for name, _ in model.named_parameters()])",
+                case.everywhere,
             )
     weights = [each for each in case.members if each.role == "weight" and each.tensor.ndim >= 2 and not each.param.asked]
     exempt = [each for each in weights if each.lam == 0 and _SUBSTRING.search(each.name)]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER, Attachment
 from weightdecay.audit.case import Case, names
 from weightdecay.audit.checks.resumed import passed_decay, steps_made
 from weightdecay.audit.findings import Finding
@@ -31,7 +32,7 @@ def check(case: Case) -> Iterator[Finding]:
         )
     for index, group in enumerate(case.groups):
         tensors = names([each for each in case.members if each.group == index])
-        for key in ("weight_decay", "penalty_weight"):
+        for key in ("weight_decay", "penalty_weight", LAMBDA):
             value = plain(group.get(key, 0.0))
             if not math.isfinite(value) or value < 0:
                 yield Finding(
@@ -41,9 +42,11 @@ def check(case: Case) -> Iterator[Finding]:
                     tensors,
                     {key: str(group[key])},
                     "the weights grow" if value < 0 and math.isfinite(value) else "the step fails, or makes weights NaN",
-                    f'optimizer.param_groups[{index}]["{key}"] = {abs(value) if math.isfinite(value) else 0.0:g}',
+                    f'{case.name}.param_groups[{index}]["{key}"] = {abs(value) if math.isfinite(value) else 0.0:g}',
                 )
+        yield from _rate(case, index, tensors)
         yield from _misspelt(case, index, tensors)
+        yield from _attached(case, index, tensors)
     passed = passed_decay(case)
     if passed is not None and not steps_made(case):
         yield Finding(
@@ -69,7 +72,7 @@ def check(case: Case) -> Iterator[Finding]:
             names(twice),
             {"penalty_weight": plain(group["penalty_weight"]), "weight_decay": plain(group["weight_decay"])},
             "each shrinks the weights by its own amount",
-            'for group in optimizer.param_groups:\n    group["penalty_weight"] = 0.0',
+            f'for group in {case.name}.param_groups:\n    group["penalty_weight"] = 0.0',
         )
     scaled = {index: plain(group["lr_scale"]) for index, group in enumerate(case.groups) if "lr_scale" in group}
     reads = any(type(each).__module__.startswith("timm") for each in case.schedulers)
@@ -81,13 +84,30 @@ def check(case: Case) -> Iterator[Finding]:
             tuple(each.name for each in case.members if each.group in scaled),
             {"lr_scale": sorted(set(scaled.values())), "schedulers": [type(each).__name__ for each in case.schedulers]},
             "all layers train with the same lr, and so with the same lr·λ",
-            'for group in optimizer.param_groups:  # before the scheduler is made\n    group["lr"] *= group.pop("lr_scale")',
+            f'for group in {case.name}.param_groups:  # before the scheduler is made\n    group["lr"] *= group.pop("lr_scale")',
         )
+
+
+def _rate(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:
+    """A learning rate that is none takes the decay with it."""
+    group = case.groups[index]
+    lr = plain(group.get("lr"))
+    if 0 <= lr < math.inf or "lr" not in {*group, *case.optimizer.defaults}:
+        return
+    yield Finding(
+        ID,
+        "error",
+        f"lr of param_groups[{index}] is {group['lr']!r}" if "lr" in group else f"param_groups[{index}] has no lr",
+        tensors,
+        {"lr": str(group.get("lr"))},
+        "the steps climb, and the decay makes the weights grow" if lr < 0 else "the step fails, or makes weights NaN",
+        f'{case.name}.param_groups[{index}]["lr"] = 1e-3  # or what was meant',
+    )
 
 
 def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:
     """Torch keeps any key of a group, and says nothing of those that it does not read."""
-    own = {*case.optimizer.defaults, "params", "param_names", "initial_weight_decay"}
+    own = {*case.optimizer.defaults, "params", "param_names", "initial_weight_decay", LAMBDA, f"initial_{LAMBDA}", TAKEN_OVER}
     for key, value in case.groups[index].items():
         near = get_close_matches(key, ["weight_decay"], cutoff=0.8) or (key.lower() in _OTHER_NAMES)
         if key not in own and near and "weight_decay" in own and math.isfinite(plain(value)):
@@ -98,5 +118,31 @@ def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Find
                 tensors,
                 {key: plain(value), "weight_decay": plain(case.groups[index].get("weight_decay"))},
                 "the group decays with the constructor's λ: " + case.left_in_words([index]),
-                f'group = optimizer.param_groups[{index}]\ngroup["weight_decay"] = group.pop("{key}")',
+                f'group = {case.name}.param_groups[{index}]\ngroup["weight_decay"] = group.pop("{key}")',
             )
+
+
+def _attached(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:
+    """A λ of `weightdecay.attach` that a checkpoint brought to an optimizer to which nothing is attached, or a second λ."""
+    group, attachment = case.groups[index], Attachment.of(case.optimizer)
+    attached, own = plain(group.get(LAMBDA, 0.0)), plain(group.get("weight_decay", 0.0))
+    if attachment is None and attached > 0:
+        yield Finding(
+            ID,
+            "error",
+            f"{LAMBDA}={attached:g} in param_groups[{index}] is read by nobody: no decay is attached to this optimizer",
+            tensors,
+            {LAMBDA: attached, "weight_decay": own},
+            "a new process attaches again, before it loads the optimizer's state or after; without that, no weight decays",
+            f'import weightdecay as wd\nwd.attach({case.name}, "{group.get(DECAY, "decoupled")}")',
+        )
+    if attachment is not None and LAMBDA in group and own > 0:
+        yield Finding(
+            ID,
+            "error",
+            f"weight_decay={own:g} in param_groups[{index}] would decay a second time beside the decay that is attached",
+            tensors,
+            {LAMBDA: attached, "weight_decay": own},
+            "the next step is refused",
+            f'{case.name}.param_groups[{index}]["weight_decay"] = 0.0',
+        )

@@ -16,16 +16,17 @@ def check(case: Case) -> Iterator[Finding]:
     """Yield what is missing, strange, doubled, frozen or never reached by a gradient, and decays."""
     held = Counter(id(each.tensor) for each in case.members)
     strange = [each for each in case.members if not each.in_model]
-    missing = [each for each in case.params if each.tensor.requires_grad and id(each.tensor) not in held]
-    if strange and len(strange) == len(case.members):
+    if case.is_first and not all(map(_is_of_another, case.all)):
+        yield from _missing(case)
+    if _is_of_another(case):
         yield Finding(
             ID,
             "error",
             "no tensor of the optimizer is this model's: it was made for another, or before the tensors were replaced",
             names(strange),
             {"in_the_optimizer": len(strange), "in_the_model": len(case.params)},
-            "the model does not train",
-            "# after the model is built, wrapped, sharded and moved:\n" + case.made(),
+            "the model does not train, unless these are master copies that are written back to it (then ignore D6)",
+            "# after the model is built, wrapped, sharded and moved:\n" + case.made(anew=True),
         )
         return
     if strange:
@@ -38,20 +39,17 @@ def check(case: Case) -> Iterator[Finding]:
             "what they are of may be right; this model does not see them",
             case.made(),
         )
-    if missing:
-        values, of = (sum(each.tensor.numel() for each in some) for some in (missing, case.params))
+    elsewhere = {id(each.tensor) for other in case.all[: case.all.index(case)] for each in other.members}
+    shared = [each for each in case.members if id(each.tensor) in elsewhere]
+    if shared:
         yield Finding(
             ID,
-            "warning",
-            "parameters that ask for gradients are in no group",
-            tuple(each.name for each in missing),
-            {
-                "tensors": len(missing),
-                "values": values,
-                "share_of_the_model": values / of,
-            },
-            "they stay as they are, unless another optimizer trains them (then ignore D6)",
-            case.made(),
+            "error",
+            "tensors are in another optimizer, too, and are stepped and decayed by both",
+            names(shared),
+            {"tensors": len(shared), "weight_decay": sorted({each.lam for each in shared})},
+            "each step of the one undoes what the other's state knows of them",
+            _without(case),
         )
     twice = {each.name: each for each in case.members if held[id(each.tensor)] > 1}
     if twice:
@@ -65,6 +63,53 @@ def check(case: Case) -> Iterator[Finding]:
             "# each parameter once\n" + case.made(),
         )
     yield from _without_gradient(case)
+
+
+def _is_of_another(case: Case) -> bool:
+    """Return whether the optimizer holds tensors, and none of them is the model's."""
+    return bool(case.members) and not any(each.in_model for each in case.members)
+
+
+def _missing(case: Case) -> Iterator[Finding]:
+    """Yield what none of the optimizers trains."""
+    held = {id(each.tensor) for one in case.all for each in one.members}
+    missing = [each for each in case.params if each.tensor.requires_grad and id(each.tensor) not in held]
+    if not missing:
+        return
+    values, of = (sum(each.tensor.numel() for each in some) for some in (missing, case.params))
+    several = bool(case.everywhere)
+    yield Finding(
+        ID,
+        "warning",
+        f"parameters that ask for gradients are in no group{' of any optimizer' if several else ''}",
+        tuple(each.name for each in missing),
+        {"tensors": len(missing), "values": values, "share_of_the_model": values / of if of else 0.0},
+        "they stay as they are" + ("" if several else ", unless another optimizer trains them: then pass both, as a list"),
+        _added(case.all[-1]) if several else case.made(),
+        case.everywhere,
+    )
+
+
+def _added(case: Case) -> str:
+    """Return code that gives an optimizer what no optimizer has."""
+    lam = max((each.lam for each in case.members), default=0.0)
+    return (
+        "import weightdecay as wd\n"
+        'held = {param for each in optimizers for group in each.param_groups for param in group["params"]}\n'
+        f"for group in wd.param_groups(model, weight_decay={lam:g}):\n"
+        '    if params := [param for param in group["params"] if param not in held]:\n'
+        f'        {case.name}.add_param_group({{**group, "params": params}})'
+    )
+
+
+def _without(case: Case) -> str:
+    """Return code that takes out of an optimizer what those before it have."""
+    before = case.all.index(case)
+    return (
+        f'held = {{param for each in optimizers[:{before}] for group in each.param_groups for param in group["params"]}}\n'
+        f"for group in {case.name}.param_groups:  # or better where they are made\n"
+        '    group["params"] = [param for param in group["params"] if param not in held]'
+    )
 
 
 def _without_gradient(case: Case) -> Iterator[Finding]:
@@ -92,7 +137,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             names(idle),
             {"gradients_of_zero": len(idle), "gradients": len(reached)},
             "if it stays so, " + case.left_in_words([each.group for each in idle]),
-            "optimizer.zero_grad(set_to_none=True)  # a tensor without a gradient is neither stepped nor decayed",
+            f"{case.name}.zero_grad(set_to_none=True)  # a tensor without a gradient is neither stepped nor decayed",
         )
     unreached = [each for each in moving if each.tensor.requires_grad]
     if unreached and reached:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from weightdecay.attachment import Attachment
 from weightdecay.audit.case import Case
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.law import plain
@@ -48,16 +49,16 @@ def _names(case: Case) -> Iterator[Finding]:
             tuple(wrong),
             {"state_of": wrong if len(wrong) <= 6 else dict(list(wrong.items())[:6]), "tensors": len(wrong)},
             "moments, λ and lr of one tensor are used for another",
-            'wd.migrate(optimizer, checkpoint["optimizer"])  # loads by name; on an optimizer that was made anew',
+            "# an optimizer that was made anew loads by name\n" + _migrated(case),
         )
 
 
 def _shapes(case: Case) -> Iterator[Finding]:
     wrong = {}
     for each in case.members:
-        state = case.optimizer.state.get(each.tensor, {})
+        state = case.optimizer.state.get(each.tensor)
         for key in _MOMENTS:
-            held = state.get(key)
+            held = state.get(key) if isinstance(state, Mapping) else None
             if isinstance(held, Tensor) and held.shape != each.tensor.shape:
                 wrong[each.name] = f"{key} {tuple(held.shape)} for {tuple(each.tensor.shape)}"
     if wrong:
@@ -68,8 +69,14 @@ def _shapes(case: Case) -> Iterator[Finding]:
             tuple(wrong),
             {"shapes": dict(list(wrong.items())[:6])},
             "the step fails, or broadcasts",
-            'optimizer.state.clear()  # or, from the checkpoint and by name:\nwd.migrate(optimizer, checkpoint["optimizer"])',
+            f"{case.name}.state.clear()  # or, from the checkpoint:\n" + _migrated(case),
         )
+
+
+def _migrated(case: Case) -> str:
+    """Return code that loads an optimizer's state by name."""
+    given = 'checkpoint["optimizer"], weight_decay="live", lr="checkpoint", model=model'
+    return f"import weightdecay as wd\nwd.migrate({case.name}, {given})"
 
 
 def _stale_decay(case: Case) -> Iterator[Finding]:
@@ -85,7 +92,8 @@ def _stale_decay(case: Case) -> Iterator[Finding]:
         tuple(each.name for each in case.members if each.lam > 0),
         {"passed": passed, "live": live, "steps_made": steps},
         case.left_in_words(range(len(case.groups))),
-        f'for group in optimizer.param_groups:\n    if group["weight_decay"] > 0:\n        group["weight_decay"] = {passed:g}',
+        f"for group in {case.name}.param_groups:\n"
+        f'    if group["weight_decay"] > 0:\n        group["weight_decay"] = {passed:g}',
     )
 
 
@@ -97,6 +105,8 @@ def passed_decay(case: Case) -> float | None:
     except (TypeError, ValueError):
         return None
     told = plain(default)
+    if Attachment.of(case.optimizer) is not None:  # what was passed is not what decays
+        return None
     if parameter is None or not math.isfinite(told) or told == 0 or told == plain(parameter.default):
         return None
     live = {plain(group.get("weight_decay")) for group in case.groups}
@@ -120,7 +130,7 @@ def _schedulers(case: Case) -> Iterator[Finding]:
                 (),
                 {"its_lr": _rates(getattr(each.optimizer, "param_groups", [])), "lr_of_this_one": _rates(case.groups)},
                 "lr never changes here, and nor does what lr·λ takes",
-                f"scheduler = {type(each).__name__}(optimizer, ...)  # made anew, after the optimizer\n"
+                f"scheduler = {type(each).__name__}({case.name}, ...)  # made anew, after the optimizer\n"
                 'scheduler.load_state_dict(checkpoint["scheduler"])',
             )
     last = case.schedulers[-1] if case.schedulers else None
@@ -132,14 +142,14 @@ def _schedulers(case: Case) -> Iterator[Finding]:
         yield Finding(
             ID, "error", "the scheduler was made before a group was added", (),
             {"groups_of_the_scheduler": len(written), "groups": len(live)}, "its next step fails, or leaves a group behind",
-            f"scheduler = {type(last).__name__}(optimizer, ...)  # after the last add_param_group",
+            f"scheduler = {type(last).__name__}({case.name}, ...)  # after the last add_param_group",
         )  # fmt: skip
     elif len(case.schedulers) == 1 and any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(written, live, strict=False)):
         yield Finding(
             ID, "warning", "lr is not what the scheduler wrote last: one of the two was loaded, or changed, without the other",
             (), {"written": written, "live": live, "scheduler_at": int(last.last_epoch)},
             "the decay of a step, lr·λ, is another than planned until the scheduler writes again, or for good",
-            "optimizer.load_state_dict(checkpoint[\"optimizer\"])\nscheduler.load_state_dict(checkpoint[\"scheduler\"])",
+            f"{case.name}.load_state_dict(checkpoint[\"optimizer\"])\nscheduler.load_state_dict(checkpoint[\"scheduler\"])",
         )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def check(case: Case) -> Iterator[Finding]:
             "fully_shard(model)  # FSDP2 keeps the parameters and their shapes\n" + case.made(),
         )
     sharded = [each for each in case.params if hasattr(each.tensor, "placements")]
-    held = {id(tensor) for _, tensor, _ in params}
+    held = {id(each.tensor) for one in case.all for each in one.members}
     lost = [each for each in sharded if id(each.tensor) not in held]
     before = [name for name, tensor, _ in params if not hasattr(tensor, "placements")]
     if lost and before and len(before) == len(params):
@@ -41,5 +41,5 @@ def check(case: Case) -> Iterator[Finding]:
             tuple(before),
             {"sharded_parameters": len(sharded), "of_them_in_the_optimizer": len(sharded) - len(lost)},
             "the model does not train",
-            "fully_shard(model)\n" + case.made(),
+            "fully_shard(model)\n" + case.made(anew=True),
         )

@@ -19,11 +19,29 @@ _SHORT = 0.01
 
 
 def check(case: Case) -> Iterator[Finding]:
-    """Yield the groups whose share per step, over the learning rates to come, is too large or too small."""
+    """Yield the groups whose share per step, over the learning rates to come, is too large or too small, or not one."""
+    yield from _no_rate(case)
     for index, members in by_group(case.decaying).items():
         run = case.runs[index]
         if run.shares is not None and run.largest > 0:
             yield from _of(case, members, run)
+
+
+def _no_rate(case: Case) -> Iterator[Finding]:
+    """Yield the first learning rate to come that is none, of those that start as one."""
+    for index, run in enumerate(case.runs):
+        at = next((step for step, lr in enumerate(run.lrs) if not 0 <= lr < math.inf), 0)
+        if at > 0:
+            yield Finding(
+                ID,
+                "error",
+                f"the scheduler makes lr {run.lrs[at]:.3g} after {at:,} steps",
+                names([each for each in case.members if each.group == index]),
+                {"lr": run.lrs[at], "after_steps": at, "steps": case.steps},
+                "the steps climb, and the decay makes the weights grow" if run.lrs[at] < 0 else "the weights become NaN",
+                "# what goes on after its end has to stay there, as in:\nlr_lambda = lambda step: max(0.0, 1 - step / steps)",
+            )
+            return
 
 
 def _of(case: Case, members: list[Member], run: Run) -> Iterator[Finding]:
