@@ -35,8 +35,8 @@ slow: $(INSTALLED)  ## run the tests that need gigabytes or take long
 # Its own environment, since Triton belongs to no CPU build of torch; before NumPy 2.4, which Triton 3.6's interpreter cannot use.
 gpu-check: $(VENV)-gpu/.installed-$(TRITON)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
 	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/test_gpu_reader.py
-	rm -rf build/triton
-	TRITON_CACHE_DIR=build/triton $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
+	rm -rf build/triton-cache
+	TRITON_CACHE_DIR=build/triton-cache $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
 		tests/test_gpu_compiled.py tests/test_gpu_source.py tests/test_gpu_device.py
 
 $(VENV)-gpu/.installed-$(TRITON): pyproject.toml

@@ -23,6 +23,7 @@ from training import (
     noise,
     one_process,
     options_of,
+    output,
     parameters,
     set_gradients,
     train,
@@ -597,3 +598,9 @@ def test_a_value_written_into_a_group_is_checked_before_the_next_step(change):
 def test_a_module_is_not_a_list_of_parameters():
     with pytest.raises(TypeError, match=r"model\.parameters\(\)"):
         wd.AdamW(torch.nn.Linear(2, 2))
+
+
+def test_importing_the_package_imports_no_compiler_and_no_extra():
+    late = ("torch._dynamo", "triton", "llvmlite", "matplotlib", "pandas", "transformers", "lightning", "sklearn")
+    script = f"import sys, weightdecay; print([name for name in {late} if name in sys.modules])"
+    assert output(script).strip() == "[]"

@@ -16,7 +16,6 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from weightdecay import hyperparameters
 from weightdecay.arguments import choice, number
@@ -35,7 +34,6 @@ _OURS = "attached_"
 """How the keys begin under which an optimizer's state holds what the decay keeps of a parameter."""
 STEP, PENDING = f"{_OURS}step", f"{_OURS}pending"
 ROUNDINGS = ("auto", "nearest", "stochastic", "deferred")
-_HOOKS = ("step_pre", "step_post", "load_state_dict_pre", "load_state_dict_post")
 _READ_NO_WEIGHT = frozenset(
     getattr(torch.optim, name)
     for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "Muon")
@@ -263,8 +261,10 @@ class Attachment:
             for place, param in enumerate(self._params(optimizer)):
                 if optimizer.state.get(param, {}).get(PENDING, 0) != 0:
                     self._apply_pending(param, place, optimizer.state[param])
-        for hook in self._hooks:
-            hook.remove()
+        for name, hook in _HOOKS.items():
+            hooks = _hooks_of(optimizer, name)
+            for place in [place for place, each in hooks.items() if each is hook]:
+                del hooks[place]
         self._flight = []
         optimizer.defaults = dict(optimizer.defaults)
         if optimizer.__dict__.get("add_param_group") == self._add_param_group:
@@ -383,11 +383,8 @@ class Attachment:
 
     # The step -----------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Look at the weights before the optimizer moves them, and at the gradients once they are there."""
-        if Attachment.of(optimizer) is not self:
-            return None
         self._flight = []  # of a step that did not come to its end
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"the {self.decay.name} decay that is attached counts in Python, which no CUDA graph repeats")
@@ -423,8 +420,8 @@ class Attachment:
             if DECAY not in group:  # appended by hand
                 group.update(self._taken_over(group, index))
         numbers = [self._numbers(group, index) for index, group in enumerate(groups)]
-        hooks = [*optimizer._optimizer_step_pre_hooks.values()]
-        is_last = hooks[-1] == self._before  # another may take gradients away
+        *_, last = _hooks_of(optimizer, "step_pre").values()
+        is_last = last is _before_step  # another may take gradients away
         early = is_last and type(optimizer) in _READ_NO_WEIGHT
         flight, place = [], -1
         for index, group in enumerate(groups):
@@ -482,16 +479,12 @@ class Attachment:
             for watcher in self.watchers if moving.moves else ():
                 watcher.decayed(param, Intended(moving.numbers, moving.shrink))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Decay what has moved, and let go of each copy as soon as that is done."""
-        if Attachment.of(optimizer) is not self:
-            return
         flight, self._flight = self._flight[::-1], []
         # Before the next step this hook comes last, and sees what others leave of the gradients.
-        hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_pre_hooks)
-        for key in [key for key, hook in hooks.items() if hook == self._before]:
-            hooks.move_to_end(key)
+        hooks = _hooks_of(optimizer, "step_pre")
+        hooks.move_to_end(next(place for place, hook in hooks.items() if hook is _before_step))
         with torch.no_grad():
             while flight:
                 moving = flight.pop()
@@ -585,8 +578,6 @@ class Attachment:
 
     def _loading(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         """Copy what is ours out of a state that is about to be loaded, after looking whether it fits."""
-        if Attachment.of(optimizer) is not self:
-            return
         groups = state_dict["param_groups"]
         for index, group in enumerate(groups):
             if LAMBDA in group:
@@ -610,8 +601,6 @@ class Attachment:
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what torch has cast, and take over groups that were not ours."""
-        if Attachment.of(optimizer) is not self:
-            return
         self._put(optimizer, dict(zip(self._params(optimizer), self._loaded, strict=True)))
         self._loaded = []
         self.everywhere = _is_everywhere(optimizer.param_groups)
@@ -638,12 +627,12 @@ class Attachment:
         optimizer.__dict__["add_param_group"] = self._add_param_group
         for name in _HOOKS:  # while it is unpickled the optimizer has no hooks yet, and keeps those that it finds
             optimizer.__dict__.setdefault(f"_optimizer_{name}_hooks", OrderedDict())
-        self._hooks: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
-            optimizer.register_load_state_dict_pre_hook(self._loading),
-            optimizer.register_load_state_dict_post_hook(self._load),
-        ]
+        optimizer.register_step_pre_hook(_before_step)
+        optimizer.register_step_post_hook(_after_step)
+        optimizer.register_load_state_dict_pre_hook(_before_load)
+        optimizer.register_load_state_dict_post_hook(_after_load)
+        # Apart from compiled graphs; a decorator would import the compiler with this module.
+        self._on_step = tuple(map(torch.compiler.disable, (self._before, self._after)))
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("weight_decay", "rounding", "seed", "numbers", "everywhere")}
@@ -652,6 +641,44 @@ class Attachment:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "decay": REGISTRY.find("decay", state["decay"])})
         self._hook_into(self.__dict__.pop("optimizer"))
+
+
+# What the optimizer calls: functions that ask whose attachment it has now, so that a copy of the hooks serves a copy of it.
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    attachment = Attachment.of(optimizer)
+    return None if attachment is None else attachment._on_step[0](optimizer, args, kwargs)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    attachment = Attachment.of(optimizer)
+    if attachment is not None:
+        attachment._on_step[1](optimizer, args, kwargs)
+
+
+def _before_load(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    attachment = Attachment.of(optimizer)
+    if attachment is not None:
+        attachment._loading(optimizer, state_dict)
+
+
+def _after_load(optimizer: torch.optim.Optimizer) -> None:
+    attachment = Attachment.of(optimizer)
+    if attachment is not None:
+        attachment._load(optimizer)
+
+
+_HOOKS = {
+    "step_pre": _before_step,
+    "step_post": _after_step,
+    "load_state_dict_pre": _before_load,
+    "load_state_dict_post": _after_load,
+}
+
+
+def _hooks_of(optimizer: torch.optim.Optimizer, name: str) -> "OrderedDict[int, Any]":
+    return cast("OrderedDict[int, Any]", getattr(optimizer, f"_optimizer_{name}_hooks"))
 
 
 def _decays(group: Mapping[str, Any]) -> bool:
