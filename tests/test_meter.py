@@ -515,6 +515,88 @@ def test_the_effective_lr_is_what_turns_weights_alike_at_any_size(direction):
     assert readings[0].effective_lr == pytest.approx(readings[1].effective_lr, rel=2e-3)
 
 
+def test_where_the_decay_gives_u_another_length_no_effective_lr_is_told():
+    for optimizer in (wd.LAMB([one()], lr=LR, weight_decay=0.1, reader="eager"), wd.AdamH([one()], lr=LR, reader="eager")):
+        assert math.isnan(read(optimizer)[0].effective_lr)
+
+
+@pytest.mark.parametrize("build", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Rprop])
+@pytest.mark.parametrize("size", [math.inf, 1e160, 1e-155])
+def test_a_run_that_diverges_goes_on_with_a_meter(build, size):
+    start = 1.0 if math.isinf(size) else size
+    params = [nn.Parameter(torch.full((3, 3), start, dtype=torch.float64)) for _ in range(2)]
+    optimizer = build(params, lr=0.1)
+    meter = wd.Meter(optimizer, every=1)
+    for _ in range(2):
+        for sign, param in zip((1, -1), params, strict=True):
+            param.grad = torch.full_like(param, sign * size)
+        optimizer.step()
+    assert len(meter.history()) == 2
+    assert all(math.isfinite(value) for value in meter.metrics().values())
+    assert "step 2" in str(meter)
+
+
+def test_an_infinite_gradient_has_neither_angle_nor_equilibrium():
+    param = nn.Parameter(torch.ones(3, 3))
+    optimizer = torch.optim.SGD([param], lr=0.1, weight_decay=0.1)
+    meter = wd.Meter(optimizer)
+    param.grad = torch.zeros(3, 3)
+    param.grad[0, 0] = math.inf
+    optimizer.step()
+    reading = meter.history()[0].readings["group0"]
+    assert math.isnan(reading.angle)
+    assert math.isnan(reading.equilibrium)
+    assert math.isnan(reading.norm_to_equilibrium)
+
+
+def test_a_tensor_that_is_zero_does_not_lower_the_mean_angle():
+    """As LoRA's B and biases are at first: a zero vector has no direction."""
+    params = [nn.Parameter(torch.tensor([[1.0, 0.0]])), nn.Parameter(torch.zeros(2))]
+    optimizer = torch.optim.SGD(params, lr=1.0)
+    meter = wd.Meter(optimizer)
+    for param in params:
+        param.grad = torch.tensor([0.0, -1.0]).expand_as(param).clone()
+    optimizer.step()
+    assert meter.history()[0].readings["group0"].angle == pytest.approx(math.pi / 4)
+    params[1].grad, params[1].data = torch.ones(2), torch.zeros(2)
+    assert math.isnan(read(torch.optim.SGD(params[1:], lr=1.0))[0].angle)
+
+
+def test_a_pull_to_a_larger_norm_forgets_nothing():
+    param = one()
+    optimizer = wd.AdamWN([param], lr=0.1, weight_decay=0.1, reader="eager")
+    meter = wd.Meter(optimizer, every=1)
+    for _ in range(2):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        with torch.no_grad():
+            param.mul_(0.5)
+    reading = meter.history()[1].readings["group0"]
+    assert reading.shrink < 0
+    assert math.isinf(reading.timescale)
+    assert math.isinf(reading.half_life)
+
+
+@pytest.mark.parametrize("hook_first", [True, False])
+def test_the_gradients_that_other_hooks_leave_are_those_that_count(hook_first):
+    param = one()
+    optimizer = torch.optim.SGD([param], lr=0.1, weight_decay=0.1)
+
+    def scaled(*_):
+        param.grad = 5 * param.grad
+
+    if hook_first:
+        optimizer.register_step_pre_hook(scaled)
+    meter = wd.Meter(optimizer, every=1)
+    if not hook_first:
+        optimizer.register_step_pre_hook(scaled)
+    for _ in range(3):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+    kept = [sample.readings["group0"].kept for sample in meter.history()]
+    assert kept[0 if hook_first else 1 :] == pytest.approx([1.0] * (3 if hook_first else 2), abs=1e-3)
+
+
 # Groups and roles ---------------------------------------------------------------------------------------------------------
 
 

@@ -141,8 +141,9 @@ class Meter:
         # A step may be compiled, and nothing here should be.
         before, after = map(torch.compiler.disable, (self._before, self._after))
         self._hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
-        # An attached decay may change the weights in its own hook, before the optimizer does and after.
-        cast(_Hooks, inner._optimizer_step_pre_hooks).move_to_end(self._hooks[0].id, last=False)
+        if Attachment.of(inner) is not None:
+            # An attached decay may change the weights in its own hook, before the optimizer does and after.
+            cast(_Hooks, inner._optimizer_step_pre_hooks).move_to_end(self._hooks[0].id, last=False)
 
     def _known(self, optimizer: TorchOptimizer) -> Optimizer | None:
         """Return the optimizer as one of ours, or None, and keep the reason if that leaves the decay unknown."""
@@ -231,8 +232,9 @@ class Meter:
                 yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), at)
 
     @torch.no_grad()
-    def _after(self, *_: Any) -> None:
+    def _after(self, optimizer: TorchOptimizer, *_: Any) -> None:
         """Add up what the step has done, if it is measured."""
+        self._stand_last(optimizer)
         taken = self._taken
         if taken is None or not taken.tallies:
             return
@@ -242,6 +244,12 @@ class Meter:
         self._unread.append(taken)
         if len(self._unread) == _MOST_UNREAD:
             self._read()
+
+    def _stand_last(self, optimizer: TorchOptimizer) -> None:
+        """See to it that hooks which change the gradients come before the meter; only after a step may one move."""
+        hooks = cast(_Hooks, optimizer._optimizer_step_pre_hooks)
+        if self._hooks and next(reversed(hooks), None) != self._hooks[0].id and Attachment.of(optimizer) is None:
+            hooks.move_to_end(self._hooks[0].id)
 
     def _drop(self) -> None:
         """End the measuring of a step, which may not have come to its end."""

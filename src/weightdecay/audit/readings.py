@@ -18,6 +18,8 @@ _ORTHOGONAL = 1e-4
 """Where the cosine between a weight and its gradient is below, the length of the weight is taken not to change the loss."""
 _LARGE = 1e6
 """A gradient beside which every eps is nothing."""
+_RESCALING = frozenset({"norm_u", "norm_r"})
+"""What a decay asks for to give the step a length of its own, not u's."""
 
 GROUP = "group"
 """What the label of a group begins with, before its number."""
@@ -52,7 +54,9 @@ class Expected:
         """Read the direction of a step, with a decay that takes this share of every weight."""
         direction, numbers = step.equation.direction, _numbers(step)
         eta = _plain(step.given["decay"]["eta"])
-        return cls(eta, _degree(direction, numbers), shrink, _balance(direction, numbers, eta, shrink, _gain(step)))
+        rescaled = not _RESCALING.isdisjoint(step.equation.decay.reductions)
+        degree = math.nan if rescaled else _degree(direction, numbers)
+        return cls(eta, degree, shrink, _balance(direction, numbers, eta, shrink, _gain(step)))
 
 
 def _numbers(step: Upcoming) -> dict[str, Any]:
@@ -85,9 +89,9 @@ def _degree(direction: Rule, numbers: Mapping[str, float]) -> float:
         found = [direction.function(g, *state, **given) for g in (_LARGE, 2 * _LARGE)]
         once, twice = (each[0] if direction.returned else each for each in found)
         degree = math.log2(twice / once)
+        return round(degree) if abs(degree - round(degree)) < 0.01 else math.nan
     except (ArithmeticError, ValueError):
         return math.nan
-    return round(degree) if abs(degree - round(degree)) < 0.01 else math.nan
 
 
 def _balance(
@@ -109,7 +113,7 @@ def _balance(
 def _of_invariant(sums: Sums, *, eta: float, shrink: float, gain: float) -> float:
     """Return SGD's equilibrium for a tensor whose gradient stands at right angles to it, NaN for another."""
     gradient = math.sqrt(sums["w²"] * sums["gradient²"])
-    if not gradient > 0 or abs(sums["w·gradient"]) > _ORTHOGONAL * gradient:
+    if not 0 < gradient < math.inf or abs(sums["w·gradient"]) > _ORTHOGONAL * gradient:
         return math.nan
     return equilibrium.sgd(gradient, eta=eta, shrink=shrink, gain=gain)
 
@@ -142,9 +146,10 @@ class Measured:
         return cls(known, dict(zip((*BEFORE, *AFTER), row, strict=True)))
 
     def angle(self) -> float:
-        """Return the angle between the weights before and after, exact where it is small."""
+        """Return the angle between the weights before and after, exact where it is small; NaN if they are not finite."""
         w, along, change = (self.sums[name] for name in AFTER)
-        return math.atan2(math.sqrt(max(0.0, w * change - along * along)), w + along)
+        square = w * change - along * along
+        return math.nan if math.isnan(square) else math.atan2(math.sqrt(max(0.0, square)), w + along)
 
     def balance(self) -> float:
         """Return the norm at equilibrium; NaN where no law applies."""
@@ -181,7 +186,7 @@ class Reading(Record):
     change: float
     """‖w_t − w‖/‖w‖ of the stored weights."""
     angle: float
-    """Between w and w_t in radians; the mean over the tensors."""
+    """Between w and w_t in radians; the mean over the tensors that are not 0."""
     shrink: float
     """⟨w, (1 − g)·w⟩/‖w‖², the share of w that the decay was to take: lr·λ if decoupled."""
     realised: float
@@ -202,42 +207,43 @@ class Reading(Record):
     """In steps: over how many the weights average their updates."""
     timescale_epochs: float
     effective_lr: float
-    """η/‖w‖² if u grows with the gradient, η/‖w‖ if it does not; the mean over the tensors."""
+    """η/‖w‖² if u grows with the gradient, η/‖w‖ if it does not; the mean over the tensors that
+    are not 0. NaN where the decay has u rescaled by its norm, as LAMB does."""
 
     @classmethod
     def of(cls, tensors: Sequence[Measured], steps_per_epoch: float | None = None) -> "Reading":
         """Sum up tensors."""
 
         def total(name: str) -> float:
-            return math.fsum(each.sums[name] for each in tensors)
+            return _sum(each.sums[name] for each in tensors)
 
         square = total("w²")
         shrink = _quotient(total("w·decay"), square)
         realised = _quotient(total("w·undecayed") - total("w·change"), square)
         settling = [(balance, each.sums["w²"]) for each in tensors if not math.isnan(balance := each.balance())]
-        balance = math.sqrt(math.fsum(norm * norm for norm, _ in settling)) if settling else math.nan
-        forgotten = _quotient(math.fsum(each.forgotten() for each in tensors), square)
+        balance = math.sqrt(_sum(norm * norm for norm, _ in settling)) if settling else math.nan
+        forgotten = _quotient(_sum(each.forgotten() for each in tensors), square)
         half_life = steps_to_halve(forgotten)
-        timescale = 1 / forgotten if forgotten else math.inf
+        timescale = math.inf if forgotten <= 0 else 1 / forgotten  # a pull to a larger norm forgets nothing
         epoch = math.nan if steps_per_epoch is None else steps_per_epoch
-        lrs = [each.effective_lr() for each in tensors if each.sums["w²"] > 0]
+        directed = [each for each in tensors if each.sums["w²"] != 0]  # a zero vector has no direction that could turn
         return cls(
             len(tensors),
             sum(each.known.count for each in tensors),
             math.sqrt(square),
             math.sqrt(_quotient(total("change²"), square)),
-            math.fsum(each.angle() for each in tensors) / len(tensors),
+            _mean([each.angle() for each in directed]),
             shrink,
             realised,
             _quotient(realised, shrink),
             math.sqrt(_quotient(total("decay²"), total("step²"))),
             balance,
-            _quotient(math.sqrt(math.fsum(norm for _, norm in settling)), balance),
+            _quotient(math.sqrt(_sum(norm for _, norm in settling)), balance),
             half_life,
             half_life / epoch,
             timescale,
             timescale / epoch,
-            math.fsum(lrs) / len(lrs) if lrs else math.nan,
+            _mean([each.effective_lr() for each in directed]),
         )
 
     def numbers(self) -> dict[str, float]:
@@ -254,6 +260,19 @@ class Reading(Record):
 
 def _short(x: float, digits: str = ".3g") -> str:
     return "–" if math.isnan(x) else format(x, digits)
+
+
+def _sum(terms: Iterable[float]) -> float:
+    """Return the sum: of a run that diverges NaN or infinity, where math.fsum would raise."""
+    terms = [*terms]
+    try:
+        return math.fsum(terms)
+    except (OverflowError, ValueError):
+        return sum(terms)
+
+
+def _mean(terms: Sequence[float]) -> float:
+    return _sum(terms) / len(terms) if terms else math.nan
 
 
 def _quotient(x: float, y: float) -> float:
