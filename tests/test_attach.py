@@ -323,7 +323,8 @@ def test_a_group_that_comes_later_is_taken_over():
     optimizer = torch.optim.AdamW([{"params": [first]}, {"params": [second], "weight_decay": 0.0}], lr=LR, weight_decay=0.1)
     wd.attach(optimizer, "cautious")
     train(optimizer, 1)
-    schedule = wd.WeightDecayScheduler(optimizer, "constant", warmup=4, key=LAMBDA)
+    schedule = wd.WeightDecayScheduler(optimizer, "constant", warmup=4)
+    assert schedule.key == LAMBDA
     optimizer.add_param_group({"params": [third]})
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.0]
     train(optimizer, 1)
@@ -334,6 +335,11 @@ def test_a_group_that_comes_later_is_taken_over():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1]
     assert not [key for group in optimizer.param_groups for key in group if "attached" in key]
     assert "add_param_group" not in vars(optimizer)
+
+
+def test_warm_restarts_are_of_an_optimizers_own_decay():
+    with refused(ValueError, "cautious", "attached", "WeightDecayScheduler"):
+        wd.WarmRestarts(attached("cautious"), first_cycle=10)
 
 
 def test_a_group_that_comes_later_may_bring_its_own_lambda():

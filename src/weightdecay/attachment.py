@@ -375,7 +375,7 @@ class Attachment:
         if _decays(group):
             raise ValueError(
                 f"{where}['weight_decay']={group['weight_decay']} would decay a second time beside the {self.decay.name} decay "
-                f"that is attached: write λ to {where}['{LAMBDA}'], or detach()"
+                f"that is attached: write λ to {where}['{LAMBDA}'], make a scheduler of λ after attaching, or detach()"
             )
         now = {key: number(f"{where}['{key}']", group.get(key), "[0, inf)") for key in ("lr", LAMBDA)}
         found = hyperparameters.numbers(self.decay, {**group, **self.numbers, **now}, lam=LAMBDA, t=0.0)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from weightdecay import schedules
 from weightdecay.arguments import choice, number, whole
+from weightdecay.attachment import LAMBDA, Attachment
 from weightdecay.hyperparameters import peak_lr
 from weightdecay.optimizer import Optimizer, Schedule
 
@@ -37,7 +38,7 @@ class WeightDecayScheduler(LRScheduler):
             `weight_decay_schedule` of this package's optimizers takes it; a function of the number of steps done; or a list
             with one of these for each group. A function is not saved, as with torch's LambdaLR: the one that the scheduler is
             made with is used again. Of a callable object `__dict__` is saved.
-        key: of λ in the groups, such as "penalty_weight".
+        key: of λ in the groups, such as "penalty_weight"; where `weightdecay.attach` has attached a decay, the λ of that.
         last_epoch: the number of steps done before, less one, to resume without a saved state.
         numbers: of the named schedule: `steps`, `warmup`, `final` ("linear", "cosine"), `warmup` ("constant"), `every`,
             `factor` ("step"), `steps` ("inverse_time": 1/(1 + t/steps)). "constant_timescale" (λ·lr_max/lr) and "follow_lr"
@@ -68,6 +69,8 @@ class WeightDecayScheduler(LRScheduler):
         last_epoch: int = -1,
         **numbers: Any,
     ) -> None:
+        if key == "weight_decay" and _attached(optimizer) is not None:
+            key = LAMBDA
         several = list(schedule) if isinstance(schedule, list | tuple) else [schedule]
         if numbers and not all(isinstance(each, str | Mapping) for each in several):
             raise TypeError(f"{', '.join(numbers)}: a function takes no numbers of a schedule")
@@ -254,6 +257,12 @@ class WarmRestarts(WeightDecayScheduler):
             if lambda_norm is None:
                 raise TypeError(f"unit={unit!r} is of the λ that lambda_norm becomes: give lambda_norm=…, or leave it out")
         self._check_groups(optimizer, "weight_decay", last_epoch)
+        attached = _attached(optimizer)
+        if attached is not None:
+            raise ValueError(
+                f"the {attached.decay.name} decay is attached to this {type(optimizer).__name__}, and warm restarts set the λ "
+                "of an optimizer's own: take a WeightDecayScheduler beside torch's CosineAnnealingWarmRestarts"
+            )
         if self.lambda_norm is not None and last_epoch == -1:
             self._normalize(optimizer, self.lambda_norm / math.sqrt(self.first_cycle * self.every), unit)
         LRScheduler.__init__(self, optimizer, last_epoch)
@@ -314,6 +323,12 @@ class WarmRestarts(WeightDecayScheduler):
             f"WarmRestarts: {done:,} of {length:,} steps done in cycle {index + 1}. The weights to keep are those after "
             f"{ends}, … steps, right before a restart."
         )
+
+
+def _attached(optimizer: TorchOptimizer) -> Attachment | None:
+    """Return the decay that is attached to an optimizer, or to the one inside accelerate's wrapper."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return Attachment.of(inner) if isinstance(inner, TorchOptimizer) else None
 
 
 def _unit(optimizer: TorchOptimizer, index: int) -> str:

@@ -52,7 +52,9 @@ def load_module(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise Refusal(f"there is no module {error.name!r}; if it is a file in this folder, add --app-dir .") from None
+            raise Refusal(
+                f"there is no module {error.name!r}; if it is a file in this folder: weightdecay --app-dir . …"
+            ) from None
         raise Refusal(f"importing {name} failed: {error}") from error
     except Exception as error:
         raise Refusal(f"importing {name} failed: {explained(error)}") from error

@@ -37,7 +37,8 @@ def _gpu() -> "Kernels":
     try:
         from weightdecay.readers.gpu import reader
     except ImportError as error:
-        raise ImportError(f"reader='gpu' needs Triton: pip install 'weightdecay[gpu]' ({error})") from None
+        gpu = "" if torch.cuda.is_available() else ", and a CUDA GPU, of which torch sees none"
+        raise ImportError(f"reader='gpu' needs Triton{gpu}: pip install 'weightdecay[gpu]' ({error})") from None
     return reader
 
 

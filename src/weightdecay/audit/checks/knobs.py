@@ -117,8 +117,10 @@ def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Find
                 f"{key}={plain(value):g} in param_groups[{index}] is read by nobody: the key is weight_decay",
                 tensors,
                 {key: plain(value), "weight_decay": plain(case.groups[index].get("weight_decay"))},
-                "the group decays with the constructor's λ: " + case.left_in_words([index]),
-                f'group = {case.name}.param_groups[{index}]\ngroup["weight_decay"] = group.pop("{key}")',
+                f"the group decays with weight_decay={plain(case.groups[index].get('weight_decay')):g}; "
+                + case.left_in_words([index]),
+                f'group = {case.name}.param_groups[{index}]\ngroup["weight_decay"] = group.pop("{key}")'
+                f"  # or, if {plain(case.groups[index].get('weight_decay')):g} is meant, take {key!r} out",
             )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from weightdecay.audit.case import Case, Member, names
 from weightdecay.audit.findings import Finding
 
-ID, TITLE = "D1", "norms, biases and scalars decay"
+ID, TITLE = "D1", "norms, biases and other vectors decay"
 _VECTORS = ("norm", "bias", "scalar", "vector")
 _NOTICEABLE = 0.05
 """The share of itself that a gain without a gradient has to lose for a warning: less is below what training moves it by."""
