@@ -354,7 +354,8 @@ class AdamCPR(Preset):
     """Adam with constrained parameter regularisation: a tensor decays only while Σw² is above κ, and as much as it takes.
 
     There is no λ. κ is a number per group, so tensors that need their own take a group each; the paper sets it to a share of
-    what Σw² is at the start, or when warm-up ends.
+    what Σw² is at the start, or when warm-up ends. Do set it: a large matrix has a Σw² of thousands, and the default of 1
+    takes it to zero in a few steps.
 
     >>> import torch
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
