@@ -60,9 +60,10 @@ bench: $(INSTALLED)  ## measure the CPU steps against torch's, in minutes on an 
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[bench]" || echo "some packages to compare with do not install"
 	$(BIN)/python -m bench.cpu --out runs/bench/cpu.json $(BENCH)
 
-integrations: $(INSTALLED)  ## train with a meter in Hugging Face's Trainer and in Lightning
+integrations: $(INSTALLED)  ## train in Hugging Face's Trainer, in accelerate and in Lightning
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[integrations]"
 	$(BIN)/python -m pytest -q tests/test_integrations.py src/weightdecay/integrations
+	$(BIN)/python -m pytest -q tests/test_schedules.py -k "accelerate or lightning"
 
 docs: $(INSTALLED)  ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[docs]"
