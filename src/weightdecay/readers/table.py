@@ -247,7 +247,7 @@ class Table:
             return False
         return (
             self._are_alike(self.params, self.signature.weight, self.sizes)
-            and all(map(Tensor.is_contiguous, self.params[: self.plain]))
+            and all(map(Tensor.is_contiguous, chain(self.params[: self.plain], *self.fixed[1:])))
             and self._where() == self.addresses
             and all(entry.layouts() == then for entry, then in zip(self.entries[self.plain :], self.layouts, strict=True))
         )
