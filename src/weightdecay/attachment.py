@@ -20,11 +20,13 @@ from torch import Tensor
 from weightdecay import hyperparameters
 from weightdecay.arguments import choice, number
 from weightdecay.checkpoints import moment_dtype, name_of
+from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import eager, rounding
 from weightdecay.rule import REGISTRY, Rule
 from weightdecay.shrink import at_rest, is_uniform, rounded_away
 from weightdecay.step import Equation, RuleLike
+from weightdecay.wrappers import calls_hooks
 
 LAMBDA = "attached_weight_decay"
 """The key of a parameter group under which λ is found, by schedules too."""
@@ -122,11 +124,6 @@ def _refuse(optimizer: torch.optim.Optimizer, decay: Rule) -> None:
     other = Attachment.of(optimizer)
     if other is not None:
         raise ValueError(f"the {other.decay.name} decay is attached to this {name} already: detach() it first")
-
-
-def calls_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether the step of an optimizer calls the hooks that are registered on it; many a wrapper does not."""
-    return getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,10 +288,8 @@ class Attachment:
         taken = f"; took over the weight_decay of {len(was)} group{'s' * (len(was) != 1)}: " if was else ""
         rows: list[tuple[str, ...]] = [("group", "tensors", "weight_decay", "was")]
         rows += [tuple("none" if x is None else f"{x:g}" for x in group.values()) for group in found["groups"]]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
         title = f"{self.decay.name} decay attached to {found['optimizer']}{taken}{', '.join(f'{x:g}' for x in was)}"
-        return "\n".join([title, *table])
+        return "\n".join([title, *aligned(rows)])
 
     __repr__ = __str__
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.attachment import Attachment
 from weightdecay.checkpoints import moment_dtype, name_of
+from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam
 from weightdecay.readers import eager, rounding
@@ -137,8 +138,7 @@ class Decomposition(Mapping[Tensor, Split]):
 
     def __str__(self) -> str:
         rows = [self.header, *(each.cells() for each in self.summary())]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = aligned(rows)
         if self._remembers:
             lines += ["", *_PAST.splitlines()]
         lost = [each.name for each in self._summary if each.lost > 0]

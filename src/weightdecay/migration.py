@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from weightdecay import arguments
 from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER
+from weightdecay.columns import aligned
 from weightdecay.groups.params import params_of
 from weightdecay.hyperparameters import SCHEDULES
 from weightdecay.names import differences, some, without_wrappers
@@ -70,8 +71,7 @@ class Migration:
             for each in self.moved
         )
         table = [header, *((old, new, str(count), decay, lr) for (old, new, decay, lr), count in ways.items())]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+        lines = aligned(table)
         came = sum(each.group_in_checkpoint is not None for each in self.moved)
         lines += ["", f"{came} of {len(self.moved)} parameters were found in the checkpoint by name."]
         lines += [f"new, without a state: {some(self.missing, 10)}"] * bool(self.missing)

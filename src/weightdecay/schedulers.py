@@ -17,6 +17,7 @@ from weightdecay.arguments import choice, number, whole
 from weightdecay.attachment import LAMBDA, Attachment
 from weightdecay.hyperparameters import peak_lr
 from weightdecay.optimizer import Optimizer, Schedule
+from weightdecay.wrappers import innermost
 
 _UNITS = ("torch", "independent")
 _DECOUPLED = ("AdamW", "Muon")
@@ -326,14 +327,14 @@ class WarmRestarts(WeightDecayScheduler):
 
 
 def _attached(optimizer: TorchOptimizer) -> Attachment | None:
-    """Return the decay that is attached to an optimizer, or to the one inside accelerate's wrapper."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    """Return the decay that is attached to an optimizer, or to the one inside a wrapper."""
+    inner = innermost(optimizer)
     return Attachment.of(inner) if isinstance(inner, TorchOptimizer) else None
 
 
 def _unit(optimizer: TorchOptimizer, index: int) -> str:
     """Return the unit of the λ of a group's decay."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    inner = innermost(optimizer)
     group, name = optimizer.param_groups[index], type(inner).__name__
     if isinstance(inner, Optimizer):
         decay = inner.equation(group).decay

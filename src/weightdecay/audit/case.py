@@ -22,6 +22,7 @@ from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets.preset import Options
+from weightdecay.wrappers import innermost
 
 ASSUMED_STEPS = 10_000
 """How far a run is looked ahead whose length nobody says."""
@@ -202,7 +203,7 @@ class Case:
     def is_mine(self, scheduler: Any) -> bool:
         """Return whether a scheduler writes into this optimizer, as far as it tells."""
         target = getattr(scheduler, "optimizer", None)
-        return target is None or _unwrapped(target) is self.optimizer
+        return target is None or innermost(target) is self.optimizer
 
     def replay(self, member: Member, gradient: float = 0.0, **changes: Any) -> Step | None:
         """Do one step of a copy on a piece of a tensor; see `weightdecay.audit.replay`."""
@@ -335,21 +336,10 @@ def _schedulers(given: Any) -> list[Any]:
 
 def _inside(optimizer: Any) -> TorchOptimizer:
     """Return the optimizer that wrappers such as accelerate's hold, or refuse what is none."""
-    found = _unwrapped(optimizer)
+    found = innermost(optimizer)
     if not isinstance(found, TorchOptimizer):
         several = ": pass several as a list" if isinstance(optimizer, Mapping) else ": pass what has param_groups"
         raise TypeError(f"optimizer is {_called(optimizer)}, not a torch.optim.Optimizer{several}")
-    return found
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """Return the innermost optimizer of wrappers that hold one another as `.optimizer`, or what was given, if there is none."""
-    found = inner = optimizer
-    seen: set[int] = set()
-    while inner is not None and id(inner) not in seen:
-        seen.add(id(inner))
-        found = inner if isinstance(inner, TorchOptimizer) else found
-        inner = getattr(inner, "optimizer", None)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightdecay.columns import aligned
 from weightdecay.names import some
 from weightdecay.units import Record
 
@@ -83,7 +84,6 @@ class Report:
     def __str__(self) -> str:
         if not self.findings:
             return self.summary
-        from weightdecay.groups.table import lines
 
         rows: list[tuple[str, ...]] = [
             ("check", "severity", "in", "tensors", "finding"),
@@ -91,7 +91,7 @@ class Report:
         ]
         if not any(each.optimizer for each in self.findings):
             rows = [(check, severity, *rest) for check, severity, _, *rest in rows]
-        table = lines(rows)
+        table = aligned(rows)
         return "\n\n".join([self.summary, "\n".join(table), *map(str, self.findings)])
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.arguments import number, whole
-from weightdecay.attachment import Attachment, Intended, calls_hooks
+from weightdecay.attachment import Attachment, Intended
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
@@ -22,6 +22,7 @@ from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import rounding
+from weightdecay.wrappers import calls_hooks, innermost
 
 EVERY = 500
 """By default one step in so many is measured."""
@@ -362,8 +363,7 @@ def _moving(
 
 def _unwrapped(optimizer: Any) -> TorchOptimizer:
     """Return the optimizer inside of what frameworks wrap around it, whose own hooks may not work."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), TorchOptimizer):
-        optimizer = inner
+    optimizer = innermost(optimizer)
     if not isinstance(optimizer, TorchOptimizer):
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, not an optimizer: pass what has the step() method")
     if not calls_hooks(optimizer):

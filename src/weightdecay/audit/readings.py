@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightdecay import equilibrium
 from weightdecay.audit.sums import AFTER, BEFORE
+from weightdecay.columns import aligned
 from weightdecay.decomposition import Upcoming
 from weightdecay.rule import Rule
 from weightdecay.shrink import steps_to_halve
@@ -316,6 +317,4 @@ class Sample:
 
     def __str__(self) -> str:
         rows = [self.header, *((label, *reading.cells()) for label, reading in self.readings.items())]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([f"step {self.step:,}", *lines])
+        return "\n".join([f"step {self.step:,}", *aligned(rows)])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from weightdecay.columns import aligned
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
-from weightdecay.groups.table import lines
 
 __all__ = ["Invariance", "Response", "scale_invariant"]
 
@@ -52,7 +52,7 @@ class Invariance(Sequence[str]):
     def __repr__(self) -> str:
         header = ("tensor", f"change at ×{FACTOR:g}", "verdict")
         summary = f"{len(self)} of {len(self.responses)} weights are scale-invariant."
-        return "\n".join([*lines([header, *(each.cells() for each in self.responses)]), "", summary])
+        return "\n".join([*aligned([header, *(each.cells() for each in self.responses)]), "", summary])
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the rows for JSON: name, change (relative, of the output) and verdict of each weight."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from weightdecay import arguments
+from weightdecay.columns import aligned
 from weightdecay.groups.styles import Verdict
 
 __all__ = ["Difference", "Differences", "ParamGroups", "Row"]
@@ -71,7 +72,7 @@ class Differences(tuple[Difference, ...]):
         values = sum(math.prod(each.shape) for each in self)
         header = ("tensor", "shape", "here", "why", self.style, "why")
         summary = f"{len(self)} of {self.total} tensors, {values:,} values, are treated otherwise by {self.style}."
-        return "\n".join([*lines([header, *(each.cells() for each in self)]), "", summary])
+        return "\n".join([*aligned([header, *(each.cells() for each in self)]), "", summary])
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the rows for JSON: name, role, shape, decays and reason, other_decays and other_reason."""
@@ -121,7 +122,7 @@ class ParamGroups(list[dict[str, Any]]):
         return arguments.choice("style", style, [name for name in self._verdicts if name])
 
     def __repr__(self) -> str:
-        return "\n".join([*lines([self.header, *(row.cells() for row in self.rows)]), "", *self._totals()])
+        return "\n".join([*aligned([self.header, *(row.cells() for row in self.rows)]), "", *self._totals()])
 
     def _repr_html_(self) -> str:
         def line(cells: Iterable[str], tag: str) -> str:
@@ -139,12 +140,6 @@ class ParamGroups(list[dict[str, Any]]):
             rows = [row for row in self.rows if row.group == group]
             title = "in no group" if group is None else f"group {group}"
             yield f"{title}: decay {rows[0].cells()[3]}, tensors {len(rows)}, values {sum(row.values for row in rows):,}"
-
-
-def lines(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a table in plain text, its columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
 
 
 def _pair(verdict: Verdict) -> tuple[bool, str]:
