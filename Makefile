@@ -32,19 +32,22 @@ test: $(INSTALLED)  ## run every test
 slow: $(INSTALLED)  ## run the tests that need gigabytes or take long
 	$(BIN)/python -m pytest -m slow tests
 
-# Its own environment, since Triton belongs to no CPU build of torch; before NumPy 2.4, which Triton 3.6's interpreter cannot use.
-gpu-check: $(VENV)-gpu/.installed-$(TRITON)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
+# Its own environment, since Triton belongs to no CPU build of torch, and NumPy before 2.4, since Triton 3.6's interpreter
+# cannot use a newer one. The .pth file lends it torch and all else from the first: a second copy is a gigabyte.
+GPU_INSTALLED := $(VENV)-gpu/.installed-$(TRITON)-$(subst /,_,$(TORCH))
+
+gpu-check: $(GPU_INSTALLED)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
 	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/test_gpu_reader.py
 	rm -rf build/triton-cache
 	TRITON_CACHE_DIR=build/triton-cache $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
 		tests/test_gpu_compiled.py tests/test_gpu_source.py tests/test_gpu_device.py
 
-$(VENV)-gpu/.installed-$(TRITON): pyproject.toml
-	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv $(VENV)-gpu
-	$(VENV)-gpu/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV)-gpu/bin/python -m pip install --quiet --editable . "$(TRITON)" "numpy<2.4" \
-		"pytest>=8.2" "pytest-xdist>=3.6" "hypothesis>=6.100"
-	rm -f $(VENV)-gpu/.installed-*
+$(GPU_INSTALLED): $(INSTALLED) pyproject.toml
+	rm -rf $(VENV)-gpu
+	$(PYTHON) -m venv $(VENV)-gpu
+	cd $(VENV)-gpu/lib/python3*/site-packages && \
+		printf '%s\n' $(abspath $(VENV))/lib/python3*/site-packages $(CURDIR)/src > weightdecay-first.pth
+	$(VENV)-gpu/bin/python -m pip install --quiet "$(TRITON)" "numpy<2.4"
 	touch $@
 
 check: $(INSTALLED)  ## lint, format and type-check
@@ -76,11 +79,13 @@ architectures: $(INSTALLED)  ## check the groups of every model family of transf
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[architectures]"
 	$(BIN)/python -m pytest -m architectures tests/test_architectures.py
 
+# All that it needs is installed but torch, a gigabyte, which is linked from the first environment.
 package: $(INSTALLED)  ## build the wheel and use it from a virtual environment without this tree
 	rm -rf build/wheel build/venv && mkdir -p build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/venv
-	build/venv/bin/pip install --quiet "$(TORCH)"
+	for found in $(addprefix $(abspath $(VENV))/lib/python3*/site-packages/,torch torch-* torchgen functorch nvidia* cuda* triton*); do \
+		test ! -e $$found || ln -s $$found build/venv/lib/python3*/site-packages/; done
 	build/venv/bin/pip install --quiet build/wheel/*.whl
 	cd build && venv/bin/python -W error::UserWarning:weightdecay -c "import weightdecay as wd; print(wd.__version__, wd.rules())"
 	build/venv/bin/pip install --quiet "$$(ls build/wheel/*.whl)[sweep]"
