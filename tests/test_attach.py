@@ -675,11 +675,11 @@ def test_inside_torch_compile():
 )
 def test_copies_live_only_while_a_step_is_in_flight(host, decay, copies):
     optimizer, seen = host(parameters().values(), lr=LR), []
-    optimizer.register_step_post_hook(lambda *_: seen.append(sum(each.old is not None for each in attachment._flight)))
+    optimizer.register_step_post_hook(lambda *_: seen.append(sum(each.old is not None for each in attachment._step.flight)))
     attachment = wd.attach(optimizer, decay, weight_decay=LAM)
     train(optimizer, 1)
     assert seen == [copies]
-    assert attachment._flight == []
+    assert attachment._step.flight == []
 
 
 # Low precision ----------------------------------------------------------------------------------------------------------

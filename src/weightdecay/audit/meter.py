@@ -76,7 +76,7 @@ class _Taken:
     def close(self) -> None:
         """Hear no more, and let go of the weights."""
         if self.attachment is not None:
-            self.attachment.watchers = [each for each in self.attachment.watchers if each is not self]
+            self.attachment.watchers[:] = [each for each in self.attachment.watchers if each is not self]
         self.attachment, self.tallies, self.watched = None, [], {}
 
 

@@ -1,0 +1,329 @@
+"""What an attached decay does while the optimizer steps, and what it keeps of each parameter.
+
+    u = (w − w′)/η           w′ is where the optimizer, whose own weight_decay is 0 now, has taken the weight
+    w ← decay(w, u)
+
+A decay that multiplies every weight by one number needs no u, and a weight that a decay leaves alone stays as the
+optimizer wrote it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from weightdecay.attachment.groups import DECAY, LAMBDA, Takeover
+from weightdecay.checkpoints import moment_dtype, name_of
+from weightdecay.readers import eager, rounding
+from weightdecay.shrink import at_rest, is_uniform, rounded_away
+from weightdecay.step import Equation
+
+_OURS = "attached_"
+"""How the keys begin under which an optimizer's state holds what the decay keeps of a parameter."""
+STEP, PENDING = f"{_OURS}step", f"{_OURS}pending"
+_READ_NO_WEIGHT = frozenset(
+    getattr(torch.optim, name)
+    for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "Muon")
+)
+"""The optimizers, not their subclasses, that make u of the gradient alone and ask a closure once, before they start."""
+
+
+@dataclass(frozen=True, eq=False)
+class Intended:
+    """What an attached decay is about to do to a parameter, before it is rounded."""
+
+    numbers: Mapping[str, Any]
+    """The decay's, by its own names."""
+    shrink: float | None
+    """The share that it takes of every old weight alike; None where there is no such number."""
+    equation: Equation | None = None
+    values: Mapping[str, Tensor] | None = None
+    """Where there is none: what the equation is applied to, u among it."""
+
+
+class Watcher(Protocol):
+    """Who looks on while an attached decay works, and changes nothing."""
+
+    def decayed(self, param: Tensor, intended: Intended) -> None:
+        """Hear that a weight has decayed before its optimizer's step."""
+
+    def stepped(self, param: Tensor, intended: Intended) -> None:
+        """Hear that a weight has taken its optimizer's step and has not decayed yet."""
+
+
+@dataclass(slots=True, eq=False)
+class _Moving:
+    """A parameter while its optimizer's step is in flight."""
+
+    param: Tensor
+    group: Mapping[str, Any]
+    index: int
+    """Where its group stands."""
+    inside: int
+    """Where it stands in its group."""
+    place: int
+    """Where it stands among all parameters."""
+    numbers: Mapping[str, Any]
+    """The decay's, by its own names."""
+    how: str
+    """How the weight is rounded."""
+    shrink: float | None
+    """What a uniform decay takes of every weight."""
+    old: Tensor | None
+    """A copy of the weight before the step."""
+    factor: float
+    """How often the gradient counts."""
+    at_rest: bool
+    """Whether λ is 0 and the decay only remembers and counts."""
+    is_last: bool
+    """Whether no hook comes between ours and the optimizer's step."""
+    moves: bool = False
+    done: bool = False
+    """Whether it has decayed before the step."""
+    grad: Tensor | None = None
+
+
+class Step:
+    """A decay in the middle of somebody else's steps."""
+
+    def __init__(self, takeover: Takeover, *, rounding: str, seed: int) -> None:
+        self.takeover, self.decay, self.rounding, self.seed = takeover, takeover.decay, rounding, seed
+        self.watchers: list[Watcher] = []
+        """Who is told of every decay."""
+        self.flight: list[_Moving] = []
+        """What the step in progress is about to move."""
+        self._equation, self._plain = Equation.given_u(self.decay.function), Equation.given_u("none")
+
+    def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, is_last: bool) -> tuple[Any, Any] | None:
+        """Look at the weights before the optimizer moves them, and at the gradients once they are there.
+
+        `is_last` says that no hook comes between this and the optimizer's step. The arguments of the step are returned
+        where a closure has to be another.
+        """
+        self.flight = []  # of a step that did not come to its end
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(f"the {self.decay.name} decay that is attached counts in Python, which no CUDA graph repeats")
+        found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+        if found_inf is not None and found_inf.item():
+            return None
+        factor = 1.0 if scale is None else 1.0 / scale.item()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        with torch.no_grad():
+            flight = self._collect(optimizer, closure is not None, factor, is_last)
+            self._see_gradients(flight)
+            if closure is None:
+                self._multiply(optimizer, flight)
+        self.flight = flight
+        if closure is None:
+            return None
+
+        def seen(*of_closure: Any) -> Any:
+            loss = closure(*of_closure)
+            with torch.no_grad():
+                self._see_gradients(flight)
+                self._multiply(optimizer, flight)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": seen}
+        return (args[0], seen, *args[2:]), kwargs
+
+    def _collect(self, optimizer: torch.optim.Optimizer, gradients_come: bool, factor: float, is_last: bool) -> list[_Moving]:
+        """Return the parameters that may decay in this step, with copies where a decay needs the old weight afterwards."""
+        groups = optimizer.param_groups
+        for index, group in enumerate(groups):
+            if DECAY not in group:  # appended by hand
+                group.update(self.takeover.changes(group, index))
+        numbers = [self.takeover.numbers_now(group, index) for index, group in enumerate(groups)]
+        early = is_last and type(optimizer) in _READ_NO_WEIGHT
+        flight, place = [], -1
+        for index, group in enumerate(groups):
+            shrink = at_rest(self.decay, numbers[index]) if is_uniform(self.decay) else None
+            sign = -1.0 if group.get("maximize") else 1.0
+            for inside, param in enumerate(group["params"]):
+                place += 1
+                may_move = param.grad is not None or (gradients_come and param.requires_grad)
+                rests = bool(group[LAMBDA] == 0 or shrink == 0)
+                if not may_move or (rests and not self._looks_on(numbers[index], optimizer.state.get(param, {}))):
+                    continue
+                how = self._how(param.dtype)
+                needs_none = shrink is not None and (early or (how == "deferred" and is_last))
+                old, given = None if needs_none else param.detach().clone(), numbers[index]
+                flight.append(
+                    _Moving(param, group, index, inside, place, given, how, shrink, old, sign * factor, rests, is_last)
+                )
+        return flight
+
+    def _looks_on(self, numbers: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+        """Tell whether a decay whose λ is 0, until a schedule says otherwise, counts steps or remembers how weights began."""
+        begins = (_OURS + each.key for each in self.decay.keeps if isinstance(each.start, str))
+        return "t" in numbers or self._goes_on_at_rest or any(key not in entry for key in begins)
+
+    @property
+    def _goes_on_at_rest(self) -> bool:
+        """Tell whether what the decay keeps changes at λ = 0, too."""
+        return "lam" in self.decay.numbers and any(each.changes for each in self.decay.keeps)
+
+    def _see_gradients(self, flight: list[_Moving]) -> None:
+        """Note which parameters have a gradient, and keep it for a decay that asks for it: an optimizer may change its own."""
+        for moving in flight:
+            grad = moving.param.grad
+            if grad is not None and grad.layout != torch.strided:
+                name = name_of(moving.group, moving.index, moving.inside)
+                raise RuntimeError(
+                    f"the gradient of {name} is sparse ({grad.layout}): decay touches every weight; build the embedding "
+                    "with sparse=False, or give this tensor to an optimizer of its own"
+                )
+            moving.moves = grad is not None
+            if grad is not None and self.decay.measures_gradient:
+                moving.grad = grad.detach().clone()
+
+    def _multiply(self, optimizer: torch.optim.Optimizer, flight: list[_Moving]) -> None:
+        """Shrink the weights of which nothing needs to be kept: the optimizer's step comes on top, as in torch's AdamW."""
+        for moving in flight:
+            if moving.old is not None or moving.shrink is None or moving.how == "deferred":
+                continue
+            param, kept, moving.done = moving.param, 1 - moving.shrink, True
+            if moving.moves and moving.how == "nearest":
+                param.mul_(kept)
+            elif moving.moves:
+                key = self._key(moving, optimizer.state.get(param, {}))
+                eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=key)
+            for watcher in self.watchers if moving.moves else ():
+                watcher.decayed(param, Intended(moving.numbers, moving.shrink))
+
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        """Decay what has moved, and let go of each copy as soon as that is done."""
+        flight, self.flight = self.flight[::-1], []
+        with torch.no_grad():
+            while flight:
+                moving = flight.pop()
+                if not moving.moves or _lost_its_gradient(moving):
+                    continue
+                # Written only now: many an optimizer sets up its own state where it finds none.
+                counts = moving.how == "stochastic" or "t" in moving.numbers
+                entry = optimizer.state.get(moving.param, {})
+                if entry.get(PENDING, 0) != 0 and moving.how != "deferred":  # loaded from a run that deferred
+                    self._apply_pending(moving.param, moving.place, entry)
+                if moving.shrink is None:
+                    self._decay(moving, entry)
+                elif not moving.done:
+                    for watcher in self.watchers:
+                        watcher.stepped(moving.param, Intended(moving.numbers, moving.shrink))
+                    if moving.old is not None and moving.how != "deferred":
+                        self._subtract(moving, moving.shrink, moving.old, entry)
+                    else:
+                        self._defer(moving, moving.shrink, entry)
+                if counts:
+                    entry[STEP] = entry.get(STEP, 0) + 1
+                if entry:
+                    optimizer.state[moving.param] = entry
+
+    def _subtract(self, moving: _Moving, shrink: float, old: Tensor, entry: Mapping[str, Any]) -> None:
+        """Take a share of the old weight from the new one: w′ − s·w is (1 − s)·w − η·u, whatever η and u are."""
+        param = moving.param
+        if moving.how == "nearest":
+            param.sub_(old, alpha=shrink)
+        else:
+            w = eager.real(param).float() - shrink * eager.real(old).float()
+            eager.write(param, w, {}, how=moving.how, key=self._key(moving, entry))
+
+    def _decay(self, moving: _Moving, entry: dict[str, Any]) -> None:
+        """Apply the rule to the old weight and to what the step was."""
+        assert moving.old is not None
+        param, wide, given = moving.param, moment_dtype(moving.param), moving.numbers
+        for each in self.decay.keeps:
+            if _OURS + each.key not in entry:
+                entry[_OURS + each.key] = eager.start(each, moving.old, given, wide)
+        if given["eta"] == 0 or (moving.at_rest and not self._goes_on_at_rest):
+            return
+        if "t" in given:
+            given = {**given, "t": entry.get(STEP, 0) + 1.0}
+        u = (moving.old.to(wide) - param.to(wide)) / given["eta"]
+        state = {"u": u, **{each.key: entry[_OURS + each.key] for each in self.decay.keeps}}
+        numbers: eager.Numbers = {"direction": {}, "decay": given}
+        grad = u if moving.grad is None else moving.grad
+        kept = self._equation.kept(numbers)
+        values = eager.operands(self._equation, moving.old, grad, state, kept, "nearest", moving.factor)
+        numbers = eager.remembered(self._equation, numbers, state, kept)
+        for watcher in self.watchers:
+            watcher.stepped(param, Intended(numbers["decay"], None, self._equation, values))
+        after, new = eager.step(self._equation, numbers, values)
+        plain, _ = eager.step(self._plain, {"direction": {}, "decay": {"eta": given["eta"]}}, values)
+        # u was divided by η, and η·u is not the step to the last bit: what does not decay is left as it is.
+        after = torch.where(after == plain, eager.real(param).to(after.dtype), after)
+        if not moving.at_rest:
+            eager.write(param, after, {}, how=moving.how, key=self._key(moving, entry))
+        eager.keep(self.decay.keeps, new, state)
+
+    def _defer(self, moving: _Moving, shrink: float, entry: dict[str, Any]) -> None:
+        """Gather what the decay takes, and apply it once enough has come together for a rounding to show it."""
+        pending = entry.get(PENDING, 0.0)
+        entry[PENDING] = pending + shrink * (1 - pending)
+        if abs(entry[PENDING]) >= rounded_away(moving.param.dtype) / 4:
+            self._apply_pending(moving.param, moving.place, entry)
+
+    def apply_all_pending(self, optimizer: torch.optim.Optimizer) -> None:
+        """Apply to every weight what is kept back of its decay."""
+        with torch.no_grad():
+            for place, param in enumerate(params_of(optimizer)):
+                if optimizer.state.get(param, {}).get(PENDING, 0) != 0:
+                    self._apply_pending(param, place, optimizer.state[param])
+
+    def _apply_pending(self, param: Tensor, place: int, entry: dict[str, Any]) -> None:
+        count, kept = entry.get(STEP, 0), 1 - entry[PENDING]
+        if param.dtype in rounding.LOW_PRECISION:
+            w = eager.real(param).float()
+            bits = rounding.spread_bits(w, rounding.keys(self.seed, 0, place), count)
+            eager.real(param).copy_(rounding.stochastic(kept * w, param.dtype, bits))
+        else:
+            param.mul_(kept)
+        entry[PENDING], entry[STEP] = 0.0, count + 1
+
+    def _how(self, dtype: torch.dtype) -> str:
+        if dtype not in rounding.LOW_PRECISION:
+            return "nearest"
+        if self.rounding == "auto":
+            return "deferred" if is_uniform(self.decay) else "stochastic"
+        return self.rounding
+
+    def _key(self, moving: _Moving, entry: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the key of the random bits of this step."""
+        return rounding.keys(self.seed, entry.get(STEP, 0) + 1, moving.place)
+
+    def restored(self, entry: Mapping[Any, Any], param: Tensor) -> dict[str, Any]:
+        """Return a copy of what is ours in a parameter's entry of a checkpoint, as it is kept, or refuse it."""
+        found: dict[str, Any] = {key: count(entry[key]) for key, count in ((STEP, int), (PENDING, float)) if key in entry}
+        for each in self.decay.keeps:
+            key = _OURS + each.key
+            if key in entry:
+                tensor, dtype = torch.as_tensor(entry[key]), moment_dtype(param) if each.per_element else torch.float64
+                shape = param.shape if each.per_element else torch.Size()
+                if tensor.shape != shape:
+                    raise ValueError(f"the loaded {key} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
+                found[key] = tensor.detach().to(param.device, dtype, copy=True)
+        return found
+
+
+def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters of an optimizer, in the order of its groups."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Remove what a decay has kept of every parameter."""
+    for param in params_of(optimizer):
+        entry = optimizer.state.get(param, {})
+        ours = [key for key in entry if isinstance(key, str) and key.startswith(_OURS)]
+        for key in ours:
+            del entry[key]
+        if ours and not entry:
+            del optimizer.state[param]
+
+
+def _lost_its_gradient(moving: _Moving) -> bool:
+    """Tell whether a hook took the gradient away after it was seen, and before the optimizer could step with it."""
+    gone = moving.param.grad is None and not moving.is_last
+    return gone and moving.old is not None and torch.equal(moving.param, moving.old)
