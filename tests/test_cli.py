@@ -202,6 +202,7 @@ def test_json_is_all_that_standard_output_holds(folder):
     assert "verdict" in found
 
 
+@pytest.mark.slow
 def test_rules_of_another_module_join(folder):
     Path("extra_rules.py").write_text(
         "import weightdecay as wd\n\n"

@@ -951,6 +951,7 @@ print(all(torch.equal(got, tests.large(kind)) for kind, got in zip(kinds, found)
 """
 
 
+@pytest.mark.slow
 def test_python_threads_may_do_their_first_steps_at_once():
     """When nothing is compiled yet, and so everyone compiles, the same kernels even."""
     assert output(FIRST_STEPS, timeout=120) == "True"
@@ -1084,6 +1085,7 @@ def rule_file(tmp_path, monkeypatch):
     return lambda factor: path.write_text(RULE.format(factor=factor), encoding="utf-8") and tmp_path
 
 
+@pytest.mark.slow
 def test_an_edited_rule_is_compiled_anew_in_the_next_process(rule_file):
     for factor, expected in ((1, "0.5 1.5"), (20, "-9.0 -8.0")):
         assert output(USE, PYTHONPATH=str(rule_file(factor)), PYTHONDONTWRITEBYTECODE="1") == expected

@@ -686,6 +686,7 @@ for dtypes in product(tests.FLOATS, tests.FLOATS):
 
 
 @pytest.mark.skipif(not binding.get_host_cpu_features().get("f16c"), reason="code for an older processor would not run here")
+@pytest.mark.slow
 def test_a_processor_without_float16_arithmetic_needs_no_function_that_is_not_there():
     """LLVM calls a library for what a processor cannot do; where that is missing the process ends without a word."""
     assert output(OLDER, timeout=120).splitlines() == [f"{dtype} {moment}" for dtype in FLOATS for moment in FLOATS]

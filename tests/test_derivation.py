@@ -794,6 +794,7 @@ def set_by_matplotlib(row):
 
 
 @every_shown
+@pytest.mark.slow
 def test_matplotlib_reads_the_tex(direction, penalty, decay, settings):
     known = [
         row for row in tex_of(derived(direction, penalty, decay, **settings)) if not re.search(r"\\(begin|textstyle)", row)

@@ -69,6 +69,7 @@ def test_the_decay_of_contributing_works_as_typed(tmp_path, own_registry):
     assert w.item() == module.divided(1.0, 0.5, eta=0.5, lam=2.0) == 0.375
 
 
+@pytest.mark.slow
 def test_the_task_of_the_docs_sweeps_as_typed(tmp_path):
     (module,) = blocks("docs/your-own-task.md", "python")
     (command,) = blocks("docs/your-own-task.md", "console")

@@ -87,6 +87,7 @@ def test_the_command_line_lists_it(contributed):
     assert set(wd.rules().of("decay")) < set(listed)
 
 
+@pytest.mark.slow
 def test_the_tests_take_it_up(contributed, tmp_path):
     """The laws hold for it, its example is run, and the one test that fails asks for a second opinion on it."""
     paths = [TESTS / "test_rules.py", TESTS / "test_oracles.py", tmp_path / "weightdecay/decays/signed.py"]

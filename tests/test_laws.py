@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import DIRECTIONS, DTYPES, assert_close, gradients, name, numbers_of, same_bits, twin, walk, weights, zeros
 
@@ -145,6 +145,7 @@ def test_the_peak_is_what_the_user_says_or_else_the_scheduler(peak, options, sch
     assert 1 - w.item() == pytest.approx(float(optimizer.param_groups[1]["lr"]) / peak * 0.125)
 
 
+@settings(max_examples=20)
 @given(lrs=schedules, lam=st.floats(0.0, 1.0))
 @pytest.mark.parametrize("decay", SHRINKING)
 @every_direction

@@ -5,6 +5,7 @@ import json
 import math
 from itertools import pairwise
 
+import hypothesis
 import pytest
 import torch
 from click.testing import CliRunner
@@ -82,6 +83,7 @@ def read_by(source, target, settings, lrs=False):
 
 @pytest.mark.parametrize("source", UNITS)
 @pytest.mark.parametrize("target", UNITS)
+@hypothesis.settings(max_examples=20)
 @given(shrink=logs, settings=settings_of, lrs=st.booleans())
 def test_there_and_back_again_is_where_one_was(source, target, shrink, settings, lrs):
     value = wd.convert(shrink, source="shrink", target=source, **read_by("shrink", source, settings, lrs))
