@@ -7,11 +7,9 @@ A kernel's table names tensors by their addresses. Each tensor is cut into chunk
 tensors into parts, and every thread takes the next part until there are none. What a number comes to therefore depends
 neither on the number of threads nor on which of them computed it.
 
-A rule that asks for a reduction costs further passes over the elements, which write nothing but one partial sum per chunk.
+A pass before the last leaves one partial sum per chunk.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,9 +20,8 @@ from llvmlite import ir
 from weightdecay.readers import rounding, table
 from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
+from weightdecay.readers.passes import Pass, Passes, Sum
 from weightdecay.readers.written import Pair
-from weightdecay.reductions import REDUCTIONS, Reduction
-from weightdecay.step import step
 
 CHUNK = 4096
 """Elements per chunk: a partial sum covers one, whoever computes it."""
@@ -87,63 +84,28 @@ def can_hold(dtype: torch.dtype) -> bool:
 
 def _compile(signature: Signature) -> Kernel:
     module = ir.Module(name=str(signature.equation))
-    passes = _passes(signature)
-    for place in range(len(passes)):
+    passes = Passes(signature)
+    for place in range(len(passes.wanted)):
         _Pass(module, signature, passes, place).write()
     _write_advance(module, signature)
     _write_settle(module, signature)
     engine, addresses = compiled(module)
-    order = tuple(addresses[f"pass{place}"] for place in range(len(passes)))
-    shared, every = [_Sum(name, False) for name in signature.shares], list(chain.from_iterable(passes))
-    begun = max((place + 1 for place, found in enumerate(passes) if set(found) & set(shared)), default=0)
-    shares = tuple(map(every.index, shared))
-    return Kernel(signature, addresses["advance"], order, begun, shares, len(every), addresses["settle"], engine)
+    order = tuple(addresses[f"pass{place}"] for place in range(len(passes.wanted)))
+    return Kernel(
+        signature, addresses["advance"], order, passes.begun, passes.shares, len(passes.sums), addresses["settle"], engine
+    )
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """A reduction's terms added up, or the largest element, in whose units they are taken."""
+class _Pass(Pass):
+    """Writes one pass as a function of machine code."""
 
-    reduction: int | str
-    """Which of the reductions that the rules ask for, in the order of the step; one of all tensors by its name."""
-    largest: bool
+    writer: Writer
 
-
-def _passes(signature: Signature) -> tuple[tuple[_Sum, ...], ...]:
-    """Return the sums that each pass over the elements finds; the last finds none, and writes.
-
-    What a rule asks for does not depend on each other, and is found in one pass; only what is taken in units of the largest
-    element needs one more.
-    """
-    passes: list[tuple[_Sum, ...]] = []
-    number = 0
-    for rule in signature.equation.rules:
-        if rule is signature.equation.decay:  # a number of all tensors is of what the direction makes
-            passes += [(_Sum(name, False),) for name in signature.shares]
-        asked = list(enumerate((REDUCTIONS[name] for name in rule.reductions if name not in rule.shared), number))
-        number += len(asked)
-        passes += [tuple(_Sum(k, reduction.norm) for k, reduction in asked)] if asked else []
-        in_units = tuple(_Sum(k, False) for k, reduction in asked if reduction.norm)
-        passes += [in_units] if in_units else []
-    return (*passes, ())
-
-
-class _Reached(Exception):  # noqa: N818
-    """Leaves the step where the terms of all the sums are there for which a pass is made."""
-
-
-class _Pass:
-    """Writes one pass over all elements of all tensors."""
-
-    def __init__(self, module: ir.Module, signature: Signature, passes: tuple[tuple[_Sum, ...], ...], place: int) -> None:
-        self.module, self.signature = module, signature
-        self.known = list(chain.from_iterable(passes[:place]))
-        """The sums that earlier passes have found."""
-        self.wanted = passes[place]
-        """The sums that this one is there for; none for the one that writes."""
-        asked = [REDUCTIONS[name] for rule in signature.equation.rules for name in rule.reductions if name not in rule.shared]
-        of_weights = (isinstance(each.reduction, int) and "u" not in asked[each.reduction].elements for each in self.wanted)
-        self.reads_all = not self.wanted or not all(of_weights)
+    def __init__(self, module: ir.Module, signature: Signature, passes: Passes, place: int) -> None:
+        super().__init__(signature, passes, place)
+        self.module = module
+        asked = [which.reduction for which in self.wanted]
+        self.reads_all = not asked or any(isinstance(k, str) or "u" in passes.reductions[k].elements for k in asked)
         """Whether it needs the step's u, and so all that is kept."""
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64, POINTER]), f"pass{place}")
         self.real = DOUBLE if signature.weight == torch.float64 else FLOAT
@@ -154,7 +116,7 @@ class _Pass:
         b = ir.IRBuilder(self.function.append_basic_block("entry"))
         *_, job = self.function.args
         self.job = {name: _word(b, job, k, POINTER if name in _POINTERS else I64) for k, name in enumerate(JOB)}
-        totals = [[_slot(b, ir.VectorType(DOUBLE, lanes)) for lanes in (self.lanes, 1)] for _ in self.wanted]
+        self.totals = [[_slot(b, ir.VectorType(DOUBLE, lanes)) for lanes in (self.lanes, 1)] for _ in self.wanted]
         take, part, walk, run, work, following, done = (
             b.append_basic_block(name) for name in ("take", "part", "walk", "run", "work", "following", "done")
         )
@@ -193,22 +155,21 @@ class _Pass:
         self.column["g"] = b.inttoptr(self.column["g"], POINTER)
         self.writer = Writer(self.module, b, self.real)
         self.number = self._numbers(b)
-        self.partial: dict[_Sum, Value] = {}
+        self.partials: dict[Sum, Value] = {}
         elements = b.append_basic_block("elements")
         each = self.writer.each = ir.IRBuilder(elements)
         of_tensor = self.column["chunk"]
         if not self.wanted:
-            self._span(each, each.sub(chunk, of_tensor), each.sub(stop, of_tensor), totals)
+            self._span(each, each.sub(chunk, of_tensor), each.sub(stop, of_tensor))
         else:
             with counted(each, chunk, stop) as one:
-                for slot in chain.from_iterable(totals):
+                for slot in chain.from_iterable(self.totals):
                     each.store(ir.Constant(slot.allocated_type, [0.0] * slot.allocated_type.count), slot)
                 start = each.sub(one, of_tensor)
-                self._span(each, start, each.add(start, I64(1)), totals)
-                for place, which in enumerate(self.wanted, len(self.known)):
+                self._span(each, start, each.add(start, I64(1)))
+                for place, (which, slots) in enumerate(zip(self.wanted, self.totals, strict=True), len(self.known)):
                     at = each.add(each.mul(self.job["chunks"], I64(place)), one)
-                    folded = self._folded(each, totals[place - len(self.known)], which)
-                    each.store(folded, each.gep(self.job["partials"], [at], source_etype=DOUBLE))
+                    each.store(self._folded(each, slots, which), each.gep(self.job["partials"], [at], source_etype=DOUBLE))
         each.branch(following)
         b.branch(elements)
 
@@ -235,74 +196,38 @@ class _Pass:
         found["", "t"] = Value(self.writer, b.fpext(b.load(self.column["step"], typ=FLOAT), DOUBLE))
         return found
 
-    def _span(self, each: ir.IRBuilder, first: ir.Value, last: ir.Value, totals: list[list[ir.Value]]) -> None:
+    def _span(self, each: ir.IRBuilder, first: ir.Value, last: ir.Value) -> None:
         """Write the loops over the elements of some chunks: line by line, and what is left one by one."""
         start, stop = each.mul(first, I64(CHUNK)), each.mul(last, I64(CHUNK))
         elements = self.column["elements"]
         stop = each.select(each.icmp_unsigned("<", stop, elements), stop, elements)
-        for which, lanes in enumerate((self.lanes, 1)):
+        for lanes in (self.lanes, 1):
             self.writer.lanes = lanes
-            with counted(each, start, stop, lanes) as place:
-                self._elements(each, place, [slots[which] for slots in totals])
-            start = place
+            with counted(each, start, stop, lanes) as self.place:
+                if lanes > 1 and self.reads_all:
+                    self._ask_ahead(each, self.place)
+                self.write_elements()
+            start = self.place
 
-    def _elements(self, each: ir.IRBuilder, place: ir.Value, totals: list[ir.Value]) -> None:
-        """Write what happens to the elements at one place: the step itself, or as much of it as the sums need."""
-        signature, writer = self.signature, self.writer
-        equation, moments = signature.equation, list(zip(signature.elements, signature.moments, strict=True))
-        if writer.lanes > 1 and self.reads_all:
-            self._ask_ahead(each, place)
-        w = writer.load(self.column["w"], signature.weight, place)
-        if signature.how == "compensated":
-            w = writer.bound(rounding.restore)(w, writer.load(self.column["compensation"], torch.int16, place))
-        values: dict[str, Any] = {"w": w, "g": self.number["", "factor"] * writer.load(self.column["g"], signature.grad, place)}
-        values.update({kept.name: 0.0 for rule in equation.rules for kept in rule.keeps if kept.per_element})
-        for k, (kept, dtype) in enumerate(moments):
-            values[kept.name] = writer.load(self.column[f"moment{k}"], dtype, place)
-        numbers: dict[str, Any] = {
-            rule.kind: {
-                name: self.number["", name] if name == "t" or name in rule.memory else self.number[rule.kind, name]
-                for name in rule.numbers
-                if name in rule.shared or name not in rule.reductions
-            }
-            for rule in equation.rules
-        }
-        self.reduced = 0
-        self.terms: dict[_Sum, Value] = {}
-        try:
-            for which in self.wanted:
-                if isinstance(which.reduction, str):
-                    self._share(which, REDUCTIONS[which.reduction], numbers, values)
-            found, new = step(equation, numbers, values, bind=writer.bound, reduce=self._reduce)
-        except _Reached:
-            for which, total in zip(self.wanted, totals, strict=True):
-                (term,) = writer.alike(self.terms[which])
-                before = Value(writer, each.load(total, typ=ir.VectorType(DOUBLE, writer.lanes)))
-                after = writer.maximum(before, term) if which.largest else before + term
-                each.store(after.ir, total)
-            return
-        changed = [(f"moment{k}", kept, dtype) for k, (kept, dtype) in enumerate(moments) if kept.changes]
-        found, *news, _ = writer.alike(found, *(new[kept.name] for _, kept, _ in changed), w)
-        self._round_and_store(found, place)
-        for (column, _, dtype), moment in zip(changed, news, strict=True):
-            writer.store(moment, self.column[column], dtype, place)
-        for column in signature.next:
-            (left, _) = writer.alike(new[column.removeprefix("next_")], self.number["", "t"])
-            writer.once.store(left.ir, self.column[column])
+    def load(self, column: str, dtype: torch.dtype) -> Value:
+        return self.writer.load(self.column[column], dtype, self.place)
 
-    def _round_and_store(self, w: Value, place: ir.Value) -> None:
-        signature, writer = self.signature, self.writer
-        if signature.how == "stochastic":
-            w = writer.bound(rounding.STOCHASTIC[signature.weight])(w, self._random_bits(place))
-        elif signature.how == "compensated":
-            nearest = writer.bound(rounding.NEAREST[signature.weight])(w)
-            writer.store(writer.bound(rounding.lost)(w, nearest), self.column["compensation"], torch.int16, place)
-            w = nearest
-        writer.store(w, self.column["w"], signature.weight, place)
+    def store(self, value: Value, column: str, dtype: torch.dtype) -> None:
+        self.writer.store(value, self.column[column], dtype, self.place)
 
-    def _random_bits(self, place: ir.Value) -> Value:
-        """Return 16 bits for each element: the halves, in turn, of what is drawn for each pair of neighbours."""
-        writer, each, lanes = self.writer, self.writer.each, self.writer.lanes
+    def leave(self, value: Value, column: str) -> None:
+        self.writer.once.store(value.ir, self.column[column])
+
+    def add(self, term: Value, place: int) -> None:
+        writer, (full, rest) = self.writer, self.totals[place]
+        total = full if writer.lanes > 1 else rest
+        (term,) = writer.alike(term)
+        before = Value(writer, writer.each.load(total, typ=ir.VectorType(DOUBLE, writer.lanes)))
+        after = writer.maximum(before, term) if self.wanted[place].largest else before + term
+        writer.each.store(after.ir, total)
+
+    def random_bits(self) -> Value:
+        writer, each, lanes, place = self.writer, self.writer.each, self.writer.lanes, self.place
         t = writer.converted(self.number["", "t"], I64)
         key = writer.bound(rounding.keys)(self.number["", "seed"], t, Value(writer, self.column["index"]))
         pairs = max(1, lanes // 2)
@@ -337,50 +262,8 @@ class _Pass:
             ahead = each.gep(ahead, [I64(_AHEAD)], source_etype=ir.IntType(8))
             each.call(prefetch, [ahead, I32(int(name != "g")), I32(3), I32(1)])
 
-    # Reductions ---------------------------------------------------------------------------------------------------------
-
-    def _reduce(self, reduction: Reduction, values: Mapping[str, Any], given: Mapping[str, Any]) -> Value:
-        """Return a number of the whole tensor if earlier passes have found it; else take the terms that this one wants."""
-        writer, number = self.writer, self.reduced
-        self.reduced += 1
-        elements = [writer.converted(writer.alike(values[n], values["w"])[0], DOUBLE) for n in reduction.elements]
-        unit: Any = 1.0
-        if reduction.norm:
-            (x,) = elements
-            which = _Sum(number, largest=True)
-            if which in self.wanted:
-                return self._reached(which, writer.absolute(x))
-            largest = self._partial(which)
-            unit = writer.where(largest > 0, largest, 1.0)
-            # The inverse of a float32 is a double, that of a double may be none.
-            elements = [x / Value(writer, unit.ir, inverse=1 / unit if self.real == FLOAT else None)]
-        which = _Sum(number, largest=False)
-        if which in self.wanted:
-            return self._reached(which, writer.bound(reduction.term)(*elements, **reduction.given(reduction.term, given)))
-        total = self._partial(which)
-        found = writer.bound(reduction.finish)(total, **reduction.given(reduction.finish, given)) * unit
-        return writer.converted(writer.converted(found, self.real), DOUBLE)
-
-    def _reached(self, which: _Sum, term: Value) -> Value:
-        """Take the term of a sum, and leave the step if it was the last; its number is not known in this pass."""
-        self.terms[which] = term
-        if len(self.terms) == len(self.wanted):
-            raise _Reached
-        return Value(self.writer, ir.Constant(DOUBLE, math.nan))
-
-    def _share(self, which: _Sum, reduction: Reduction, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        """Take this tensor's terms of a number of all tensors."""
-        writer, equation = self.writer, self.signature.equation
-        lines = [
-            step(equation.up_to(name), numbers, values, bind=writer.bound, reduce=self._reduce)[0]
-            for name in reduction.elements
-        ]
-        elements = [writer.converted(writer.alike(line, values["w"])[0], DOUBLE) for line in lines]
-        self._reached(which, writer.bound(reduction.term)(*elements))
-
-    def _partial(self, which: _Sum) -> Value:
-        """Return the sum, or the largest, of what an earlier pass has left for the chunks of this tensor."""
-        if which not in self.partial:
+    def partial(self, which: Sum) -> Value:
+        if which not in self.partials:
             b, writer = self.writer.once, self.writer
             base = b.mul(self.job["chunks"], I64(self.known.index(which)))
             slot = _slot(b, DOUBLE)
@@ -389,10 +272,10 @@ class _Pass:
                 at = b.gep(self.job["partials"], [b.add(base, chunk)], source_etype=DOUBLE)
                 term, before = b.load(at, typ=DOUBLE), b.load(slot, typ=DOUBLE)
                 b.store(_larger(b, before, term) if which.largest else b.fadd(before, term), slot)
-            self.partial[which] = Value(writer, b.load(slot, typ=DOUBLE))
-        return self.partial[which]
+            self.partials[which] = Value(writer, b.load(slot, typ=DOUBLE))
+        return self.partials[which]
 
-    def _folded(self, each: ir.IRBuilder, slots: list[ir.Value], which: _Sum) -> ir.Value:
+    def _folded(self, each: ir.IRBuilder, slots: list[ir.Value], which: Sum) -> ir.Value:
         """Return one number for the lanes of a chunk, taken in their order."""
         found = ir.Constant(DOUBLE, 0.0)
         for slot in slots:

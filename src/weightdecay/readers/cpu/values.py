@@ -58,6 +58,8 @@ class Writer(ByComparison):
     What depends on numbers alone is written before the loop, and only once however often it is asked for.
     """
 
+    wide = DOUBLE
+
     def __init__(self, module: ir.Module, once: ir.IRBuilder, real: ir.Type) -> None:
         self.module, self.once, self.real = module, once, real
         self.each: ir.IRBuilder = once
@@ -135,6 +137,10 @@ class Writer(ByComparison):
         else:
             name = "fptrunc" if _bits(value.of) > _bits(of) else "fpext"
         return self.emit(name, value, typ=target)
+
+    def with_inverse(self, value: Value, inverse: Value) -> Value:
+        """Return a number by which to divide is to multiply by its inverse."""
+        return Value(self, value.ir, inverse)
 
     def alike(self, *operands: Any) -> tuple[Value, ...]:
         """Return the operands with one type, per element if any of them is: an element's type goes before a number's."""
@@ -225,7 +231,7 @@ class Writer(ByComparison):
         found = 1 - self.power(beta, t)
         if found.per_element:
             return found
-        return Value(self, found.ir, inverse=1 / found)  # at least 1 − β, and a division costs as much as all else
+        return self.with_inverse(found, 1 / found)  # at least 1 − β, and a division costs as much as all else
 
     def exp(self, x: Any) -> Any:
         if not isinstance(x, Value):

@@ -4,23 +4,21 @@ A kernel's table names tensors by their addresses, and lies on the device itself
 blocks of `BLOCK` elements, and a program does one part. Where all of a tensor's addresses are multiples of 16 bytes its
 whole blocks are read and written 16 bytes at a time; the rest of it, and a tensor of which that is not so, with a mask.
 
-A rule that asks for a reduction costs a further launch, which writes nothing but one partial sum per part. Reductions that do
-not wait for one another share it. A number of all tensors has a launch of its own, after which everybody's sums are added up.
+A pass before the last, a launch each, leaves one partial sum per part. A number of all tensors has a pass of its own, after
+which everybody's sums are added up.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import indent
-from typing import Any
 
 import torch
 
 from weightdecay.readers import rounding, table
 from weightdecay.readers.gpu.values import DOUBLE, FLOAT, INT32, INT64, STORAGE, Value, Writer
+from weightdecay.readers.passes import Pass, Passes, Sum
 from weightdecay.readers.written import Pair
-from weightdecay.reductions import REDUCTIONS, Reduction
-from weightdecay.step import Equation, step
 
 BLOCK = 1024
 """Elements that a program has in its registers at a time."""
@@ -65,46 +63,26 @@ class Source:
 
 def source(signature: Signature) -> Source:
     """Return the functions for a signature."""
-    known: list[_Sum] = []
-    passes: list[str] = []
+    passes = Passes(signature)
     name = re.sub(r"\W", "_", "_".join(rule.name for rule in signature.equation.rules))
-
-    def write(share: str | None) -> list[_Sum]:
-        writing = _Pass(signature, known, share)
-        passes.append(writing.source(f"{name}_{'sum' if writing.found else 'step'}{len(passes)}"))
-        known.extend(writing.found)
-        return writing.found
-
-    shares = [_Sum(share, largest=False) for share in signature.shares]
-    for share in shares:
-        while share not in known:  # each pass finds the sums that wait for no other
-            write(str(share.reduction))
-    begun = len(passes)
-    while write(None):
-        pass
+    texts = [
+        _Pass(signature, passes, place).source(f"{name}_{'sum' if wanted else 'step'}{place}")
+        for place, wanted in enumerate(passes.wanted)
+    ]
     settle = _settle(signature, f"{name}_settle") if signature.counted or signature.next else None
-    return Source(tuple(passes), begun, tuple(map(known.index, shares)), settle, len(known))
+    return Source(tuple(texts), passes.begun, passes.shares, settle, len(passes.sums))
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """A reduction's terms added up, or the largest element, in whose units they are taken."""
+class _Pass(Pass):
+    """Writes one pass as a function of Triton."""
 
-    reduction: int | str
-    """Which of the reductions that the rules ask for, in the order of the step; one of all tensors by its name."""
-    largest: bool
+    signature: Signature
+    writer: Writer
 
-
-class _Pass:
-    """Writes one pass over all elements of all tensors: the sums that can be had by now, or the step itself."""
-
-    def __init__(self, signature: Signature, known: Sequence[_Sum], share: str | None) -> None:
-        self.signature, self.known = signature, known
-        self.share = share
-        """The number of all tensors for whose sake the pass is written, if it is not for the step."""
-        self.found: list[_Sum] = []
-        """The sums that this pass computes."""
+    def __init__(self, signature: Signature, passes: Passes, place: int) -> None:
+        super().__init__(signature, passes, place)
         self.writer = Writer(DOUBLE if signature.weight == torch.float64 else FLOAT)
+        self.number = self._numbers()
         self.loops = ["\n".join(self._body(masked)) for masked in (False, True)]
 
     def source(self, name: str) -> str:
@@ -127,15 +105,15 @@ if (g != 0) & (tl.load(skip) == 0):
         inner = [f"{name} = {self._address(name)}" for name, _ in pointers if name != "g"]
         inner += [f"whole = tl.where((({aligned}) & 15) == 0, begin + (end - begin) // BLOCK * BLOCK, begin)"]
         inner += self.writer.once
-        inner += [f"total{place} = tl.zeros((BLOCK,), tl.float64)" for place in range(len(self.found))]
+        inner += [f"total{place} = tl.zeros((BLOCK,), tl.float64)" for place in range(len(self.wanted))]
         inner += [f"at_{name} = tl.multiple_of({name}.to(tl.pointer_type(tl.{of})), 16)" for name, of in pointers]
         inner += ["for base in range(begin, whole, BLOCK):", indent(self.loops[0], "    ")]
         inner += [f"at_{name} = {name}.to(tl.pointer_type(tl.{of}))" for name, of in pointers]
         inner += ["for base in range(whole, end, BLOCK):", "    inside = lane < (end - base).to(tl.int32)"]
         inner += [indent(self.loops[1], "    ")]
-        for place, sum_ in enumerate(self.found, len(self.known)):
-            fold = "max" if sum_.largest else "sum"
-            inner += [f"tl.store(partials + {place} * count + part, tl.{fold}(total{place - len(self.known)}))"]
+        for place, which in enumerate(self.wanted):
+            fold = "max" if which.largest else "sum"
+            inner += [f"tl.store(partials + {len(self.known) + place} * count + part, tl.{fold}(total{place}))"]
         return _definition(name, [*text.strip().splitlines(), indent("\n".join(inner), "    ")])
 
     def _address(self, column: str) -> str:
@@ -153,47 +131,34 @@ if (g != 0) & (tl.load(skip) == 0):
     def _body(self, masked: bool) -> list[str]:
         """Return the lines of a loop over blocks."""
         self.writer.each, self.writer.masked = [], masked
-        self._elements()
+        self.write_elements()
         return self.writer.each
 
-    def _elements(self) -> None:
-        """Write what happens to a block of elements: the step itself."""
-        signature, writer = self.signature, self.writer
-        equation, moments = signature.equation, list(zip(signature.elements, signature.moments, strict=True))
-        number = self._numbers()
-        w = writer.load("at_w", signature.weight)
-        if signature.how == "compensated":
-            w = writer.bound(rounding.restore)(w, writer.load("at_compensation", torch.int16))
-        values: dict[str, Any] = {"w": w, "g": number["", "factor"] * writer.load("at_g", signature.grad)}
-        values.update({kept.name: 0.0 for rule in equation.rules for kept in rule.keeps if kept.per_element})
-        for k, (kept, dtype) in enumerate(moments):
-            values[kept.name] = writer.load(f"at_moment{k}", dtype)
-        numbers: dict[str, Any] = {
-            rule.kind: {
-                name: number["", name] if name == "t" or name in rule.memory else number[rule.kind, name]
-                for name in rule.numbers
-                if name in rule.shared or name not in rule.reductions
-            }
-            for rule in equation.rules
-        }
-        self.terms = list[tuple[_Sum, Value]]()
-        if self.share is not None:
-            self._known(_Sum(self.share, largest=False), self._term(REDUCTIONS[self.share], numbers, values))
-        else:
-            found, new = self._step(equation, numbers, values)
-        if self.terms:
-            self._add_up()
-            return
-        changed = [(f"at_moment{k}", kept, dtype) for k, (kept, dtype) in enumerate(moments) if kept.changes]
-        found, *news, _ = writer.alike(found, *(new[kept.name] for _, kept, _ in changed), w)
-        self._round_and_store(found, number)
-        for (pointer, _, dtype), moment in zip(changed, news, strict=True):
-            writer.store(moment, pointer, dtype)
-        for k, name in enumerate(signature.next):
-            (left, _) = writer.alike(new[name.removeprefix("next_")], number["", "t"])
-            line = f"tl.store(left + {k} * tensors + tensor, {left.name}, mask=part == first)"
-            if line not in writer.once:
-                writer.once.append(line)
+    def load(self, column: str, dtype: torch.dtype) -> Value:
+        return self.writer.load(f"at_{column}", dtype)
+
+    def store(self, value: Value, column: str, dtype: torch.dtype) -> None:
+        self.writer.store(value, f"at_{column}", dtype)
+
+    def leave(self, value: Value, column: str) -> None:
+        place = self.signature.next.index(column)
+        line = f"tl.store(left + {place} * tensors + tensor, {value.name}, mask=part == first)"
+        if line not in self.writer.once:  # it stands before both loops
+            self.writer.once.append(line)
+
+    def add(self, term: Value, place: int) -> None:
+        writer = self.writer
+        term = writer.converted(term, DOUBLE)
+        if writer.masked:
+            term = writer.emit("tl.where(inside, {}, 0.0)", DOUBLE, term, per_element=True)
+        before = Value(writer, f"total{place}", DOUBLE, per_element=True)
+        after = writer.maximum(before, term) if self.wanted[place].largest else before + term
+        writer.each.append(f"{before.name} = {after.name}")
+
+    def partial(self, which: Sum) -> Value:
+        fold = "largest" if which.largest else "total"
+        place = self.known.index(which)
+        return self.writer.emit(f"partials_of.{fold}(partials + {place} * count + first, of_tensor, BLOCK)", DOUBLE)
 
     def _numbers(self) -> dict[tuple[str, str], Value]:
         """Write how the numbers of a tensor are read: its row, what is kept for it, and t."""
@@ -219,19 +184,8 @@ if (g != 0) & (tl.load(skip) == 0):
         """Write how a number is read whose address a column holds."""
         return self.writer.emit(f"tl.load({self._address(column)}.to(tl.pointer_type(tl.{of})))", of)
 
-    def _round_and_store(self, w: Value, number: Mapping[tuple[str, str], Value]) -> None:
-        signature, writer = self.signature, self.writer
-        if signature.how == "stochastic":
-            w = writer.bound(rounding.STOCHASTIC[signature.weight])(w, self._random_bits(number))
-        elif signature.how == "compensated":
-            nearest = writer.bound(rounding.NEAREST[signature.weight])(w)
-            writer.store(writer.bound(rounding.lost)(w, nearest), "at_compensation", torch.int16)
-            w = nearest
-        writer.store(w, "at_w", signature.weight)
-
-    def _random_bits(self, number: Mapping[tuple[str, str], Value]) -> Value:
-        """Write 16 bits for each element: the halves, in turn, of what is drawn for each pair of neighbours."""
-        writer = self.writer
+    def random_bits(self) -> Value:
+        writer, number = self.writer, self.number
         index = writer.emit(self._address("index"), INT64)
         key = writer.bound(rounding.keys)(number["", "seed"], writer.converted(number["", "t"], INT64), index)
         # A block starts at an even place, and no pair's upper half changes within one.
@@ -242,61 +196,6 @@ if (g != 0) & (tl.load(skip) == 0):
         odd = writer.emit("(lane & 1) * 16", INT32, **block)
         half: Value = (drawn >> odd) & 0xFFFF
         return half
-
-    # Reductions ---------------------------------------------------------------------------------------------------------
-
-    def _step(self, equation: Equation, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return what comes of a step, or of one that ends earlier: its reductions are counted from the first."""
-        self.reduced = 0
-        return step(equation, numbers, values, bind=self.writer.bound, reduce=self._reduce)
-
-    def _term(self, reduction: Reduction, numbers: Mapping[str, Any], values: Mapping[str, Any]) -> Value:
-        """Return an element's term of a number of all tensors, which is of what lines of the direction make."""
-        writer = self.writer
-        lines = [self._step(self.signature.equation.up_to(name), numbers, values)[0] for name in reduction.elements]
-        elements = [writer.converted(writer.alike(line, values["w"])[0], DOUBLE) for line in lines]
-        term: Value = writer.bound(reduction.term)(*elements)
-        return term
-
-    def _reduce(self, reduction: Reduction, values: Mapping[str, Any], given: Mapping[str, Any]) -> Value:
-        """Return a number of the whole tensor if an earlier pass has found it; else see to it that this or a later one does."""
-        writer, place = self.writer, self.reduced
-        self.reduced += 1
-        elements = [writer.converted(writer.alike(values[n], values["w"])[0], DOUBLE) for n in reduction.elements]
-        unit: Any = 1.0
-        if reduction.norm:
-            (x,) = elements
-            largest = self._known(_Sum(place, largest=True), writer.absolute(x))
-            unit = writer.where(largest > 0, largest, 1.0)
-            # The inverse of a float32 is a double, that of a double may be none.
-            inverse = 1 / unit if writer.real == FLOAT else None
-            elements = [x / Value(writer, unit.name, unit.of, pending=unit.pending, inverse=inverse)]
-        term = writer.bound(reduction.term)(*elements, **reduction.given(reduction.term, given))
-        total = self._known(_Sum(place, largest=False), term)
-        found = writer.bound(reduction.finish)(total, **reduction.given(reduction.finish, given)) * unit
-        return writer.converted(writer.converted(found, writer.real), DOUBLE)
-
-    def _known(self, which: _Sum, term: Value) -> Value:
-        """Return the sum, or the largest, of what an earlier pass has left for the parts of this tensor."""
-        if which not in self.known:
-            if not term.pending:
-                self.terms.append((which, term))
-            return Value(self.writer, "", DOUBLE, pending=True)
-        fold = "largest" if which.largest else "total"
-        place = self.known.index(which)
-        return self.writer.emit(f"partials_of.{fold}(partials + {place} * count + first, of_tensor, BLOCK)", DOUBLE)
-
-    def _add_up(self) -> None:
-        """Write how this pass's terms are taken together, lane by lane."""
-        writer = self.writer
-        self.found = [which for which, _ in self.terms]
-        for place, (which, term) in enumerate(self.terms):
-            term = writer.converted(term, DOUBLE)
-            if writer.masked:
-                term = writer.emit("tl.where(inside, {}, 0.0)", DOUBLE, term, per_element=True)
-            before = Value(writer, f"total{place}", DOUBLE, per_element=True)
-            after = writer.maximum(before, term) if which.largest else before + term
-            writer.each.append(f"{before.name} = {after.name}")
 
 
 def _settle(signature: Signature, name: str) -> str:

@@ -25,22 +25,13 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "xor": "^"
 class Value(Written):
     """A number of the kernel, by the name of its variable."""
 
-    __slots__ = ("name", "of", "pending", "per_element")
+    __slots__ = ("name", "of", "per_element")
 
     def __init__(
-        self,
-        writer: "Writer",
-        name: str,
-        of: str,
-        *,
-        per_element: bool = False,
-        pending: bool = False,
-        inverse: "Value | None" = None,
+        self, writer: "Writer", name: str, of: str, *, per_element: bool = False, inverse: "Value | None" = None
     ) -> None:
         super().__init__(writer, inverse)
         self.name, self.of, self.per_element = name, of, per_element
-        self.pending = pending
-        """Whether it depends on a reduction that is still to be computed, so that nothing can be written of it yet."""
 
 
 class Writer(ByComparison):
@@ -48,6 +39,8 @@ class Writer(ByComparison):
 
     What depends on numbers alone is written before the loop, and only once however often it is asked for.
     """
+
+    wide = DOUBLE
 
     def __init__(self, real: str) -> None:
         self.real = real
@@ -70,8 +63,6 @@ class Writer(ByComparison):
 
     def emit(self, text: str, of: str, *operands: Value, per_element: bool | None = None) -> Value:
         """Write a line that names what a text computes, where its operands belong; `{}` in it stands for each of them."""
-        if any(operand.pending for operand in operands):
-            return Value(self, "", of, pending=True)
         if per_element is None:
             per_element = any(operand.per_element for operand in operands)
         text = text.format(*(operand.name for operand in operands))
@@ -100,6 +91,10 @@ class Writer(ByComparison):
     def bits(self, value: Value, of: str) -> Value:
         """Return the same bits read as another type."""
         return self.emit(f"{{}}.to(tl.{of}, bitcast=True)", of, value)
+
+    def with_inverse(self, value: Value, inverse: Value) -> Value:
+        """Return a number by which to divide is to multiply by its inverse."""
+        return Value(self, value.name, value.of, inverse=inverse)
 
     def alike(self, *operands: Any) -> tuple[Value, ...]:
         """Return the operands with one type: an element's goes before a number's."""
@@ -180,8 +175,7 @@ class Writer(ByComparison):
         found = 1 - self.power(beta, t)
         if found.per_element:
             return found
-        inverse = 1 / found  # at least 1 − β, and a division costs as much as all else
-        return Value(self, found.name, found.of, pending=found.pending, inverse=inverse)
+        return self.with_inverse(found, 1 / found)  # at least 1 − β, and a division costs as much as all else
 
     def where(self, condition: Any, x: Any, y: Any) -> Any:
         if not isinstance(condition, Value):
