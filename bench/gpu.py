@@ -19,7 +19,7 @@ DEVICE = "cuda"
 COPY = "c.copy_(b)"
 _LARGE = values.one(64 * MI)
 _SMALL = [(64, 64), (64,)] * 200
-_RULES_OF_PEERS = {
+_RULES_OF_PEERS: dict[str, dict[str, Any]] = {
     "cautious": {"direction": "adam", "decay": "cautious", "eps": peers.EPS},
     "lion": {"direction": "lion", "decay": "decoupled"},
     "corrected": {"direction": "adam", "decay": "corrected", "eps": peers.EPS},
@@ -93,7 +93,7 @@ def rules(options: Options) -> Iterator[Result]:
         _compared(result, readers, "eager", [(2**16 + 3,), (2**12,)], torch.float32)
         params = values.parameters(_LARGE, device=DEVICE)
         optimizer = wd.Optimizer(params, reader="gpu", **arguments)
-        steps = {OURS: optimizer.step, COPY: copying()}
+        steps: dict[str, Callable[[], object]] = {OURS: optimizer.step, COPY: copying()}
         _race(result, steps, options, STEPS)
         group = optimizer.param_groups[0]
         _, kept, _ = optimizer.way(group)
@@ -108,15 +108,15 @@ def rules(options: Options) -> Iterator[Result]:
 
 def _elementwise() -> dict[str, dict[str, Any]]:
     """Return what makes an optimizer of each rule without a reduction: with Adam, and a direction with decoupled decay."""
-    found = {"AdamW": {"direction": "adam", "decay": "decoupled", "weight_decay": DECAY, "lr": LR}}
+    found: dict[str, dict[str, Any]] = {"AdamW": {"direction": "adam", "decay": "decoupled", "weight_decay": DECAY, "lr": LR}}
     for rule in wd.rules().values():
         if rule.reductions or rule.memory or rule.whole:
             continue
         key = {"penalty": "penalty_weight", "decay": "weight_decay"}.get(rule.kind)
-        strength = {key: DECAY} if key and "lam" in rule.numbers else {}
+        strength: dict[str, Any] = {key: DECAY} if key and "lam" in rule.numbers else {}
         momentum = {"momentum": 0.9} if "mu" in rule.defaults else {}
         direction = rule.name if rule.kind == "direction" else "adam"
-        rest = {} if rule.kind == "direction" else {rule.kind: rule.name}
+        rest: dict[str, Any] = {} if rule.kind == "direction" else {rule.kind: rule.name}
         found[f"{rule.kind} {rule.name}"] = {"lr": LR, "direction": direction, **rest, **strength, **momentum}
     return found
 

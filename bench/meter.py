@@ -19,11 +19,11 @@ _WIDTH, _BATCH, _LENGTH = 256, 8, 32
 _LR = 1e-4
 
 
-def _fused(groups: list[dict[str, Any]], **given: float) -> torch.optim.Optimizer:
+def _fused(groups: list[dict[str, Any]], **given: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, fused=True, **given)
 
 
-def _attached(groups: list[dict[str, Any]], **given: float) -> torch.optim.Optimizer:
+def _attached(groups: list[dict[str, Any]], **given: Any) -> torch.optim.Optimizer:
     optimizer = _fused(groups, **given)
     wd.attach(optimizer, "cautious")
     return optimizer

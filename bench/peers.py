@@ -71,9 +71,10 @@ def _heavyball() -> Make:
 
     def make(params: Params) -> Step:
         # consume_grad would drop the gradients, which the next step takes again.
-        return heavyball.AdamW(
+        optimizer: torch.optim.Optimizer = heavyball.AdamW(
             params, lr=LR, betas=(0.9, 0.999), eps=EPS, weight_decay=DECAY, cautious_weight_decay=True, consume_grad=False
-        ).step
+        )
+        return optimizer.step
 
     return make
 

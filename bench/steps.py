@@ -144,8 +144,8 @@ def _apart(found: Contest, name: str) -> float:
     return values.ulps_apart(found.weights(name), found.weights(FUSED))
 
 
-ADAMW = {"lr": LR, "weight_decay": DECAY}
-SGD = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
+ADAMW: dict[str, Any] = {"lr": LR, "weight_decay": DECAY}
+SGD: dict[str, Any] = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
 ADAMW_MAKERS = {**torch_paths(torch.optim.AdamW, **ADAMW), OURS: ours(wd.AdamW, **ADAMW)}
 SGD_MAKERS = {**torch_paths(torch.optim.SGD, **SGD), OURS: ours(wd.SGD, **SGD)}
 ADAMW_BYTES = 28

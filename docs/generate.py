@@ -127,7 +127,8 @@ def by_notes(found: dict[str, Derivation]) -> Iterator[tuple[str, tuple[str, ...
 
 def long_run(found: dict[str, Derivation]) -> Iterator[str]:
     """Yield closed forms, half-lives and fixed points, where there are any."""
-    rows, beside = [], {}
+    rows: list[str] = []
+    beside: dict[str, list[str]] = {}
     for name, derivation in found.items():
         rest, notation = derivation.at_rest, derivation.notation
         cells = [
@@ -175,7 +176,8 @@ def preset_rules(name: str) -> set[str]:
     """Return the names of the rules that a preset is made of."""
     import torch
 
-    optimizer = PRESETS[name]([torch.nn.Parameter(torch.zeros(1, 1))], lr=0.1)
+    preset: Any = PRESETS[name]  # each has a signature of its own
+    optimizer = preset([torch.nn.Parameter(torch.zeros(1, 1))], lr=0.1)
     equation = optimizer.equation(optimizer.param_groups[0])
     return {each.name for each in equation.rules if each.name != "none"}
 
@@ -336,13 +338,18 @@ def rules_block(_: str) -> str:
     return "\n".join(rows)
 
 
+def with_the_plainest(rule: Rule) -> dict[str, Any]:
+    """Return what makes an optimizer of a rule, with as little else as it goes with."""
+    return {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
+
+
 def steps(rule: Rule, reader: str) -> str:
     """Return whether a reader steps with a rule, by doing it."""
     import torch
 
     w = torch.nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
-    rules = {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
+    rules = with_the_plainest(rule)
     try:
         wd.Optimizer([w], lr=0.1, reader=reader, **rules).step()
     except (RuntimeError, ValueError):
@@ -354,15 +361,15 @@ def written(rule: Rule) -> str:
     """Return what the gpu reader does with a rule, by letting it write its kernels; that needs no GPU."""
     import torch
 
-    rules = {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
+    rules = with_the_plainest(rule)
     optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, **rules)
     equation, kept, _ = optimizer.way(optimizer.param_groups[0])
     if rule.whole:
         equation = equation.halves()[1]
         kept = tuple(each for each in kept if each in equation.decay.keeps)
     moments = tuple(torch.float32 for each in kept if each.per_element)
-    types = {"weight": torch.float32, "grad": torch.float32, "moments": moments, "how": "nearest"}
-    where = {"device": torch.device("cuda"), "counted": False}
+    types: dict[str, Any] = {"weight": torch.float32, "grad": torch.float32, "moments": moments, "how": "nearest"}
+    where: dict[str, Any] = {"device": torch.device("cuda"), "counted": False}
     source(Signature(equation=equation, kept=kept, shares=equation.decay.shared, **types, **where))
     return "after u" if rule.whole else "yes"
 
@@ -411,8 +418,8 @@ def laws_block(package: str) -> str:
             odd.append(f"* {plain(law['text'])}")
     rows = ["| the decay is | of size | in bfloat16 it keeps | optimizers |", "| --- | --- | --- | --- |"]
     for key, names in sorted(groups.items(), key=lambda item: -len(item[1])):
-        low, high = min(shares[key], default=None), max(shares[key], default=None)
-        kept = "" if low is None else f"{low:.0%}" if round(low, 2) == round(high, 2) else f"{low:.0%} to {high:.0%}"
+        percent = [f"{share:.0%}" for share in sorted(shares[key])]
+        kept = " to ".join(dict.fromkeys([percent[0], percent[-1]])) if percent else ""
         rows.append(f"| {key[0]} | {key[1]} | {kept} | {', '.join(names)} |")
     if errors:
         reasons = [f"{', '.join(names)} ({reason})" for reason, names in errors.items()]
