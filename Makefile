@@ -14,6 +14,8 @@ OUT ?= runs/digits
 JOBS ?= auto
 BENCH ?=
 BIN := $(VENV)/bin
+PRINT_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+TORCHS_OWN := torch torch-* torchgen functorch nvidia* cuda* triton* pytorch_triton*
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
@@ -26,10 +28,10 @@ help:  ## list the commands
 run: $(INSTALLED)  ## train 768 small networks on handwritten digits and write a report on weight decay
 	$(BIN)/weightdecay sweep digits --out $(OUT)
 
-test: $(INSTALLED)  ## run every test
+test: $(INSTALLED)  ## run every test but the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-slow: $(INSTALLED)  ## run the tests that need gigabytes or take long
+slow: $(INSTALLED)  ## run the tests that need gigabytes or start processes over and over
 	$(BIN)/python -m pytest -m slow tests
 
 # Its own environment, since Triton belongs to no CPU build of torch, and NumPy before 2.4, since Triton 3.6's interpreter
@@ -44,10 +46,11 @@ gpu-check: $(GPU_INSTALLED)  ## run the GPU kernels in Triton's interpreter and 
 
 $(GPU_INSTALLED): $(INSTALLED) pyproject.toml
 	rm -rf $(VENV)-gpu
-	$(PYTHON) -m venv $(VENV)-gpu
-	cd $(VENV)-gpu/lib/python3*/site-packages && \
-		printf '%s\n' $(abspath $(VENV))/lib/python3*/site-packages $(CURDIR)/src > weightdecay-first.pth
-	$(VENV)-gpu/bin/python -m pip install --quiet "$(TRITON)" "numpy<2.4"
+	$(BIN)/python -m venv $(VENV)-gpu
+	$(BIN)/python -c '$(PRINT_PACKAGES); print("$(CURDIR)/src")' \
+		> "$$($(VENV)-gpu/bin/python -c '$(PRINT_PACKAGES)')/weightdecay-first.pth"
+	$(VENV)-gpu/bin/python -m pip install --quiet "$(TRITON)"
+	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps --ignore-installed "numpy<2.4"
 	touch $@
 
 check: $(INSTALLED)  ## lint, format and type-check
@@ -83,9 +86,10 @@ architectures: $(INSTALLED)  ## check the groups of every model family of transf
 package: $(INSTALLED)  ## build the wheel and use it from a virtual environment without this tree
 	rm -rf build/wheel build/venv && mkdir -p build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	$(PYTHON) -m venv build/venv
-	for found in $(addprefix $(abspath $(VENV))/lib/python3*/site-packages/,torch torch-* torchgen functorch nvidia* cuda* triton*); do \
-		test ! -e $$found || ln -s $$found build/venv/lib/python3*/site-packages/; done
+	$(BIN)/python -m venv build/venv
+	cd "$$($(BIN)/python -c '$(PRINT_PACKAGES)')" && for found in $(TORCHS_OWN); do \
+		test ! -e "$$found" || ln -s "$$PWD/$$found" "$$("$(CURDIR)/build/venv/bin/python" -c '$(PRINT_PACKAGES)')" || exit 1; done
+	build/venv/bin/python -c "import importlib.metadata as packages; packages.version('torch')"
 	build/venv/bin/pip install --quiet build/wheel/*.whl
 	cd build && venv/bin/python -W error::UserWarning:weightdecay -c "import weightdecay as wd; print(wd.__version__, wd.rules())"
 	build/venv/bin/pip install --quiet "$$(ls build/wheel/*.whl)[sweep]"

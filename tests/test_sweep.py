@@ -190,12 +190,12 @@ def test_a_changed_task_is_refused(tmp_path, monkeypatch):
         "task = wd.Task('mine', model, test_sweep.blobs, loss, metric, steps=6, batch_size=20)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
     mine = importlib.import_module("mine")
     wd.sweep(mine.task, tmp_path / "out", **SMALL_GRID, report=False)
     module.write_text(module.read_text().replace("nn.Linear(5, 2)", "nn.Linear(5, 2, bias=False)"))
     with pytest.raises(SweepError, match=r"holds results of another task \(code"):
         wd.sweep(importlib.reload(mine).task, tmp_path / "out", **SMALL_GRID, report=False)
+    del sys.modules["mine"]
 
 
 def scaled(factor):

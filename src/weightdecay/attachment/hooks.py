@@ -10,8 +10,8 @@ import torch
 
 from weightdecay import hyperparameters
 from weightdecay.arguments import choice, number
-from weightdecay.attachment.groups import DECAY, LAMBDA, TAKEN_OVER, Takeover
-from weightdecay.attachment.stepping import Step, forget, params_of
+from weightdecay.attachment.stepping import Step, Watcher, all_params, forget
+from weightdecay.attachment.takeover import DECAY, LAMBDA, TAKEN_OVER, Takeover
 from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
 from weightdecay.rule import REGISTRY, Rule
@@ -127,7 +127,7 @@ class Attachment:
         seed: int,
         numbers: Mapping[str, float],
     ) -> None:
-        weight_decay = None if weight_decay is None else number("weight_decay", weight_decay, "[0, inf)")
+        lam = None if weight_decay is None else number("weight_decay", weight_decay, "[0, inf)")
         choice("rounding", rounding, ROUNDINGS)
         if rounding == "deferred" and not is_uniform(decay):
             raise ValueError(
@@ -142,12 +142,11 @@ class Attachment:
         hyperparameters.check(given, Equation.given_u(decay.function), "attach(…)")
         numbers = {name: given[name] for name in (*own, *peak) if name in given}
         groups = optimizer.param_groups
-        takeover = Takeover(decay, weight_decay, numbers)
-        takeover.look(groups)
-        takeover.refuse_nothing(groups)
+        takeover = Takeover(decay, lam, numbers)
+        takeover.begin(groups)
         changes = [takeover.changes(group, index) for index, group in enumerate(groups)]
         step = Step(takeover, rounding=rounding, seed=given["seed"])
-        kept = [step.restored(optimizer.state.get(param, {}), param) for param in params_of(optimizer)]
+        kept = [step.restored(optimizer.state.get(param, {}), param) for param in all_params(optimizer)]
         for group, values in zip(groups, changes, strict=True):
             group.update(values)
         _put(optimizer, kept)
@@ -158,6 +157,31 @@ class Attachment:
         """Return what is attached to an optimizer, which may be a copy or come from a pickle, or None."""
         found = optimizer.defaults.attachment if isinstance(optimizer.defaults, _Defaults) else None
         return found if found is not None and found._optimizer() is optimizer else None  # copy.copy shares defaults, not hooks
+
+    @property
+    def decay(self) -> Rule:
+        """Return the decay."""
+        return self._step.decay
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """Return the decay's hyper-parameters."""
+        return self._takeover.numbers
+
+    @property
+    def rounding(self) -> str:
+        """Return how weights are rounded."""
+        return self._step.rounding
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of the random bits of rounding."""
+        return self._step.seed
+
+    @property
+    def watchers(self) -> list[Watcher]:
+        """Return the list of those who are told of every decay; pickle and deepcopy leave them behind."""
+        return self._step.watchers
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -234,7 +258,7 @@ class Attachment:
             raise
         for group, values in zip(groups[before:], changes, strict=True):
             group.update(values)
-        self._takeover.look(groups)
+        self._takeover.note_whether_everywhere(groups)
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         *_, last = _hooks_of(optimizer, "step_pre").values()  # another may take gradients away
@@ -252,7 +276,7 @@ class Attachment:
         for index, group in enumerate(groups):
             if LAMBDA in group:
                 self._takeover.refuse_other_decay(group, f"param_groups[{index}] of the loaded state")
-        keys, params = [key for group in groups for key in group["params"]], params_of(optimizer)
+        keys, params = [key for group in groups for key in group["params"]], all_params(optimizer)
         entries = [state_dict["state"].get(key, {}) for key in keys]
         self._loaded = [self._step.restored(entry, param) for entry, param in zip(entries, params, strict=False)]
 
@@ -260,16 +284,13 @@ class Attachment:
         """Put back what torch has cast, and take over groups that were not ours."""
         _put(optimizer, self._loaded)
         self._loaded = []
-        self._takeover.look(optimizer.param_groups)
+        self._takeover.note_whether_everywhere(optimizer.param_groups)
         for index, group in enumerate(optimizer.param_groups):
             if DECAY not in group:
                 group.update(self._takeover.changes(group, index))
 
     def _hook_into(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
         self._optimizer, self._step, self._takeover = weakref.ref(optimizer), step, step.takeover
-        self.decay, self.numbers, self.rounding, self.seed = step.decay, step.takeover.numbers, step.rounding, step.seed
-        self.watchers = step.watchers
-        """Who is told of every decay; pickle and deepcopy leave them behind."""
         self._loaded = []
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
@@ -341,6 +362,6 @@ def _hooks_of(optimizer: torch.optim.Optimizer, name: str) -> "OrderedDict[int, 
 
 def _put(optimizer: torch.optim.Optimizer, kept: Iterable[Mapping[str, Any]]) -> None:
     """Put what a decay has kept of each parameter into the optimizer's state."""
-    for param, ours in zip(params_of(optimizer), kept, strict=True):
+    for param, ours in zip(all_params(optimizer), kept, strict=True):
         if ours:
             optimizer.state[param].update(ours)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weightdecay.attachment.groups import DECAY, LAMBDA, Takeover
+from weightdecay.attachment.takeover import DECAY, LAMBDA, Takeover
 from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.readers import eager, rounding
 from weightdecay.shrink import at_rest, is_uniform, rounded_away
@@ -109,12 +109,12 @@ class Step:
         if found_inf is not None and found_inf.item():
             return None
         factor = 1.0 if scale is None else 1.0 / scale.item()
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        closure, state = kwargs.get("closure", args[1] if len(args) > 1 else None), optimizer.state
         with torch.no_grad():
             flight = self._collect(optimizer, closure is not None, factor, is_last)
             self._see_gradients(flight)
             if closure is None:
-                self._multiply(optimizer, flight)
+                self._multiply(state, flight)
         self.flight = flight
         if closure is None:
             return None
@@ -123,7 +123,7 @@ class Step:
             loss = closure(*of_closure)
             with torch.no_grad():
                 self._see_gradients(flight)
-                self._multiply(optimizer, flight)
+                self._multiply(state, flight)
             return loss
 
         if "closure" in kwargs:
@@ -180,7 +180,7 @@ class Step:
             if grad is not None and self.decay.measures_gradient:
                 moving.grad = grad.detach().clone()
 
-    def _multiply(self, optimizer: torch.optim.Optimizer, flight: list[_Moving]) -> None:
+    def _multiply(self, state: Mapping[Tensor, Any], flight: list[_Moving]) -> None:
         """Shrink the weights of which nothing needs to be kept: the optimizer's step comes on top, as in torch's AdamW."""
         for moving in flight:
             if moving.old is not None or moving.shrink is None or moving.how == "deferred":
@@ -189,7 +189,7 @@ class Step:
             if moving.moves and moving.how == "nearest":
                 param.mul_(kept)
             elif moving.moves:
-                key = self._key(moving, optimizer.state.get(param, {}))
+                key = self._key(moving, state.get(param, {}))
                 eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=key)
             for watcher in self.watchers if moving.moves else ():
                 watcher.decayed(param, Intended(moving.numbers, moving.shrink))
@@ -268,7 +268,7 @@ class Step:
     def apply_all_pending(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply to every weight what is kept back of its decay."""
         with torch.no_grad():
-            for place, param in enumerate(params_of(optimizer)):
+            for place, param in enumerate(all_params(optimizer)):
                 if optimizer.state.get(param, {}).get(PENDING, 0) != 0:
                     self._apply_pending(param, place, optimizer.state[param])
 
@@ -307,14 +307,14 @@ class Step:
         return found
 
 
-def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def all_params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return the parameters of an optimizer, in the order of its groups."""
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def forget(optimizer: torch.optim.Optimizer) -> None:
     """Remove what a decay has kept of every parameter."""
-    for param in params_of(optimizer):
+    for param in all_params(optimizer):
         entry = optimizer.state.get(param, {})
         ours = [key for key in entry if isinstance(key, str) and key.startswith(_OURS)]
         for key in ours:

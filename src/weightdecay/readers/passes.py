@@ -5,11 +5,11 @@ nothing but the terms of sums, and end where those are there.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import nan
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -68,10 +68,40 @@ class _Reached(Exception):  # noqa: N818
     """Leaves the step where the terms of all the sums are there for which a pass is made."""
 
 
+class Writes(Protocol):
+    """What a writer has, to which a pass tells what to write."""
+
+    real: Any
+    """The type in which elements are computed."""
+    wide: Any
+    """Float64, in which the numbers of a tensor are."""
+
+    def bound(self, function: Callable[..., Any], /) -> Callable[..., Any]:
+        """Return a function of words as one that writes."""
+
+    def alike(self, *operands: Any) -> tuple[Any, ...]:
+        """Return the operands with one type."""
+
+    def converted(self, value: Any, of: Any, /) -> Any:
+        """Return the same number, or numbers, in another type."""
+
+    def constant(self, number: float, of: Any, /) -> Any:
+        """Return a number of the host as one of the kernel."""
+
+    def with_inverse(self, value: Any, inverse: Any, /) -> Any:
+        """Return a number by which to divide is to multiply by its inverse."""
+
+    def where(self, condition: Any, x: Any, y: Any, /) -> Any:
+        """Choose x where the condition holds, else y."""
+
+    def absolute(self, x: Any, /) -> Any:
+        """Return |x|."""
+
+
 class Pass(ABC):
     """Writes one pass over all elements of all tensors."""
 
-    writer: Any
+    writer: Writes
     number: Mapping[tuple[str, str], Any]
     """The numbers of one tensor, by kind of rule and name; those of no rule have no kind."""
 
@@ -95,8 +125,8 @@ class Pass(ABC):
         """Write a number that a step leaves for a tensor, for the time when all its elements are done."""
 
     @abstractmethod
-    def add(self, term: Any, place: int) -> None:
-        """Take the terms of the elements at hand into one of the wanted sums."""
+    def add(self, term: Any, which: int) -> None:
+        """Take the terms of the elements at hand into one of the wanted sums, by its number among them."""
 
     @abstractmethod
     def partial(self, which: Sum) -> Any:
@@ -131,8 +161,8 @@ class Pass(ABC):
                     self._share(which, REDUCTIONS[which.reduction], numbers, values)
             found, new = self._step(numbers, values)
         except _Reached:
-            for place, which in enumerate(self.wanted):
-                self.add(self._terms[which], place)
+            for place, wanted in enumerate(self.wanted):
+                self.add(self._terms[wanted], place)
             return
         changed = [(f"moment{k}", kept, dtype) for k, (kept, dtype) in enumerate(moments) if kept.changes]
         found, *news, _ = writer.alike(found, *(new[kept.name] for _, kept, _ in changed), w)

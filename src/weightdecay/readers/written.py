@@ -101,8 +101,6 @@ class Pair:
 class ByComparison:
     """The words that are made of comparisons alone, for a writer that has `where` and `absolute`."""
 
-    wide: Any
-    """The type of numbers, which that of elements may be, too."""
     where: Callable[..., Any]
     absolute: Callable[..., Any]
     alike: Callable[..., Any]

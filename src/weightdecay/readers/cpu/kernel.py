@@ -218,12 +218,12 @@ class _Pass(Pass):
     def leave(self, value: Value, column: str) -> None:
         self.writer.once.store(value.ir, self.column[column])
 
-    def add(self, term: Value, place: int) -> None:
-        writer, (full, rest) = self.writer, self.totals[place]
+    def add(self, term: Value, which: int) -> None:
+        writer, (full, rest) = self.writer, self.totals[which]
         total = full if writer.lanes > 1 else rest
         (term,) = writer.alike(term)
         before = Value(writer, writer.each.load(total, typ=ir.VectorType(DOUBLE, writer.lanes)))
-        after = writer.maximum(before, term) if self.wanted[place].largest else before + term
+        after = writer.maximum(before, term) if self.wanted[which].largest else before + term
         writer.each.store(after.ir, total)
 
     def random_bits(self) -> Value:

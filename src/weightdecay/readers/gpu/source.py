@@ -146,13 +146,13 @@ if (g != 0) & (tl.load(skip) == 0):
         if line not in self.writer.once:  # it stands before both loops
             self.writer.once.append(line)
 
-    def add(self, term: Value, place: int) -> None:
+    def add(self, term: Value, which: int) -> None:
         writer = self.writer
         term = writer.converted(term, DOUBLE)
         if writer.masked:
             term = writer.emit("tl.where(inside, {}, 0.0)", DOUBLE, term, per_element=True)
-        before = Value(writer, f"total{place}", DOUBLE, per_element=True)
-        after = writer.maximum(before, term) if self.wanted[place].largest else before + term
+        before = Value(writer, f"total{which}", DOUBLE, per_element=True)
+        after = writer.maximum(before, term) if self.wanted[which].largest else before + term
         writer.each.append(f"{before.name} = {after.name}")
 
     def partial(self, which: Sum) -> Value:

@@ -26,14 +26,15 @@ class Takeover:
     everywhere: bool = False
     """Whether groups whose own weight_decay is 0 decay, too."""
 
-    def refuse_nothing(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse to take over each group's own λ where none has any."""
+    def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Look at all groups before any changes, and refuse to take over each one's own λ where none has any."""
+        self.note_whether_everywhere(groups)
         news = any(LAMBDA not in group for group in groups)
         if self.everywhere and self.weight_decay is None and "lam" in self.decay.numbers and news:
             raise ValueError("weight_decay=None takes over the groups' own, and that of every group is 0: pass weight_decay=…")
 
-    def look(self, groups: Iterable[Mapping[str, Any]]) -> None:
-        """Find out whether all groups decay: none had a weight_decay of its own by which to leave others out."""
+    def note_whether_everywhere(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        """Note whether all groups decay: none had a weight_decay of its own by which to leave others out."""
         self.everywhere = not any(group[TAKEN_OVER] != 0 if TAKEN_OVER in group else _decays(group) for group in groups)
 
     def changes(self, group: Mapping[str, Any], index: int, *, is_added: bool = False) -> dict[str, Any]:
