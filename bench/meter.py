@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from weightdecay.audit.meter import EVERY
 WITHOUT, BETWEEN, SAMPLE, AMORTISED = "without a meter", "between samples", "at a sample", f"with a meter, one in {EVERY}"
 _WIDTH, _BATCH, _LENGTH = 256, 8, 32
 _LR = 1e-4
+_STEPS = 1000
 
 
 def _fused(groups: list[dict[str, Any]], **given: Any) -> torch.optim.Optimizer:
@@ -61,6 +63,36 @@ def measure(options: Options) -> Iterator[Result]:
         result = Result(f"meter: {name}", title, WITHOUT, seconds=seconds, facts=facts, others=raced.others)
         result.demand(AMORTISED, 1.02)
         yield result
+    yield _hooks(options)
+
+
+def _hooks(options: Options) -> Result:
+    """Time the steps of one tensor of four weights, beside which what a meter does between its samples shows."""
+    turns = {who: _steps(who) for who in (WITHOUT, BETWEEN)}
+    raced = race(turns, options.rounds)
+    seconds = raced.seconds["step"]
+    hooks = median(between - without for between, without in zip(seconds[BETWEEN], seconds[WITHOUT], strict=True))
+    title = "torch.optim.SGD on four weights, by the step"
+    facts = {"microseconds in the hooks": round(1e6 * hooks, 1)}
+    return Result("meter: hooks", title, WITHOUT, seconds=seconds, facts=facts, others=raced.others)
+
+
+def _steps(who: str) -> Turn:
+    """Return a turn of many steps."""
+    param = torch.nn.Parameter(torch.ones(4))
+    param.grad = torch.ones(4)
+    optimizer = torch.optim.SGD([param], lr=_LR, weight_decay=DECAY)
+    if who == BETWEEN:
+        wd.Meter(optimizer, every=10**9)  # which the optimizer's hooks keep
+    optimizer.step()
+
+    def turn() -> dict[str, float]:
+        start = time.perf_counter()
+        for _ in range(_STEPS):
+            optimizer.step()
+        return {"step": (time.perf_counter() - start) / _STEPS}
+
+    return turn
 
 
 def _turn(model: torch.nn.Module, build: Callable[..., torch.optim.Optimizer], who: str, data: Tensor, target: Tensor) -> Turn:
