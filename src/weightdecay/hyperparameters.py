@@ -7,6 +7,7 @@ The one file that knows both spellings, and the one that says which values are a
 import math
 import numbers as number_types
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -20,7 +21,10 @@ from weightdecay.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.step import Equation
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
-_DOMAINS = {name: Interval("[0, inf)") for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "seed")}
+_DOMAINS = {
+    name: Interval("[0, inf)")
+    for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "largest_lr", "seed")
+}
 _FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "centered", "amsgrad", "decoupled_weight_decay")
 _OTHERS = ("params", "param_names", "betas", "rounding", "foreach", "fused", "direction", "penalty", "decay")
 SCHEDULES = {key: f"{key}_schedule" for key in ("weight_decay", "penalty_weight")}
@@ -70,18 +74,89 @@ def numbers(rule: Rule, group: Mapping[str, Any], *, lam: str, t: Any) -> dict[s
 
 
 def peak_lr(group: Mapping[str, Any]) -> Any:
-    """Return the peak learning rate: `lr_max` as passed, else `max_lr` (OneCycleLR), `initial_lr` (any scheduler), or the
-    first `lr`.
+    """Return the peak learning rate: the one that is named in the group, or the largest that it has had, if that is larger.
 
-    Where every one of them is 0 the answer is 1: η is then 0 as well, and nothing may divide by it.
+    Named is `lr_max` as passed, else `max_lr` (OneCycleLR), `initial_lr` (any scheduler) or the first `lr`. What would divide
+    by it is η, or 0 with η: where all of them are 0 the answer is 1.
+
+    With an lr that requires a gradient the peak is lr times a number, unless `lr_max` or `max_lr` is the peak: a schedule
+    is a shape times one size, and the gradient is that of the size.
     """
-    for key in ("lr_max", "max_lr", "initial_lr", "lr_at_start", "lr"):
+    key, peak = _named_peak(group)
+    seen = [group[name] for name in ("largest_lr", "lr") if group.get(name) is not None]
+    if not any(isinstance(value, Tensor) for value in (peak, *seen)):
+        return max(peak, *seen) or 1.0
+    lr = group["lr"]
+    if not (isinstance(lr, Tensor) and lr.requires_grad and torch.is_grad_enabled()):
+        return _positive(_largest(peak, *seen))
+    given = peak if key in ("lr_max", "max_lr") else 0.0
+    now = lr.detach()
+    own = _positive(_largest(peak, *seen)).detach() * torch.where(now == 0, 1.0, lr / torch.where(now == 0, 1.0, now))
+    return torch.where(own > given, own, given)
+
+
+def _named_peak(group: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the peak learning rate that a group names, after the key under which it does."""
+    for key in ("lr_max", "max_lr", "initial_lr", "lr_at_start"):
         peak = group.get(key)
-        if isinstance(peak, Tensor):
-            return peak.where(peak > 0, 1.0)
-        if peak:
-            return peak
-    return 1.0
+        if isinstance(peak, Tensor) or peak:
+            return key, peak
+    return "lr", group.get("lr", 0.0)
+
+
+def _largest(first: Any, *others: Any) -> Any:
+    """Return the largest of numbers and tensors of one element, without a look at what stands in a tensor."""
+    for other in others:
+        if isinstance(first, Tensor) or isinstance(other, Tensor):
+            first = torch.where(other > first, other, first)
+        else:
+            first = max(first, other)
+    return first
+
+
+def _positive(value: Tensor) -> Tensor:
+    return value.where(value > 0, 1.0)
+
+
+def remember_lr(group: dict[str, Any]) -> None:
+    """Keep the lr of a step in the group where it is above the peak that stands there: a schedule goes on from it."""
+    lr, before = group["lr"], group.get("largest_lr", 0.0)
+    if isinstance(lr, Tensor):
+        now = lr.detach()
+        if not isinstance(before, Tensor):
+            group["largest_lr"] = before = torch.full_like(now, before)
+        before.copy_(torch.where(now > _largest(_named_peak(group)[1], before), now, before))
+    elif lr > _largest(_named_peak(group)[1], before):
+        group["largest_lr"] = lr
+
+
+def warn_above_peak(groups: Iterable[tuple[str, Mapping[str, Any]]], what: str) -> None:
+    """Say once that the lr has gone above the peak that was named; a warning is given before `remember_lr` is called.
+
+    An lr that is a tensor on another device than the CPU is not read, and nothing is said of it.
+
+    Args:
+        groups: what to call each, and the group.
+        what: asks for the peak.
+    """
+    found = None
+    for where, group in groups:
+        key, peak = _named_peak(group)
+        values = [peak, group["lr"], group.get("largest_lr", 0.0)]
+        if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in values):
+            continue
+        peak, lr, before = (value.item() if isinstance(value, Tensor) else value for value in values)
+        allowed = peak * (1 + 1e-6)  # a schedule's own rounding is no higher peak
+        if before > allowed:
+            return  # said before
+        if found is None and lr > allowed:
+            found = (
+                f"lr={lr:.6g} in {where} is above {key}={peak:.6g}, which {what} takes for the peak of the learning rate, by "
+                "which λ is scaled. From now on the peak is the largest lr so far; earlier steps were scaled by a lower one: "
+                "pass the largest lr of the schedule as lr_max"
+            )
+    if found is not None:
+        warnings.warn(found, UserWarning, stacklevel=3)
 
 
 def scheduled(group: Mapping[str, Any], key: str) -> Any:
@@ -100,7 +175,9 @@ def counts(group: Mapping[str, Any]) -> bool:
 
 
 def count(group: dict[str, Any]) -> None:
-    """Count a step in the group's schedules."""
+    """Count a step in the group's schedules, and remember its lr where a rule or a schedule asks for the peak."""
+    if "lr_at_start" in group:
+        remember_lr(group)
     for key in SCHEDULES.values():
         if "step" in (group.get(key) or ()):
             group[key] = schedules.advanced(group[key])
@@ -165,11 +242,14 @@ def _check_schedules(group: dict[str, Any], equation: Equation, where: str) -> N
         first = next(iter(group["params"]))
         param = first[1] if isinstance(first, tuple) else first
         group[key] = schedules.counting(f"{key} in {where}", group[key], param.device if group["capturable"] else None)
-        if schedules.by_lr(group[key]) and "eta_max" in equation.decay.numbers and "lam" in equation.decay.numbers:
-            raise ValueError(
-                f"{key}={group[key]['name']!r} in {where}: the decay {equation.decay.name} follows the lr by itself; "
-                "with decay='decoupled' the schedule does"
-            )
+        if key == SCHEDULES["weight_decay"]:
+            refuse_following_twice(f"{key}={group[key]['name']!r} in {where}", group[key], equation.decay)
+
+
+def refuse_following_twice(what: str, schedule: Any, decay: Rule) -> None:
+    """Refuse a schedule that looks at the lr for the λ of a decay that looks at it, too: λ would fall with its square."""
+    if schedules.by_lr(schedule) and {"eta_max", "lam"} <= set(decay.numbers):
+        raise ValueError(f"{what}: the decay {decay.name} follows the lr by itself; with decay='decoupled' the schedule does")
 
 
 def _refuse_shared(equation: Equation, where: str) -> None:

@@ -23,7 +23,7 @@ FAMILIES = {
         *("weight_decay", "penalty_weight", LAMBDA),
         *("initial_weight_decay", "initial_penalty_weight", f"initial_{LAMBDA}", *SCHEDULES.values()),
     ),
-    "lr": ("lr", "initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_max", "lr_at_start"),
+    "lr": ("lr", "initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_max", "lr_at_start", "largest_lr"),
 }
 """What follows the policy of a hyper-parameter: what schedulers, schedules and rules keep of it, too."""
 POLICIES = ("live", "checkpoint")

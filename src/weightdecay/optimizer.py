@@ -17,7 +17,7 @@ from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.step import Equation, RuleLike
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
-_SCHEDULED = {"lr", "weight_decay", "penalty_weight"}
+_SCHEDULED = {"lr", "largest_lr", "weight_decay", "penalty_weight"}
 Schedule = str | Mapping[str, Any]
 _FLAGS = {
     "maximize": False,
@@ -58,7 +58,8 @@ class Optimizer(Checkpointed):
         reader: "cpu" (compiled kernels, for parameters on the CPU), "gpu" (Triton's, for those on a CUDA device), "eager"
             (torch's operations), or "auto": kernels for all that they can do, and torch's operations for the rest. The
             state is the same, and a run may switch.
-        numbers: the rules' hyper-parameters (betas, eps, momentum, p, …).
+        numbers: the rules' hyper-parameters (betas, eps, momentum, p, …); and `lr_max` where one asks for the peak of the
+            learning rate, for a scheduler that goes above the lr it starts with (CyclicLR).
 
     Raises:
         TypeError, ValueError: a value that cannot be meant, with its name and group. Nothing has changed then.
@@ -148,7 +149,7 @@ class Optimizer(Checkpointed):
 
     def _takes(self, equation: Equation, group: Mapping[str, Any]) -> set[str]:
         """Return the keys of a group that its rules and schedules read, besides those that every optimizer has."""
-        peak = ["lr_max", "lr_at_start"] if _needs_peak(equation, group) else []
+        peak = ["lr_max", "lr_at_start", "largest_lr"] if _needs_peak(equation, group) else []
         scheduled = (hyperparameters.SCHEDULES[key] for key in self._weighed(equation))
         return {*hyperparameters.defaults(equation.rules), *peak, *scheduled}
 
@@ -203,6 +204,9 @@ class Optimizer(Checkpointed):
             lr = group["lr"]
             group.setdefault("lr_max", None)
             group.setdefault("lr_at_start", lr.item() if isinstance(lr, Tensor) else lr)
+            group.setdefault("largest_lr", 0.0)
+            if isinstance(lr, Tensor) and not isinstance(group["largest_lr"], Tensor):
+                group["largest_lr"] = torch.full_like(lr.detach(), group["largest_lr"])  # which a captured step may fill
         for flag in ("foreach", "fused"):
             if group[flag]:
                 raise ValueError(
@@ -269,6 +273,9 @@ class Optimizer(Checkpointed):
                 self._step_with_eager(factor, differentiable)
             else:
                 self._step_with_kernels(factor, scaling)
+            asking = [(f"param_groups[{at}]", group) for at, group in enumerate(self.param_groups) if "lr_at_start" in group]
+            if asking and not torch.compiler.is_compiling():
+                hyperparameters.warn_above_peak(asking, type(self).__name__)
             for group in self.param_groups:
                 hyperparameters.count(group)
         return loss

@@ -37,9 +37,9 @@ CONTEXT = {
     "eta_max": "the peak of the learning rate",
 }
 TAKEN = (
-    "params", "param_names", "lr", "lr_max", "lr_at_start", "initial_lr", "max_lr", "min_lr", "weight_decay", "penalty_weight",
-    "betas", "momentum", "direction", "penalty", "decay", "seed", "rounding", "reader", "maximize", "foreach", "fused",
-    "capturable", "differentiable", "amsgrad", "decoupled_weight_decay",
+    "params", "param_names", "lr", "lr_max", "lr_at_start", "largest_lr", "initial_lr", "max_lr", "min_lr", "weight_decay",
+    "penalty_weight", "betas", "momentum", "direction", "penalty", "decay", "seed", "rounding", "reader", "maximize", "foreach",
+    "fused", "capturable", "differentiable", "amsgrad", "decoupled_weight_decay",
 )  # fmt: skip
 """The keys of a parameter group that are not a rule's own numbers, and so no names for one."""
 _FIRST_ARGUMENTS = {"penalty": ("w",), "direction": ("g",), "decay": ("w", "u")}

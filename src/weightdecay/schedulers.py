@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from weightdecay import schedules
 from weightdecay.arguments import choice, number, whole
 from weightdecay.attachment import LAMBDA, Attachment
-from weightdecay.hyperparameters import peak_lr
+from weightdecay.hyperparameters import peak_lr, refuse_following_twice, remember_lr, warn_above_peak
 from weightdecay.optimizer import Optimizer, Schedule
+from weightdecay.rule import Rule
 from weightdecay.wrappers import innermost
 
 _UNITS = ("torch", "independent")
@@ -78,6 +79,10 @@ class WeightDecayScheduler(LRScheduler):
         self.schedules = [each if callable(each) else schedules.checked("schedule", each, numbers) for each in several]
         self._check_groups(optimizer, key, last_epoch)
         self._check_number(optimizer)
+        self._check_schedules(optimizer, self.schedules)
+        for index, group in enumerate(optimizer.param_groups):
+            if schedules.by_lr(self._schedule(index)):
+                group.setdefault("lr_at_start", _copied(group["lr"]))
         super().__init__(optimizer, last_epoch)
 
     def _check_groups(self, optimizer: TorchOptimizer, key: str, last_epoch: int) -> None:
@@ -108,6 +113,17 @@ class WeightDecayScheduler(LRScheduler):
         if len(self.schedules) not in (1, count):
             raise ValueError(f"schedule has {len(self.schedules)} entries for {count} parameter groups: give one for each")
 
+    def _check_schedules(self, optimizer: TorchOptimizer, several: Sequence[Schedule | Share]) -> None:
+        """Refuse schedules that follow the lr where the decay does so by itself, as a group refuses them."""
+        for index, decay in enumerate(_decays(optimizer) if self.key in ("weight_decay", LAMBDA) else ()):
+            schedule = several[index if len(several) > 1 else 0]
+            if isinstance(schedule, Mapping):
+                refuse_following_twice(f"schedule={schedule['name']!r} for param_groups[{index}]", schedule, decay)
+
+    def _schedule(self, index: int) -> Any:
+        """Return the schedule of a group."""
+        return self.schedules[index if len(self.schedules) > 1 else 0]
+
     # What torch calls ---------------------------------------------------------------------------------------------------
 
     def _update_lr(self, epoch: int | None = None) -> None:
@@ -131,11 +147,15 @@ class WeightDecayScheduler(LRScheduler):
         shares = [self._share(index, group) for index, group in enumerate(groups)]
         for group, share in zip(groups, shares, strict=True):
             _put(group, self.key, group.setdefault(f"initial_{self.key}", _copied(group[self.key])) * share)
+        following = [(f"param_groups[{at}]", group) for at, group in enumerate(groups) if schedules.by_lr(self._schedule(at))]
+        warn_above_peak(following, type(self).__name__)
+        for _, group in following:
+            remember_lr(group)
 
     def _share(self, index: int, group: Mapping[str, Any]) -> Any:
         """Return by what the λ of a group is multiplied at the present step."""
         self._check_number(self.optimizer)
-        schedule = self.schedules[index if len(self.schedules) > 1 else 0]
+        schedule = self._schedule(index)
         if callable(schedule):
             return number(f"schedule({self.last_epoch})", schedule(self.last_epoch), "[0, inf)")
         return schedules.share(schedule, step=self.last_epoch, lr=group["lr"], peak=peak_lr(group))
@@ -157,6 +177,7 @@ class WeightDecayScheduler(LRScheduler):
             if len(own) != len(given):
                 raise ValueError(f"the loaded state has {len(given)} schedules, and this scheduler {len(own)}")
             state["schedules"] = [_loaded(mine, saved) for mine, saved in zip(own, given, strict=True)]
+            self._check_schedules(self.optimizer, state["schedules"])
         super().load_state_dict(state)
         if self.last_epoch >= 0:  # SequentialLR loads those, too, whose time has not come
             self._write()
@@ -306,6 +327,9 @@ class WarmRestarts(WeightDecayScheduler):
 
         return tuple(islice(ends(), whole("count", count)))
 
+    def _schedule(self, index: int) -> Any:
+        return None  # of a name: λ goes with the length of the cycle
+
     def _share(self, index: int, group: Mapping[str, Any]) -> float:
         return math.sqrt(self.first_cycle / self.cycle[2])
 
@@ -330,6 +354,14 @@ def _attached(optimizer: TorchOptimizer) -> Attachment | None:
     """Return the decay that is attached to an optimizer, or to the one inside a wrapper."""
     inner = innermost(optimizer)
     return Attachment.of(inner) if isinstance(inner, TorchOptimizer) else None
+
+
+def _decays(optimizer: TorchOptimizer) -> list[Rule]:
+    """Return the decay of each group where one is known: this package's, or what is attached."""
+    inner, attached = innermost(optimizer), _attached(optimizer)
+    if isinstance(inner, Optimizer):
+        return [inner.equation(group).decay for group in optimizer.param_groups]
+    return [] if attached is None else [attached.decay] * len(optimizer.param_groups)
 
 
 def _unit(optimizer: TorchOptimizer, index: int) -> str:

@@ -48,7 +48,8 @@ def attach(
             enough of it has come together; "stochastic" rounds every step at random, "nearest" loses the decay. "auto" is
             "deferred" where the decay multiplies all weights by one number, and "stochastic" elsewhere.
         seed: of the random bits with which those are rounded.
-        numbers: the decay's hyper-parameters (p, delta, …), and `lr_max` where it asks for the peak learning rate.
+        numbers: the decay's hyper-parameters (p, delta, …), and `lr_max` where it asks for the peak learning rate: needed
+            under a scheduler that goes above the rate it starts with (CyclicLR).
 
     Returns:
         The `Attachment`. It prints what it took over, and its `detach` gives it back. While a step is in flight (one that

@@ -197,6 +197,8 @@ class Step:
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         """Decay what has moved, and let go of each copy as soon as that is done."""
         flight, self.flight = self.flight[::-1], []
+        if flight:
+            self.takeover.remember_lr(optimizer.param_groups)
         with torch.no_grad():
             while flight:
                 moving = flight.pop()

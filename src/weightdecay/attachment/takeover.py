@@ -26,6 +26,11 @@ class Takeover:
     everywhere: bool = False
     """Whether groups whose own weight_decay is 0 decay, too."""
 
+    @property
+    def asks_for_peak(self) -> bool:
+        """Return whether the decay asks for the peak of the learning rate."""
+        return "eta_max" in self.decay.numbers
+
     def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Look at all groups before any changes, and refuse to take over each one's own λ where none has any."""
         self.note_whether_everywhere(groups)
@@ -46,8 +51,8 @@ class Takeover:
                 f"{where} has differentiable=True, and autograd does not see through a step that is read afterwards"
             )
         found: dict[str, Any] = {DECAY: self.decay.name}
-        if "eta_max" in self.decay.numbers:
-            found["lr_at_start"] = group.get("lr_at_start", lr)
+        if self.asks_for_peak:
+            found["lr_at_start"], found["largest_lr"] = group.get("lr_at_start", lr), group.get("largest_lr", 0.0)
         brought = number(f"{where}['{LAMBDA}']", group[LAMBDA], "[0, inf)") if LAMBDA in group else None
         if brought is not None and DECAY in group and not is_added:
             self.refuse_other_decay(group, where)
@@ -78,9 +83,19 @@ class Takeover:
         found = hyperparameters.numbers(self.decay, {**group, **self.numbers, **now}, lam=LAMBDA, t=0.0)
         return {name: float(value) for name, value in found.items()}
 
+    def remember_lr(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Keep the lr of a step that is done where it is above the peak that the decay was given, and say so once."""
+        if not self.asks_for_peak:
+            return
+        given = [(f"param_groups[{at}]", {**group, **self.numbers}) for at, group in enumerate(groups)]
+        hyperparameters.warn_above_peak(given, f"the attached {self.decay.name} decay")
+        for group in groups:
+            hyperparameters.remember_lr(group)
+
     def give_back(self, group: dict[str, Any]) -> None:
         """Leave a group as it was before."""
-        for key in (LAMBDA, f"initial_{LAMBDA}", DECAY, *(["lr_at_start"] if "eta_max" in self.decay.numbers else [])):
+        peak = ("lr_at_start", "largest_lr") if self.asks_for_peak else ()
+        for key in (LAMBDA, f"initial_{LAMBDA}", DECAY, *peak):
             group.pop(key, None)
         if TAKEN_OVER in group:
             group["weight_decay"] = group.pop(TAKEN_OVER)

@@ -26,7 +26,10 @@ class SGDC(SGD):
 
     penalty = None
     decay = "corrected"
-    unit = "per unit of lr at its peak: a step takes lr²/peak·λ. The peak is `lr_max` in a group, else the schedule's"
+    unit = (
+        "per unit of lr at its peak: a step takes lr²/peak·λ. The peak is `lr_max` in a group, else the schedule's, and "
+        "under one that rises above its start (CyclicLR) the largest lr so far, with one warning"
+    )
 
 
 class SGDCWD(SGD):
