@@ -270,7 +270,8 @@ def draw_schedules() -> str:
     from weightdecay.report.canvas import Canvas, Margins, picture
 
     steps = 1000
-    rates = schedules.shares_of_peak(steps, "cosine")
+    share = schedules.share_of_peak(steps, "cosine")
+    rates = [share(step) for step in range(steps)]
     shown: dict[str, dict[str, int]] = {
         "constant_timescale": {},
         "constant": {},

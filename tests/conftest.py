@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weightdecay.rule import REGISTRY
+from weightdecay.step import REGISTRY
 
 try:
     import hypothesis

@@ -222,7 +222,8 @@ def test_rules_of_another_module_join(folder):
 
 
 MISTAKES = [
-    (["sweep", "digit"], 1, "there are diabetes, digits"),
+    (["sweep", "digit"], 1, "did you mean 'digits'?"),
+    (["sweep", "mnist"], 1, "there are diabetes, digits"),
     (["sweep", "no_such_module:task"], 1, "--app-dir"),
     (["--app-dir", ".", "sweep", "{mine}:tsak"], 1, "has no 'tsak'"),
     (["--app-dir", ".", "sweep", "{mine}:number"], 1, "it is a int"),

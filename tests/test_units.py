@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 from torch.optim import lr_scheduler
 
 import weightdecay as wd
-from weightdecay import plan, schedules, units
+from weightdecay import schedules, units
 from weightdecay.cli import main
 
 UNITS = tuple(units.UNITS)
@@ -644,23 +644,28 @@ CONVENTIONS = {
 }
 
 
+def every_share(steps, *schedule, **numbers):
+    share = schedules.share_of_peak(steps, *schedule, **numbers)
+    return [share(step) for step in range(steps)]
+
+
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_a_plan_is_what_the_run_then_does(convention, schedule):
     lr, lam, steps = 0.1, 0.03, 96
     given_ = {"schedule": schedule, "warmup": 10, "final": 0.25}
-    shares = schedules.shares_of_peak(steps, **given_)
+    shares = every_share(steps, **given_)
     optimizer = CONVENTIONS[convention](lr, lam)
     scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: shares[min(step, steps - 1)])
     values = [1.0, *(value for (value,) in kept(optimizer, steps, scheduler))]
-    found = plan.plan(lr, lam, steps, convention=convention, steps_per_epoch=12, **given_)
+    found = wd.plan(lr, lam, steps, convention=convention, steps_per_epoch=12, **given_)
     assert_close(found.path, values[::2], tolerance=1e-12, effect=1 - values[-1])
     assert found.remaining == about(values[-1], rel=1e-12)
     assert found.units["total_shrink"] == about(1 - values[-1], rel=1e-9)
     assert found.units[convention] == about(lam)
     assert found.timescale.steps == about(steps * found.runs) == about(12 * found.timescale.epochs)
     for unit in ("torch", "independent", "coupled"):
-        assert plan.plan(lr, found.units[unit], steps, convention=unit, **given_).remaining == about(found.remaining)
+        assert wd.plan(lr, found.units[unit], steps, convention=unit, **given_).remaining == about(found.remaining)
 
 
 def test_the_schedules_are_torchs():
@@ -677,12 +682,12 @@ def test_the_schedules_are_torchs():
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
-        assert schedules.shares_of_peak(steps, schedule, final=low) == about(rates, rel=1e-9)
-    assert schedules.shares_of_peak(5, "constant", warmup=4) == (0.25, 0.5, 0.75, 1.0, 1.0)
+        assert every_share(steps, schedule, final=low) == about(rates, rel=1e-9)
+    assert every_share(5, "constant", warmup=4) == [0.25, 0.5, 0.75, 1.0, 1.0]
     with pytest.raises(ValueError, match="warmup=5 is not shorter than the run of 5 steps"):
-        schedules.shares_of_peak(5, warmup=5)
+        schedules.share_of_peak(5, warmup=5)
     with pytest.raises(ValueError, match=r"final=1\.5 is not"):
-        schedules.shares_of_peak(5, final=1.5)
+        schedules.share_of_peak(5, final=1.5)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
@@ -692,15 +697,15 @@ def test_a_dtype_loses_what_a_plan_says_it_loses(name):
     edge = torch.finfo(dtype).eps / 4
     every = torch.linspace(1, 2, 10_000).to(dtype)
     for shrink, lost in ((edge, 1.0), (2.01 * edge, 0.0)):
-        found = plan.plan(1.0, shrink, 100, dtype=name)
+        found = wd.plan(1.0, shrink, 100, dtype=name)
         assert found.lost[name] == lost
         assert ("lost" in found.warnings) == bool(lost)
         after = (every.double() * (1 - shrink)).to(dtype)
         assert torch.equal(after, every) == bool(lost)
         assert lost or not (after == every)[1:].any()
-    ramp = plan.plan(1.0, 2 * edge, 1000, schedule="linear")
+    ramp = wd.plan(1.0, 2 * edge, 1000, schedule="linear")
     assert ramp.lost[name] == about(0.25, abs=0.01)  # the lower half of a triangle
-    assert plan.plan(1.0, edge, 100, convention="coupled", dtype=name).lost == {}  # it is rounded with the gradient
+    assert wd.plan(1.0, edge, 100, convention="coupled", dtype=name).lost == {}  # it is rounded with the gradient
 
 
 WARNINGS = [
@@ -717,14 +722,47 @@ WARNINGS = [
 @pytest.mark.parametrize(("changes", "warning"), WARNINGS, ids=str)
 def test_a_plan_warns(changes, warning):
     fine = {"lr": 0.1, "weight_decay": 0.1, "steps": 1000}
-    assert plan.plan(**fine).warnings == {}
-    assert list(plan.plan(**{**fine, **changes}).warnings) == [warning]
+    assert wd.plan(**fine).warnings == {}
+    assert list(wd.plan(**{**fine, **changes}).warnings) == [warning]
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_a_long_plan_is_summed_in_blocks_and_says_the_same(schedule):
+    steps, given_ = 200_000, {"schedule": schedule, "warmup": 777, "final": 0.1}
+    shrink = 2e-5
+    found = wd.plan(0.1, shrink / 0.1, steps, **given_)
+    exponents = [math.log1p(-shrink * share) for share in every_share(steps, **given_)]
+    assert found.remaining == about(math.exp(math.fsum(exponents)), rel=1e-8)
+    for place, left in enumerate(found.path):
+        assert left == about(math.exp(math.fsum(exponents[: round(place * steps / 48)])), rel=1e-8)
+    edge = torch.finfo(torch.float32).eps / 4
+    ramp = wd.plan(1.0, 2 * edge, steps, schedule="linear")
+    assert ramp.lost["float32"] == about(0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [10**9, 10**12 - 1, 10**300], ids="{:.0e}".format)
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_a_plan_of_any_length_takes_no_time(steps, schedule, monkeypatch):
+    share = {"constant": 1.0, "linear": 0.5, "cosine": 0.5}[schedule]
+    asked, tell = [], schedules.share
+    monkeypatch.setattr(schedules, "share", lambda given, step: asked.append(step) or tell(given, step=step))
+    found = wd.plan(1.0, 1 / steps, steps, schedule=schedule)
+    assert 48 <= len(asked) < 10_000
+    assert found.remaining == about(math.exp(-share), rel=1e-8)
+    assert wd.plan(1.0, 3.0, steps).remaining in (math.inf, -math.inf)
+
+
+def test_a_plan_prints_all_that_it_says():
+    found = wd.plan(3e-4, 0.1, 10_000, schedule="cosine", steps_per_epoch=1000, dtype="bfloat16")
+    assert found.picture() in str(found)
+    assert f"warning: {found.warnings['lost']}" in str(found)
+    assert str(found).startswith("10,000 steps, 10 epochs at lr 3e-4, cosine; λ 0.1 (a step takes lr·λ)\n\nshrink per step")
 
 
 def test_a_plan_that_would_swing_names_no_l2():
-    found = plan.plan(0.1, 0.5, 100, momentum=0.9, samples=10)
+    found = wd.plan(0.1, 0.5, 100, momentum=0.9, samples=10)
     assert found.units["coupled"] is found.units["sklearn"] is None
-    found = plan.plan(0.1, 0.05, 100, momentum=0.9, samples=10)
+    found = wd.plan(0.1, 0.05, 100, momentum=0.9, samples=10)
     assert found.units["coupled"] == about(0.005)
     assert found.units["sklearn"] == about(0.05)
 
@@ -760,7 +798,7 @@ def test_the_command_prints_the_plan():
 
 def test_the_commands_json_is_the_plan():
     result = run(*ORDINARY, "--json")
-    expected = plan.plan(3e-4, 0.1, 10_000, schedule="cosine", steps_per_epoch=1000)
+    expected = wd.plan(3e-4, 0.1, 10_000, schedule="cosine", steps_per_epoch=1000)
     assert json.loads(result.output) == json.loads(json.dumps(expected.to_dict(), allow_nan=False))
     nothing = run("--lr", "1", "-w", "0", "--steps", "3", "--json")
     found = json.loads(nothing.output)

@@ -5,159 +5,45 @@
 >>> optimizer = wd.AdamW(wd.param_groups(model, weight_decay=0.1), lr=1e-3)
 """
 
-import pkgutil
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from weightdecay import decays, directions, penalties
-from weightdecay.attachment import Attachment, attach
-from weightdecay.audit.doctor import doctor
-from weightdecay.audit.findings import Report
-from weightdecay.audit.identify import DecayLaw, identify
-from weightdecay.audit.meter import Meter
-from weightdecay.decomposition import Decomposition, Split, decompose
-from weightdecay.forecast import remaining
-from weightdecay.groups import param_groups, scale_invariant
-from weightdecay.lint import RuleError
-from weightdecay.migration import migrate
-from weightdecay.optimizer import Optimizer
-from weightdecay.presets import (
-    LAMB,
-    SGD,
-    SGDC,
-    SGDCWD,
-    SGDW,
-    Adadelta,
-    AdadeltaW,
-    Adafactor,
-    Adagrad,
-    AdagradW,
-    Adam,
-    Adamax,
-    AdamaxW,
-    AdamC,
-    AdamCPR,
-    AdamCWD,
-    AdamH,
-    AdamHD,
-    AdamProx,
-    AdamS,
-    AdamSPD,
-    AdamW,
-    AdamWN,
-    Lion,
-    LionCWD,
-    Muon,
-    MuonH,
-    NAdam,
-    NAdamW,
-    PAdam,
-    ProxAdam,
-    ProxSGD,
-    RAdam,
-    RAdamW,
-    RMSprop,
-    RMSpropW,
-    Signum,
-)
-from weightdecay.rule import decay, direction, penalty, rules
-from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
-from weightdecay.sweeps import Data, Grid, Task, sweep
-from weightdecay.units import convert, half_life, normalized, timescale, transfer
-
 if TYPE_CHECKING:
-    from weightdecay.derivation import Derivation, derive
+    from weightdecay.api import *  # noqa: F403
 
-__all__ = [
-    "LAMB",
-    "SGD",
-    "SGDC",
-    "SGDCWD",
-    "SGDW",
-    "Adadelta",
-    "AdadeltaW",
-    "Adafactor",
-    "Adagrad",
-    "AdagradW",
-    "Adam",
-    "AdamC",
-    "AdamCPR",
-    "AdamCWD",
-    "AdamH",
-    "AdamHD",
-    "AdamProx",
-    "AdamS",
-    "AdamSPD",
-    "AdamW",
-    "AdamWN",
-    "Adamax",
-    "AdamaxW",
-    "Attachment",
-    "Data",
-    "DecayLaw",
-    "Decomposition",
-    "Derivation",
-    "Grid",
-    "Lion",
-    "LionCWD",
-    "Meter",
-    "Muon",
-    "MuonH",
-    "NAdam",
-    "NAdamW",
-    "Optimizer",
-    "PAdam",
-    "ProxAdam",
-    "ProxSGD",
-    "RAdam",
-    "RAdamW",
-    "RMSprop",
-    "RMSpropW",
-    "Report",
-    "RuleError",
-    "Signum",
-    "Split",
-    "Task",
-    "WarmRestarts",
-    "WeightDecayScheduler",
-    "attach",
-    "convert",
-    "decay",
-    "decompose",
-    "derive",
-    "direction",
-    "doctor",
-    "half_life",
-    "identify",
-    "migrate",
-    "normalized",
-    "param_groups",
-    "penalty",
-    "remaining",
-    "rules",
-    "scale_invariant",
-    "sweep",
-    "timescale",
-    "transfer",
-]
+    __version__: str
 
-try:
-    __version__ = version("weightdecay")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
-
-for _folder in (penalties, directions, decays):
-    for _page in pkgutil.iter_modules(_folder.__path__, _folder.__name__ + "."):
-        import_module(_page.name)
+_WITH_SYMPY = ("Derivation", "derive")
+"""What needs SymPy, which takes as long to import as all the rest but torch."""
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*import_module("weightdecay.api").__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs SymPy when it is asked for: that takes twice as long as all the rest."""
-    if name in ("Derivation", "derive"):
+    """Import what a name needs when it is asked for: the command line prints its help without waiting for torch."""
+    if name == "__version__":
+        return _version()
+    if name in _WITH_SYMPY:
         return getattr(import_module("weightdecay.derivation"), name)
+    if name == "__all__" or not name.startswith("_"):
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        api = import_module("weightdecay.api")
+        known = globals()
+        known["__all__"] = api.__all__
+        known.update({each: getattr(api, each) for each in api.__all__ if each not in _WITH_SYMPY})
+        if name in known:
+            return known[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("weightdecay")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from weightdecay.interval import Interval
+from weightdecay.near import hint
 
 
 def number(name: str, value: Any, allowed: str) -> float:
@@ -38,6 +38,4 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     names = list(known)
     if value in names:
         return str(value)
-    close = get_close_matches(str(value), names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-    raise ValueError(f"{name}={value!r} is unknown: {hint}")
+    raise ValueError(f"{name}={value!r} is unknown: {hint(value, names)}")

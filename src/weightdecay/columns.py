@@ -1,6 +1,8 @@
 """Tables in plain text."""
 
+import re
 from collections.abc import Sequence
+from textwrap import wrap
 
 
 def aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
@@ -11,3 +13,24 @@ def aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+
+
+def fitted(text: str, width: int) -> str:
+    """Return a text, tables included, whose lines are at most so wide: what does not fit goes on below, indented.
+
+    A line of a table goes on below the last of its columns that starts in the left half, and any other line below its start.
+
+    >>> print(fitted("0  0.weight  a matrix of the model", 24))
+    0  0.weight  a matrix of
+       the model
+    """
+    return "\n".join(part for line in text.split("\n") for part in _parts(line, width))
+
+
+def _parts(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    start = len(line) - len(line.lstrip())
+    columns = [match.end() for match in re.finditer(r"\S {2,}(?=\S)", line) if match.end() <= width // 2]
+    below = " " * (columns[-1] if columns else min(start, width // 2))
+    return [part.rstrip() for part in wrap(line, width, subsequent_indent=below, break_on_hyphens=False)]

@@ -9,7 +9,6 @@ import numbers as number_types
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from weightdecay import schedules
 from weightdecay.interval import Choice, Interval
+from weightdecay.near import hint, nearest
 from weightdecay.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.step import Equation
 
@@ -219,7 +219,7 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
         if key in domains and not (key in ("lr_max", "lr_at_start") and group[key] is None):
             group[key] = _setting(key, group[key], domains[key], tuples.get(key), where)
     if group["rounding"] not in ROUNDINGS:
-        raise ValueError(f"rounding={group['rounding']!r} in {where} is unknown: there are {', '.join(ROUNDINGS)}")
+        raise ValueError(f"rounding={group['rounding']!r} in {where} is unknown: {hint(group['rounding'], ROUNDINGS)}")
     if int(group["seed"]) != group["seed"]:
         raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
     group["seed"] = int(group["seed"])
@@ -329,7 +329,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: object) ->
         if name in CONTEXT or name in _USER_NAMES:
             meant = {"lam": "weight_decay or penalty_weight"}.get(name, _USER_NAMES.get(name, "counted by the optimizer"))
             raise TypeError(f"{name} is the rules' own name: users write {meant}")
-        close = get_close_matches(name, known, n=1)
+        close = nearest(name, known)
         shown = ", ".join(name for name in known if name not in ("foreach", "fused"))
         hint = f"did you mean {close[0]}?" if close else f"it takes {shown or 'no numbers'}"
         raise TypeError(f"{owner} takes no {name!r}: {hint}")
@@ -346,7 +346,7 @@ def refuse_unused(given: Iterable[str], takes: set[str], equation: Equation, whe
 def _refuse_misspelt(group: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in group:
         if key not in known and key not in _WRITTEN_BY_SCHEDULERS:
-            close = get_close_matches(key, sorted(known), n=1, cutoff=0.85)
+            close = nearest(key, sorted(known), cutoff=0.85)
             if close:
                 raise ValueError(f"{key!r} in {where} would be ignored: did you mean {close[0]!r}?")
 

@@ -52,3 +52,13 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{{{', '.join(word for word in self.words if word is not None)}}}"
+
+
+def geometric(first: float, last: float, count: int) -> tuple[float, ...]:
+    """Return `count` numbers in equal ratios, rounded to three digits as a person would write them.
+
+    >>> geometric(1e-3, 1e-1, 3)
+    (0.001, 0.01, 0.1)
+    """
+    ratio = (last / first) ** (1 / max(count - 1, 1))
+    return tuple(float(f"{first * ratio**i:.3g}") for i in range(count))

@@ -16,12 +16,14 @@ import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Literal, TypeVar
 
+from weightdecay.columns import aligned
 from weightdecay.interval import Choice, Interval
 from weightdecay.lint import RuleError, lint
+from weightdecay.near import hint, nearest
 from weightdecay.reductions import REDUCTIONS
 
 Kind = Literal["penalty", "direction", "decay"]
@@ -165,6 +167,11 @@ class Rule:
         text = (page.__doc__ if page is not None and is_page else None) or self.function.__doc__ or ""
         return " ".join(text.strip().split("\n\n")[0].split())
 
+    @property
+    def settings(self) -> str:
+        """Return its hyper-parameters with their defaults, as one would type them."""
+        return ", ".join(f"{name}={as_typed(value)}" for name, value in self.defaults.items())
+
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as plain data."""
         return {
@@ -187,6 +194,9 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
         self._rules: dict[tuple[Kind, str], Rule] = {}
         self.changes = 0
         """How often a rule was added, so that what was made from the rules knows when to look again."""
+        self.optimizers: dict[str, str] = {}
+        """By the names of the optimizers that have one, such as AdamW, what each is made of: who asks for a direction by
+        such a name is told."""
 
     def __getitem__(self, key: tuple[Kind, str]) -> Rule:
         return self._rules[key]
@@ -214,15 +224,21 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
         if (kind, rule) in self:
             return self[kind, rule]
         names = sorted(self.of(kind))
-        close = get_close_matches(rule, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+        made_of = self.optimizers if kind == "direction" else {}
+        near = nearest(rule, [*names, *made_of])
+        meant = hint(rule, names)
+        if near and near[0] in made_of:
+            is_one = near[0] == rule
+            meant = f"{rule} is {made_of[rule]}" if is_one else f"did you mean {near[0]}: {made_of[near[0]]}?"
         other = next((other for other in KINDS if (other, rule) in self), None)
         if other:
-            hint = f"{rule!r} is a {other}; {hint}"
-        raise ValueError(f"{kind}={rule!r} is unknown: {hint}")
+            meant = f"{rule!r} is a {other}; {meant}"
+        raise ValueError(f"{kind}={rule!r} is unknown: {meant}")
 
     def add(self, rule: Rule) -> None:
         """Register a rule; a second of the same kind and name may only come from the same file, or from a notebook again."""
+        if not rule.function.__module__.startswith("weightdecay."):
+            import_module("weightdecay.pages")  # a rule from outside never takes the place of one of ours
         key = rule.kind, rule.name
         places = [(f.__code__.co_filename, f.__module__) for f in (rule.function, self[key].function)] if key in self else []
         again = not places or places[0][0] == places[1][0] or places[0][1] == places[1][1] == "__main__"
@@ -232,9 +248,9 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
         self.changes += 1
 
     def __str__(self) -> str:
-        rows = [(rule.kind, rule.name, _as_typed(rule.defaults), rule.summary) for rule in self.values()]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join("  ".join([*(c.ljust(n) for c, n in zip(row, widths)), row[3]]).rstrip() for row in rows)  # noqa: B905
+        header = ("kind", "rule", "numbers", "what it does")
+        rows = [(rule.kind, rule.name, rule.settings, rule.summary) for rule in self.values()]
+        return "\n".join(aligned([header, *rows]))
 
     __repr__ = __str__
 
@@ -244,10 +260,6 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
 
 
 REGISTRY = Registry()
-
-
-def _as_typed(numbers: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={as_typed(value)}" for name, value in numbers.items())
 
 
 def as_typed(value: Any) -> str:

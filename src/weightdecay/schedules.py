@@ -16,7 +16,7 @@ from torch import Tensor
 from weightdecay.arguments import choice, number, whole
 
 SCHEDULES = ("constant", "linear", "cosine")
-"""Those that `shares_of_peak` knows."""
+"""Those that `share_of_peak` knows."""
 
 
 def cosine(step: Any, steps: int) -> Any:
@@ -189,11 +189,11 @@ def share(schedule: Mapping[str, Any], *, step: Any = None, lr: Any = None, peak
     return _BY_STEP[schedule["name"]](step, **{key: schedule[key] for key in _TAKES[schedule["name"]] if key != "step"})
 
 
-def shares_of_peak(steps: int, schedule: str = "constant", warmup: int = 0, final: float = 0.0) -> tuple[float, ...]:
-    """Return the learning rate of each step, in shares of its peak.
+def share_of_peak(steps: int, schedule: str = "constant", warmup: int = 0, final: float = 0.0) -> Callable[[float], float]:
+    """Return what tells the learning rate of a step, counted from 0, in shares of its peak.
 
-    >>> shares_of_peak(5, "linear", warmup=2)
-    (0.5, 1.0, 1.0, 0.6666666666666667, 0.33333333333333337)
+    >>> [share_of_peak(5, "linear", warmup=2)(step) for step in range(5)]
+    [0.5, 1.0, 1.0, 0.6666666666666667, 0.33333333333333337]
     """
     name = choice("schedule", schedule, SCHEDULES)
     count, rising = whole("steps", steps), whole("warmup", warmup, least=0)
@@ -202,4 +202,4 @@ def shares_of_peak(steps: int, schedule: str = "constant", warmup: int = 0, fina
         raise ValueError(f"warmup={rising} is not shorter than the run of {count} steps")
     numbers = {"steps": count, "warmup": rising, "final": low}
     given = {"name": name, **{key: value for key, value in numbers.items() if key in _TAKES[name]}}
-    return tuple(share(given, step=place) for place in range(count))
+    return lambda step: float(share(given, step=step))

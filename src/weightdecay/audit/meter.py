@@ -4,7 +4,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -20,6 +19,7 @@ from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
+from weightdecay.near import hint
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import rounding
 from weightdecay.wrappers import calls_hooks, innermost
@@ -387,8 +387,7 @@ def _roles(given: nn.Module | Mapping[str, str] | None, optimizer: TorchOptimize
         if not isinstance(role, str) or role.startswith(GROUP):
             raise ValueError(f"roles[{name!r}]={role!r}: a role is a word that does not begin with {GROUP!r}")
         if name not in known:
-            close = get_close_matches(name, known, n=1)
             why = "its parameters have no names: pass the model, or build its groups with names=True"
-            hint = (f"did you mean {close[0]!r}?" if close else f"it has {', '.join(list(known)[:3])}, …") if known else why
-            raise ValueError(f"roles names {name!r}, which is no parameter of the optimizer; {hint}")
+            meant = hint(name, known, otherwise=f"it has {', '.join(list(known)[:3])}, …") if known else why
+            raise ValueError(f"roles names {name!r}, which is no parameter of the optimizer; {meant}")
     return {known[name]: role for name, role in given.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 import weightdecay as wd
-from weightdecay.cli.console import OUT, Refusal
+from weightdecay.cli.console import Refusal, show
 from weightdecay.rule import KINDS
 
 
@@ -65,8 +65,8 @@ def derive(
             click.echo(json.dumps(names, indent=1))
             return
         for kind, known in names.items():
-            OUT.print(f"[bold]{kind:<9}[/]  {', '.join(known)}", soft_wrap=True)
-        OUT.print("\nweightdecay derive DIRECTION [--penalty RULE] [--decay RULE]", markup=False)
+            show(f"{kind:<9}  {', '.join(known)}", {r"\A\w+": "bold"})
+        show("\nweightdecay derive DIRECTION [--penalty RULE] [--decay RULE]")
         return
     try:
         found = wd.derive(direction, penalty, decay, **settings)

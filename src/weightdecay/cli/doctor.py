@@ -6,11 +6,16 @@ from typing import Any
 
 import click
 
-from weightdecay.audit.checks import CHECKS
-from weightdecay.audit.doctor import doctor as examined
-from weightdecay.cli.console import OUT, Refusal, escaped, explained, load
+import weightdecay as wd
+from weightdecay.cli.console import Refusal, load, show, users_code
+from weightdecay.cli.options import CHECKS
 
-_COLOURS = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
+_STYLES = {
+    r"\A.*": "bold",
+    r"(?m)^D\d+ +error": "bold red",
+    r"(?m)^D\d+ +warning": "bold yellow",
+    r"(?m)^D\d+ +info": "bold cyan",
+}
 
 
 def _ids(context: click.Context, option: click.Parameter, text: str | None) -> list[str]:
@@ -46,18 +51,18 @@ def doctor(
     """Look for mistakes with weight decay in a training set-up; exit with 1 if there is an error.
 
     The set-up is your own: a function that returns (model, optimizer) or (model, optimizer, scheduler); several optimizers or
-    schedulers are lists. For example: `weightdecay --app-dir . doctor train:setup --steps 10000`.
+    schedulers are lists. For example: `weightdecay doctor train:setup --steps 10000`.
     """
     if list_checks:
-        for each in CHECKS.values():
-            click.echo(f"{each.id:<4}{each.title}")
+        from weightdecay.audit.checks import CHECKS as ALL
+
+        show("\n".join(f"{each.id:<4}{each.title}" for each in ALL.values()))
         return
     if setup is None:
         raise click.UsageError("a set-up is missing, as in: weightdecay doctor train:setup")
-    try:
-        report = examined(*_parts(setup), steps=steps, steps_per_epoch=steps_per_epoch, only=only, ignore=ignore)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise Refusal(str(error)) from error
+    parts = _parts(setup)
+    with users_code():
+        report = wd.doctor(*parts, steps=steps, steps_per_epoch=steps_per_epoch, only=only, ignore=ignore)
     if page is not None:
         from weightdecay.report.examination import write_examination
 
@@ -68,29 +73,17 @@ def doctor(
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
     else:
-        first, *rest = str(report).split("\n\n")
-        OUT.print(f"[bold]{escaped(first)}[/]", soft_wrap=True)
-        for paragraph in rest:
-            OUT.print(f"\n{_coloured(paragraph)}", soft_wrap=True)
+        show(str(report), _STYLES, verbatim=" " * 7)  # where the code of a cure starts
     if report.failed(strict=strict):
         click.get_current_context().exit(1)
-
-
-def _coloured(text: str) -> str:
-    found = escaped(text)
-    for word, colour in _COLOURS.items():
-        found = found.replace(f" {word}: ", f" [{colour}]{word}[/]: ", 1)
-    return found
 
 
 def _parts(name: str) -> tuple[Any, ...]:
     """Return the user's model, optimizer and, if there is one, scheduler, by module:attribute."""
     found = load(name, "set-up")
     if callable(found):
-        try:
+        with users_code(f"{name}()"):
             found = found()
-        except Exception as error:
-            raise Refusal(f"{name}() failed: {explained(error)}") from error
     if not isinstance(found, tuple | list) or len(found) not in (2, 3):
         length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
         raise Refusal(

@@ -1,53 +1,59 @@
 """`weightdecay groups`: which parameters of a model decay, and why."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
 
-from weightdecay.cli.console import Refusal, explained, load
-from weightdecay.groups import ROLES, param_groups
-from weightdecay.groups.styles import STYLES
+import weightdecay as wd
+from weightdecay.cli.console import Refusal, load, show, users_code
+from weightdecay.cli.options import STYLES, Word
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @click.command()
 @click.argument("model", required=False, metavar="MODULE:ATTRIBUTE")
 @click.option("--weight-decay", "-w", type=float, default=0.1, show_default=True, help="λ of what decays.")
-@click.option("--style", type=click.Choice(tuple(STYLES)), default="weightdecay", show_default=True, help="Whose choices.")
-@click.option("--diff", "other", type=click.Choice(tuple(STYLES)), help="Show what this style would do otherwise, alone.")
+@click.option("--style", type=Word(STYLES), default="weightdecay", show_default=True, help="Whose choices.")
+@click.option("--diff", "other", type=Word(STYLES), help="Show what this style would do otherwise, alone.")
 @click.option("--roles", "list_roles", is_flag=True, help="List the roles that a parameter can have.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def groups(model: str | None, weight_decay: float, style: str, other: str | None, list_roles: bool, as_json: bool) -> None:
     """Print which parameters of a model decay, and why.
 
     The model is your own: a module, or a function or class that returns one when it is called. For example:
-    `weightdecay --app-dir . groups train:make_model --diff hf`.
+    `weightdecay groups train:make_model --diff hf`.
     """
     if list_roles:
+        from weightdecay.groups import ROLES
+
         _print(ROLES, as_json)
         return
     if model is None:
         raise click.UsageError("a model is missing, as in: weightdecay groups train:make_model")
-    try:
-        found = param_groups(_model(model), weight_decay, style=style)
-    except (TypeError, ValueError) as error:
-        raise Refusal(str(error)) from error
+    made = _model(model)
+    with users_code():
+        found = wd.param_groups(made, weight_decay, style=style)
     _print(found if other is None else found.diff(other), as_json)
 
 
 def _print(table: Any, as_json: bool) -> None:
-    click.echo(json.dumps(table.to_dict(), indent=1, ensure_ascii=False) if as_json else str(table))
+    if as_json:
+        click.echo(json.dumps(table.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        show(str(table), {r"\A.*": "bold"})
 
 
-def _model(name: str) -> nn.Module:
+def _model(name: str) -> "nn.Module":
     """Return a user's model by module:attribute."""
+    from torch import nn
+
     found = load(name, "model")
     if callable(found) and not isinstance(found, nn.Module):
-        try:
+        with users_code(f"{name}()"):
             found = found()
-        except Exception as error:
-            raise Refusal(f"{name}() failed: {explained(error)}") from error
     if not isinstance(found, nn.Module):
         raise Refusal(f"{name} is a {type(found).__name__}; name a torch.nn.Module, or a function that returns one")
     return found

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from weightdecay.audit.conformance import complaints
-from weightdecay.audit.identify import KINDS
-from weightdecay.audit.identify import identify as identified
-from weightdecay.cli.console import Refusal, load
+import weightdecay as wd
+from weightdecay.cli.console import Refusal, load, show, users_code
+from weightdecay.cli.options import LAWS, Word
 
 
 def _settings(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def _settings(context: click.Context, option: click.Parameter, texts: tuple[str,
 @click.option("--knob", default="weight_decay", show_default=True, help="The keyword that is λ.")
 @click.option("--compiled", is_flag=True, help="Try torch.compile of the step, too: seconds, and a C++ compiler.")
 @click.option("--device", default="cpu", show_default=True, help="Where the tensors are, such as cuda.")
-@click.option("--expect", type=click.Choice(tuple(KINDS)), help="Fail, with exit code 1, where the decay is not this one.")
+@click.option("--expect", type=Word(LAWS), help="Fail, with exit code 1, where the decay is not this one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every number.")
 def identify(
     optimizer: str,
@@ -57,12 +56,15 @@ def identify(
     factory = load(optimizer, "optimizer")
     name = f"{optimizer}({', '.join(f'{key}={value!r}' for key, value in settings.items())})" if settings else optimizer
     made = functools.partial(factory, **settings) if settings and callable(factory) else factory
-    try:
-        law = identified(made, knob=knob, name=name, compiled=compiled, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise Refusal(str(error)) from error
-    click.echo(json.dumps(law.to_dict(), indent=1, ensure_ascii=False) if as_json else str(law))
+    with users_code():
+        law = wd.identify(made, knob=knob, name=name, compiled=compiled, device=device)
+    if as_json:
+        click.echo(json.dumps(law.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        show(str(law), {r"\A.*(?=: )": "bold"})
     if expect is not None:
+        from weightdecay.audit.conformance import complaints
+
         found = [f"{check}: {text}" for check, text in complaints(law, expect)]
         if found:
             raise Refusal(f"{name} is not {expect} as it should be: {'; '.join(found)}")

@@ -3,11 +3,9 @@
 import json
 
 import click
-from rich.table import Table
 
 import weightdecay as wd
-from weightdecay.cli.console import OUT, escaped
-from weightdecay.rule import as_typed
+from weightdecay.cli.console import show
 
 
 @click.command()
@@ -17,10 +15,4 @@ def rules(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(wd.rules().to_dict(), indent=1))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "rule", "numbers", "what it does"):
-        table.add_column(column, overflow="fold")
-    for rule in wd.rules().values():
-        given = ", ".join(f"{name}={as_typed(value)}" for name, value in rule.defaults.items())
-        table.add_row(rule.kind, f"[bold]{rule.name}[/]", given, escaped(rule.summary))
-    OUT.print(table)
+    show(str(wd.rules()), {r"\A.*": "bold", r"(?m)(?<=^penalty    )\w+|(?<=^direction  )\w+|(?<=^decay      )\w+": "bold"})

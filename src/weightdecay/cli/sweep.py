@@ -1,27 +1,29 @@
 """`weightdecay sweep`: train a task at every learning rate × weight decay."""
 
 import json
+import math
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import click
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import weightdecay as wd
-from weightdecay.cli.console import ERR, OUT, Refusal, escaped, explained, load, look_in
-from weightdecay.sweeps import SweepError, Task, tasks
-from weightdecay.sweeps.grid import DEFAULT_OPTIMIZERS, geometric
+from weightdecay.cli.console import Refusal, err, escaped, explained, load, look_in, out, show, users_code
+from weightdecay.cli.options import OPTIMIZERS, TASKS
+from weightdecay.interval import geometric
+from weightdecay.near import hint
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from weightdecay.sweeps import Task
+
+_MOST = 1000
 
 
 def _numbers(_: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -33,8 +35,10 @@ def _numbers(_: click.Context, option: click.Parameter, text: str | None) -> tup
         try:
             if ":" in part:
                 first, last, count = part.split(":")
-                if float(first) <= 0 or float(last) <= 0 or int(count) < 1:
+                if not 0 < float(first) < math.inf or not 0 < float(last) < math.inf or int(count) < 1:
                     raise ValueError
+                if int(count) > _MOST:
+                    raise click.BadParameter(f"{part!r} is more than {_MOST:,} values")
                 values += geometric(float(first), float(last), int(count))
             else:
                 values.append(float(part))
@@ -45,10 +49,12 @@ def _numbers(_: click.Context, option: click.Parameter, text: str | None) -> tup
 
 @click.command()
 @click.argument("task", metavar="TASK")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder for results and report.  [default: runs/TASK]")
+@click.option(
+    "--out", "folder", type=click.Path(path_type=Path), help="The folder for results and report.  [default: runs/TASK]"
+)
 @click.option(
     "--optimizer", "-o", "optimizers", multiple=True, metavar="NAME",
-    help=f"A preset, or rules as in adam+cautious; may be repeated.  [default: {', '.join(DEFAULT_OPTIMIZERS)}]",
+    help=f"A preset, or rules as in adam+cautious; may be repeated.  [default: {', '.join(OPTIMIZERS)}]",
 )  # fmt: skip
 @click.option("--lr", callback=_numbers, metavar="VALUES", help="Learning rates, as 1e-3,1e-2 or 1e-4:1e-1:8.")
 @click.option("--weight-decay", callback=_numbers, metavar="VALUES", help="Weight decays, as 0,1e-3:1:7.")
@@ -59,7 +65,7 @@ def _numbers(_: click.Context, option: click.Parameter, text: str | None) -> tup
 @click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error in your own task came from.")
 def sweep(
     task: str,
-    out: Path | None,
+    folder: Path | None,
     optimizers: tuple[str, ...],
     lr: tuple[float, ...] | None,
     weight_decay: tuple[float, ...] | None,
@@ -72,20 +78,22 @@ def sweep(
     """Train TASK at every learning rate × weight decay, and report what weight decay does.
 
     TASK is built in (digits, diabetes) or your own, as module:attribute: a weightdecay.Task, or a function that returns one.
-    Your module is imported and so runs; name its folder, as in `weightdecay sweep my_task:task --app-dir .`.
+    Your module is imported and so runs, as in `weightdecay sweep my_task:task`.
 
     A sweep that was stopped goes on where it was.
     """
+    from weightdecay.sweeps import SweepError
+
     look_in(app_dir)
     found = _task(task)
-    directory = out or Path("runs") / (re.sub(r"[^\w-]+", "-", found.name).strip("-") or "task")
+    directory = folder or Path("runs") / (re.sub(r"[^\w-]+", "-", found.name).strip("-") or "task")
     watcher = _Watcher()
     try:
-        with watcher:
+        with watcher, redirect_stdout(sys.stderr):  # what a task prints is no result
             result = wd.sweep(
                 found,
                 directory,
-                optimizers=optimizers or DEFAULT_OPTIMIZERS,
+                optimizers=optimizers or OPTIMIZERS,
                 lr=lr,
                 weight_decay=weight_decay,
                 seeds=seeds,
@@ -93,7 +101,7 @@ def sweep(
                 watcher=watcher,
             )
     except KeyboardInterrupt:
-        ERR.print(f"stopped; finished runs are kept in {directory}, the same command goes on from there")
+        err().print(f"stopped; finished runs are kept in {directory}, the same command goes on from there")
         raise SystemExit(130) from None
     except SweepError as error:
         raise Refusal(str(error)) from error
@@ -107,25 +115,24 @@ def sweep(
     from weightdecay.report import best_table
 
     verdict = result.verdict()
-    OUT.print(best_table(result.rows, result.manifest))
-    OUT.print("[dim]λ is chosen on the validation part, the numbers are of the test part, ± one standard error over seeds[/]\n")
-    for sentence in (verdict.coverage, verdict.summary, *verdict.compared):
-        OUT.print(sentence, markup=False)
-    OUT.print(f"\nreport: {result.report} (each optimizer's verdict, heat maps, training curves)", soft_wrap=True, markup=False)
+    out().print(best_table(result.rows, result.manifest))
+    show("λ is chosen on the validation part, the numbers are of the test part, ± one standard error over seeds", {".+": "dim"})
+    show("\n".join(["", verdict.coverage, verdict.summary, *verdict.compared, ""]))
+    show(f"report: {result.report} (each optimizer's verdict, heat maps, training curves)")
 
 
-def _task(name: str) -> Task:
+def _task(name: str) -> "Task":
     """Return a built-in task by its name, or a user's own by module:attribute."""
-    if ":" not in name:
-        if name in tasks.NAMES:
-            return tasks.load(name)
-        _refuse_task(name, f"there are {', '.join(tasks.NAMES)}, and your own as module:attribute")
+    if name not in TASKS and not set(name) & set(":./"):
+        _refuse_task(name, hint(name, TASKS, otherwise=f"there are {', '.join(TASKS)}, and your own as module:attribute"))
+    from weightdecay.sweeps import Task, tasks
+
+    if name in TASKS:
+        return tasks.load(name)
     found = load(name, "task")
     if callable(found) and not isinstance(found, Task):
-        try:
+        with users_code(f"task {name!r}: calling it"):
             found = found()
-        except Exception as error:
-            _refuse_task(name, f"calling it failed: {explained(error)}")
     if not isinstance(found, Task):
         _refuse_task(name, f"it is a {type(found).__name__}, neither a weightdecay.Task nor a function that returns one")
     return found
@@ -139,6 +146,15 @@ class _Watcher:
     """Shows a sweep's progress: bars in a terminal, a few lines elsewhere."""
 
     def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         self._bars: dict[str, TaskID] = {}
         self._done: dict[str, float] = {}
         self._totals: Mapping[str, int] = {}
@@ -149,8 +165,8 @@ class _Watcher:
             TextColumn("runs"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=ERR,
-            disable=not ERR.is_terminal,
+            console=err(),
+            disable=not err().is_terminal,
         )
 
     def __enter__(self) -> Self:
@@ -176,7 +192,7 @@ class _Watcher:
         self._progress.update(self._bars[optimizer], completed=round(after, 6))
         quarter = total / 4
         if self._progress.disable and (after + 1e-6) // quarter > (before + 1e-6) // quarter:
-            ERR.print(f"{optimizer}: {after:.0f} of {total} runs")
+            err().print(f"{optimizer}: {after:.0f} of {total} runs")
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""

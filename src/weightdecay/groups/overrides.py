@@ -1,6 +1,5 @@
 """What users ask for by a pattern of names or by a role, checked before anything is grouped."""
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay import arguments
+from weightdecay import arguments, near
 from weightdecay.groups.params import Param
 from weightdecay.groups.roles import ROLES
 from weightdecay.names import some
@@ -58,7 +57,7 @@ def marked(names: Iterable[str], params: Sequence[Param]) -> None:
     known = {name: param for param in params for name in param.names}
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, cutoff=0)
+            nearest = near.nearest(name, known, most=3, cutoff=0)
             raise ValueError(f"scale_invariant names {name!r}, which is no parameter; the nearest are {some(nearest)}.")
         known[name].scale_invariant = True
 
@@ -102,5 +101,5 @@ def _why_no_match(pattern: str, matching: Sequence[str], taken: Mapping[str, str
     if matching:
         return f"matches only what is frozen: {some(matching)}. Unfreeze it, pass frozen=True, or drop the pattern."
     names = [name for param in params for name in param.names]
-    nearest = difflib.get_close_matches(pattern, names, cutoff=0)
+    nearest = near.nearest(pattern, names, most=3, cutoff=0)
     return f"matches no parameter; the nearest are {some(nearest)}. Correct it after the names that the table shows."

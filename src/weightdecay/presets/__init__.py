@@ -40,6 +40,7 @@ from weightdecay.presets.papers import (
     ProxSGD,
 )
 from weightdecay.presets.preset import Preset
+from weightdecay.rule import REGISTRY
 
 __all__ = [
     "LAMB",
@@ -84,3 +85,4 @@ __all__ = [
 
 PRESETS: dict[str, type[Preset]] = {name: globals()[name] for name in __all__ if name != "Preset"}
 """Every preset by its name."""
+REGISTRY.optimizers |= {name: f"{preset.direction} + {preset.penalty or preset.decay}" for name, preset in PRESETS.items()}

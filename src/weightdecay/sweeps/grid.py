@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from weightdecay.groups import param_groups
+from weightdecay.interval import geometric
+from weightdecay.near import hint
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, SGD
 from weightdecay.rule import REGISTRY
@@ -15,17 +17,6 @@ from weightdecay.step import Equation
 from weightdecay.sweeps.task import Grid, Task
 
 DEFAULT_OPTIMIZERS = ("SGD", "SGDW", "Adam", "AdamW")
-
-
-def geometric(first: float, last: float, count: int) -> tuple[float, ...]:
-    """Return `count` numbers in equal ratios, rounded to three digits as a person would write them.
-
-    >>> geometric(1e-3, 1e-1, 3)
-    (0.001, 0.01, 0.1)
-    """
-    ratio = (last / first) ** (1 / max(count - 1, 1))
-    return tuple(float(f"{first * ratio**i:.3g}") for i in range(count))
-
 
 _SGD_LR, _ADAM_LR = geometric(2e-3, 0.5, 8), geometric(5e-4, 0.1, 8)
 _GRIDS = {
@@ -104,13 +95,8 @@ def choose(name: str) -> Choice:
         return Choice(name, lambda groups, lr: preset(groups, lr=lr, **extra), "weight_decay")
     direction, plus, other = name.partition("+")
     if not plus:
-        known = ", ".join(PRESETS)
-        same = next((preset for preset in PRESETS if preset.lower() == name.lower()), None)
-        if same:
-            raise ValueError(f"optimizer {name!r} is unknown: did you mean {same!r}?")
-        raise ValueError(
-            f"optimizer {name!r} is unknown: there are {known}, and rules as in adam+cautious (see weightdecay rules)"
-        )
+        every = f"there are {', '.join(PRESETS)}, and rules as in adam+cautious (see weightdecay rules)"
+        raise ValueError(f"optimizer {name!r} is unknown: {hint(name, PRESETS, otherwise=every)}")
     kinds = [kind for kind in ("penalty", "decay") if other in REGISTRY.of(kind)]
     kind, _, chosen = other.rpartition(":")
     if not kind:
@@ -120,7 +106,7 @@ def choose(name: str) -> Choice:
             )
         kind = kinds[0] if kinds else "decay"
     if kind not in ("penalty", "decay"):
-        raise ValueError(f"optimizer {name!r}: {kind!r} is neither penalty nor decay")
+        raise ValueError(f"optimizer {name!r}: {kind!r} is neither penalty nor decay: {hint(kind, ('penalty', 'decay'))}")
     found = REGISTRY.find("direction", direction)
     rules: dict[str, Any] = {"direction": found.name, kind: REGISTRY.find(kind, chosen).name}  # type: ignore[arg-type]
     if "mu" in found.defaults:

@@ -5,13 +5,13 @@ Source: tinygrad #17709 (a decay computed and thrown away), huggingface/llama-co
 
 import math
 from collections.abc import Iterator
-from difflib import get_close_matches
 
 from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER, Attachment
 from weightdecay.audit.case import Case, names
 from weightdecay.audit.checks.resumed import passed_decay, steps_made
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.law import plain
+from weightdecay.near import nearest
 
 ID, TITLE = "D8", "a λ that does nothing or acts twice"
 _OTHER_NAMES = ("wd", "l2", "l2_reg", "weightdecay", "decay", "lambda", "reg")
@@ -109,7 +109,7 @@ def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Find
     """Torch keeps any key of a group, and says nothing of those that it does not read."""
     own = {*case.optimizer.defaults, "params", "param_names", "initial_weight_decay", LAMBDA, f"initial_{LAMBDA}", TAKEN_OVER}
     for key, value in case.groups[index].items():
-        near = get_close_matches(key, ["weight_decay"], cutoff=0.8) or (key.lower() in _OTHER_NAMES)
+        near = nearest(key, ["weight_decay"], cutoff=0.8) or (key.lower() in _OTHER_NAMES)
         if key not in own and near and "weight_decay" in own and math.isfinite(plain(value)):
             yield Finding(
                 ID,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from weightdecay.audit.case import Case, Member, Run, by_group, names
 from weightdecay.audit.findings import Finding
-from weightdecay.plan import LITTLE, MUCH
+from weightdecay.run_plan import LITTLE, MUCH
 from weightdecay.shrink import steps_to_halve
 
 ID, TITLE = "D5", "λ in the wrong unit for the learning rate"

@@ -1,0 +1,137 @@
+"""The public names. `import weightdecay` imports this module when the first of them is asked for."""
+
+from typing import TYPE_CHECKING
+
+from weightdecay.attachment import Attachment, attach
+from weightdecay.audit.doctor import doctor
+from weightdecay.audit.findings import Report
+from weightdecay.audit.identify import DecayLaw, identify
+from weightdecay.audit.meter import Meter
+from weightdecay.decomposition import Decomposition, Split, decompose
+from weightdecay.forecast import remaining
+from weightdecay.groups import param_groups, scale_invariant
+from weightdecay.lint import RuleError
+from weightdecay.migration import migrate
+from weightdecay.optimizer import Optimizer
+from weightdecay.presets import (
+    LAMB,
+    SGD,
+    SGDC,
+    SGDCWD,
+    SGDW,
+    Adadelta,
+    AdadeltaW,
+    Adafactor,
+    Adagrad,
+    AdagradW,
+    Adam,
+    Adamax,
+    AdamaxW,
+    AdamC,
+    AdamCPR,
+    AdamCWD,
+    AdamH,
+    AdamHD,
+    AdamProx,
+    AdamS,
+    AdamSPD,
+    AdamW,
+    AdamWN,
+    Lion,
+    LionCWD,
+    Muon,
+    MuonH,
+    NAdam,
+    NAdamW,
+    PAdam,
+    ProxAdam,
+    ProxSGD,
+    RAdam,
+    RAdamW,
+    RMSprop,
+    RMSpropW,
+    Signum,
+)
+from weightdecay.rule import decay, direction, penalty, rules
+from weightdecay.run_plan import Plan, plan
+from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
+from weightdecay.sweeps import Data, Grid, Task, sweep
+from weightdecay.units import convert, half_life, normalized, timescale, transfer
+
+if TYPE_CHECKING:
+    from weightdecay.derivation import Derivation, derive
+
+__all__ = [
+    "LAMB",
+    "SGD",
+    "SGDC",
+    "SGDCWD",
+    "SGDW",
+    "Adadelta",
+    "AdadeltaW",
+    "Adafactor",
+    "Adagrad",
+    "AdagradW",
+    "Adam",
+    "AdamC",
+    "AdamCPR",
+    "AdamCWD",
+    "AdamH",
+    "AdamHD",
+    "AdamProx",
+    "AdamS",
+    "AdamSPD",
+    "AdamW",
+    "AdamWN",
+    "Adamax",
+    "AdamaxW",
+    "Attachment",
+    "Data",
+    "DecayLaw",
+    "Decomposition",
+    "Derivation",
+    "Grid",
+    "Lion",
+    "LionCWD",
+    "Meter",
+    "Muon",
+    "MuonH",
+    "NAdam",
+    "NAdamW",
+    "Optimizer",
+    "PAdam",
+    "Plan",
+    "ProxAdam",
+    "ProxSGD",
+    "RAdam",
+    "RAdamW",
+    "RMSprop",
+    "RMSpropW",
+    "Report",
+    "RuleError",
+    "Signum",
+    "Split",
+    "Task",
+    "WarmRestarts",
+    "WeightDecayScheduler",
+    "attach",
+    "convert",
+    "decay",
+    "decompose",
+    "derive",
+    "direction",
+    "doctor",
+    "half_life",
+    "identify",
+    "migrate",
+    "normalized",
+    "param_groups",
+    "penalty",
+    "plan",
+    "remaining",
+    "rules",
+    "scale_invariant",
+    "sweep",
+    "timescale",
+    "transfer",
+]

@@ -1,0 +1,37 @@
+"""What a user meant by a name that nobody has: the one look-up of near names, for rules, optimizers, tasks, words, options."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["hint", "nearest"]
+
+
+def nearest(name: object, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return the known names that are nearest to this one, upper and lower case aside, the nearest first.
+
+    Args:
+        name: what was asked for.
+        known: what there is.
+        most: how many names to return at most.
+        cutoff: how near a name has to be: 1 is equal, 0 is any.
+
+    >>> nearest("adamw", ["Adam", "AdamW", "RAdamW"])
+    ['AdamW']
+    >>> nearest("cosin", ["constant", "cosine"]), nearest("nonsense", ["constant", "cosine"])
+    (['cosine'], [])
+    """
+    names: dict[str, list[str]] = {}
+    for each in known:
+        names.setdefault(each.casefold(), []).append(each)
+    return [each for key in get_close_matches(str(name).casefold(), names, most, cutoff) for each in names[key]][:most]
+
+
+def hint(name: object, known: Iterable[str], *, otherwise: str = "") -> str:
+    """Return the end of an error's sentence: the name that is near, else all names, or what to say `otherwise`.
+
+    >>> hint("cosin", ["constant", "cosine"]), hint("x", ["constant", "cosine"])
+    ("did you mean 'cosine'?", 'there are constant, cosine')
+    """
+    names = list(known)
+    near = nearest(name, names)
+    return f"did you mean {near[0]!r}?" if near else otherwise or f"there are {', '.join(names)}"
