@@ -797,13 +797,14 @@ def test_parameters_can_still_be_swapped():
 # GradScaler -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:foreach=True and fused=True:UserWarning")
 @pytest.mark.parametrize("unscale_first", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("reader", READERS)
 def test_a_scaled_gradient_is_unscaled_as_by_hand(reader, maximize, unscale_first):
     """Also where the scale is no power of two, and where it changes between the steps."""
     scaler = torch.amp.GradScaler("cpu", init_scale=1000.0, growth_factor=3.0, growth_interval=2)
-    ours, theirs = (build(each, maximize=maximize) for each in (reader, "eager"))
+    ours, theirs = (build(each, maximize=maximize, fused=True) for each in (reader, "eager"))
     scales = []
     for t in range(1, 7):
         scale = scaler.get_scale() if t > 1 else 1000.0
@@ -827,10 +828,12 @@ def test_a_scaled_gradient_is_unscaled_as_by_hand(reader, maximize, unscale_firs
     assert len(set(scales)) > 2
 
 
+@pytest.mark.filterwarnings("ignore:foreach=True and fused=True:UserWarning")
+@pytest.mark.parametrize("fused", [True, None])
 @pytest.mark.parametrize("reader", READERS)
-def test_a_step_that_overflows_changes_nothing_not_even_the_count(reader):
+def test_a_step_that_overflows_changes_nothing_not_even_the_count(reader, fused):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    optimizer = build(reader)
+    optimizer = build(reader, fused=fused)
     for t in range(1, 5):
         set_gradients(optimizer, t)
         for param in all_params(optimizer):

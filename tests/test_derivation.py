@@ -917,6 +917,12 @@ def test_rules_are_taken_as_functions():
     assert wd.derive(adam, decay=decoupled).g == derived("adam", decay="decoupled").g
 
 
+def test_without_a_momentum_nothing_is_dampened():
+    damped, plain = wd.derive("sgd", "l2", momentum=0, dampening=0.5), wd.derive("sgd", "l2", momentum=0)
+    assert (damped.g, damped.h) == (plain.g, plain.h)
+    assert wd.derive("sgd", "l2", momentum=0.9, dampening=0.5).g != plain.g
+
+
 # What is refused ------------------------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -958,7 +964,7 @@ SLIPS = [
     pytest.param(("adam",), {"betas": (0.9,)}, ValueError, "betas="),
     pytest.param(("adam",), {"betas": (0.9, 0.99, 0.999)}, ValueError, "betas="),
     pytest.param(("sgd",), {"nesterov": 0.5}, TypeError, "nesterov=0.5"),
-    pytest.param(("sgd",), {"momentum": 0, "nesterov": True}, ValueError, "do nothing"),
+    pytest.param(("sgd",), {"momentum": 0, "nesterov": True}, ValueError, "does nothing"),
     pytest.param(("sgd",), {"momentum": 0.9, "nesterov": True, "dampening": 0.5}, ValueError, "dampening=0"),
     pytest.param(("sgd",), {"momentum": sp.Rational(-1)}, ValueError, "[0, inf)"),
     pytest.param(("sgd",), {"momentum": sp.nan}, ValueError, "[0, inf)"),

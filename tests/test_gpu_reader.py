@@ -297,9 +297,10 @@ def test_a_parameter_without_state_cannot_be_captured(capturing):
 # GradScaler --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:foreach=True and fused=True:UserWarning")
 @pytest.mark.parametrize("capturable", [True, False])
 def test_gradscaler_unscales_in_the_kernel_and_skips_a_step_whole(capturable):
-    rules = {"direction": "nadam", "decay": "decoupled", "weight_decay": 0.5, "capturable": capturable}
+    rules = {"direction": "nadam", "decay": "decoupled", "weight_decay": 0.5, "capturable": capturable, "fused": True}
     ours, plain = (wd.Optimizer([Parameter(noise((40,), torch.float32, 0))], 0.125, reader="gpu", **rules) for _ in "ab")
     assert ours._step_supports_amp_scaling
     for t, (scale, overflow) in enumerate([(4.0, 0.0), (1024.0, 1.0), (0.5, 0.0)]):

@@ -111,7 +111,7 @@ def test_the_decays_of_this_package(decay):
     law = identify(partial(OURS, decay=decay))
     assert (law.kind, law.rule, law.strength, law.weight) == (kind, decay, strength, weight)
     assert law.findings["maximize"].verdict == law.findings["tensor lr"].verdict == "same"
-    assert law.findings["foreach"].verdict == "refused"
+    assert law.findings["foreach"].verdict in ("same", "not told")
     if law.findings["bfloat16"].verdict != "not told":
         assert law.findings["bfloat16"].numbers["share"] == pytest.approx(1, abs=0.06)
 

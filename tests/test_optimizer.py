@@ -5,6 +5,7 @@ import io
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -15,6 +16,7 @@ from training import (
     COMBINATIONS,
     DIRECTIONS,
     KINDS,
+    READERS,
     all_params,
     apart,
     bits,
@@ -34,6 +36,7 @@ import weightdecay as wd
 LAM = {"lr": 0.05, "weight_decay": 0.1}
 combinations = pytest.mark.parametrize("rules", COMBINATIONS.values(), ids=COMBINATIONS)
 presets = pytest.mark.parametrize("preset", KINDS, ids=lambda cls: cls.__name__)
+told = pytest.mark.filterwarnings("ignore:foreach=True and fused=True:UserWarning")  # once a process
 
 
 # A step, and who hears of it --------------------------------------------------------------------------------------------
@@ -286,9 +289,14 @@ def test_a_compiled_step_is_one_graph_with_the_same_numbers_and_a_new_lr_compile
 # Scaling and averaging --------------------------------------------------------------------------------------------------
 
 
+@told
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("fused", [True, False, None])
 @presets
-def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset):
-    optimizer, reference = (preset(parameters(torch.float32).values(), **options_of(preset)) for _ in range(2))
+def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset, fused, reader):
+    given = {**options_of(preset), "reader": reader}
+    optimizer = preset(parameters(torch.float32).values(), **given, fused=fused)
+    reference = preset(parameters(torch.float32).values(), **given)
     calls = []
     optimizer.register_step_post_hook(lambda *_: calls.append("step"))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=100)
@@ -303,8 +311,55 @@ def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset):
         assert (everything(optimizer) == before) == overflows
         if not overflows:
             train(reference, 1, first=t)
-    assert everything(optimizer) == everything(reference)
-    assert len(calls) == 4  # a fused optimizer of torch's runs its hooks on a skipped step, too
+    assert bits(all_params(optimizer)) == bits(all_params(reference))
+    assert bits(optimizer.state_dict()["state"]) == bits(reference.state_dict()["state"])
+    assert len(calls) == (4 if fused else 3)  # a fused optimizer of torch's runs its hooks on a skipped step, too
+
+
+@told
+@pytest.mark.parametrize("reader", READERS)
+@presets
+def test_gradients_are_unscaled_and_clipped_before_the_step_unless_it_is_fused(preset, reader):
+    """What Lightning and Fabric ask for before they clip: the attribute that torch's fused optimizers have."""
+    options = {**options_of(preset), "reader": reader}
+    assert not preset(parameters().values(), **options, foreach=True)._step_supports_amp_scaling
+    assert preset(parameters().values(), **options, fused=True)._step_supports_amp_scaling
+    optimizer, clipped = (preset(parameters(torch.float32).values(), **options) for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for t in range(1, 4):
+        for each in (optimizer, clipped):
+            set_gradients(each, t)
+        torch.nn.utils.clip_grad_norm_(all_params(clipped), 0.125)
+        for param in all_params(optimizer):
+            param.grad = scaler.scale(param.grad)
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(all_params(optimizer), 0.125)
+        scaler.step(optimizer)
+        scaler.update()
+        clipped.step()
+    assert bits(all_params(optimizer)) == bits(all_params(clipped))
+
+
+def test_flags_of_torchs_implementations_are_taken_and_told_of_once(monkeypatch):
+    monkeypatch.setattr(wd.optimizer, "_TOLD", set())
+    w = Parameter(torch.ones(3))
+    with pytest.warns(UserWarning, match=r"fused=True changes is that torch\.amp\.GradScaler hands its scale") as caught:
+        fused = wd.AdamW([w], fused=True)
+    assert len(caught) == 1
+    flags = [{"foreach": True}, {"fused": 1, "foreach": False}, {"fused": np.bool_(True)}, {"fused": False}]
+    for given in (*flags, {"fused": True, "differentiable": True}, {"fused": True, "foreach": True}):
+        group = wd.AdamW([w], **given).param_groups[0]
+        assert all(group[flag] is (None if flag not in given else bool(given[flag])) for flag in ("foreach", "fused"))
+        group = wd.AdamW([{"params": [w], **given, "differentiable": False}]).param_groups[0]
+        assert all(group[flag] is (None if flag not in given else bool(given[flag])) for flag in ("foreach", "fused"))
+    assert copy.deepcopy(fused)._step_supports_amp_scaling
+    loaded = wd.AdamW([w])
+    loaded.load_state_dict(fused.state_dict())
+    assert not loaded._step_supports_amp_scaling  # as with torch's
+
+
+def test_flags_that_change_nothing_are_not_told_of():
+    wd.AdamW([Parameter(torch.ones(3))], fused=False, foreach=False)  # a warning would be an error here
 
 
 @presets

@@ -1,9 +1,12 @@
 """Tensors of every kind: those that a step takes as it takes any other, and those that are refused with nothing changed."""
 
+import collections
 import copy
 import inspect
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import Embedding, Linear, Parameter
@@ -13,7 +16,11 @@ from training import (
     KINDS,
     LAYOUTS,
     PRESETS,
+    READERS,
+    all_params,
     bits,
+    copies,
+    everything,
     noise,
     one_process,
     options_of,
@@ -280,33 +287,68 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(preset, named):
         optimizer.step()
 
 
-INTEGERS = torch.zeros(3, dtype=torch.int64)
+NEVER_STEPPED = {
+    "int8": lambda: torch.zeros(3, dtype=torch.int8),
+    "uint8": lambda: torch.zeros(3, dtype=torch.uint8),
+    "int64": lambda: torch.zeros(3, dtype=torch.int64),
+    "bool": lambda: torch.zeros(3, dtype=torch.bool),
+    "float8": lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+    "expanded": lambda: torch.zeros(1, dtype=torch.float64).expand(3),
+    "sparse": lambda: torch.zeros(3).to_sparse(),
+}
+frozen_kinds = pytest.mark.parametrize("kind", NEVER_STEPPED)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        [INTEGERS],
-        [("counts", INTEGERS)],
-        [{"params": INTEGERS}],
-        [{"params": [INTEGERS]}],
-        [{"params": [("counts", INTEGERS)]}],
-    ],
-    ids=["tensors", "named", "group of a tensor", "group", "named group"],
-)
+@pytest.mark.parametrize("reader", READERS)
+@frozen_kinds
 @presets
-def test_an_integer_parameter_is_refused(preset, params):
-    name = "counts" if "counts" in str(params) else "param_groups[0]['params'][0]"
-    with refused(ValueError, "int64", name):
+def test_a_frozen_parameter_may_be_anything_and_is_refused_where_it_would_be_stepped(preset, kind, reader):
+    """Quantised layers come along with model.parameters(), and never have a gradient."""
+    frozen, plain = Parameter(NEVER_STEPPED[kind](), requires_grad=False), parameters()
+    optimizer = preset([("layer.scales", frozen), *plain.items()], **options_of(preset), reader=reader)
+    alone = preset(parameters().values(), **options_of(preset), reader=reader)
+    for t in range(1, 4):
+        for params in (plain, dict(zip(plain, all_params(alone), strict=True))):
+            for place, param in enumerate(params.values()):
+                param.grad = noise(param.shape, param.dtype, 10 * t + place)
+        optimizer.step()
+        alone.step()
+    assert bits(list(plain.values())) == bits(all_params(alone))
+    assert frozen not in optimizer.state
+    preset([("layer.scales", frozen), *plain.items()], **options_of(preset)).load_state_dict(optimizer.state_dict())
+    if kind != "sparse":
+        frozen.grad = torch.ones_like(frozen)
+        with refused((ValueError, RuntimeError), "'layer.scales'"):
+            optimizer.step()
+        assert bits(list(plain.values())) == bits(all_params(alone))
+
+
+@pytest.mark.parametrize("form", ["tensors", "named", "group of a tensor", "group", "named group"])
+@pytest.mark.parametrize(("kind", "word"), [("float8", "float8"), ("expanded", "expanded"), ("sparse", "sparse")])
+@presets
+def test_a_parameter_that_trains_and_cannot_be_stepped_is_refused(preset, kind, word, form):
+    param = NEVER_STEPPED[kind]().requires_grad_()
+    params = {
+        "tensors": [param],
+        "named": [("counts", param)],
+        "group of a tensor": [{"params": param}],
+        "group": [{"params": [param]}],
+        "named group": [{"params": [("counts", param)]}],
+    }[form]
+    name = "counts" if "named" in form else "param_groups[0]['params'][0]"
+    with refused(ValueError, word, name):
         preset(params)
 
 
-BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1.0, "0.1", None, True, [0.1], torch.tensor(math.nan), torch.tensor([0.1, 0.1])]
+BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1.0, "0.1", None, True, [0.1], torch.tensor(math.nan), torch.tensor([0.1, 0.1]),
+               np.array(math.nan), np.array([0.1]), np.bool_(True), np.array(-1)]  # fmt: skip
 
 
-BAD_BETAS = [(0.9,), (0.9,) * 3, (1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9), (0.9, "0.9"), (0.9, True), 0.9, None]
-BAD_FLAGS = [1, 0.0, None, "yes", torch.tensor(True)]
-BAD_WORDS = {"rounding": ["up", None, 1], "foreach": [True], "fused": [True]}
+BAD_BETAS = [(0.9,), (0.9,) * 3, (1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9), (0.9, "0.9"), (0.9, True), 0.9, None,
+             "09", {0.8, 0.9}, {0.8: 1, 0.9: 2}, np.array(0.9), np.ones((2, 2)), torch.ones(2, 2),
+             torch.tensor([0.9, 1.0])]  # fmt: skip
+BAD_FLAGS = [2, 0.0, None, "yes", torch.tensor(True)]
+BAD_WORDS = {"rounding": ["up", None, 1], "foreach": [2, 0.0, "yes"], "fused": [2, 0.0, "yes"]}
 
 
 def bad_values(preset):
@@ -424,17 +466,50 @@ def test_what_others_keep_in_a_group_is_left_alone():
     assert {key: optimizer.param_groups[0][key] for key in extra} == extra
 
 
+@pytest.mark.parametrize("reader", READERS)
 @presets
-def test_an_empty_group_is_refused(preset):
-    with refused(ValueError):
+def test_an_empty_group_is_stepped_as_nothing(preset, reader):
+    """Trainers always make two groups, one of them of what does not decay."""
+    params, options = parameters(), {**options_of(preset), "reader": reader}
+    groups = [{"params": []}, {"params": list(params.values())[:2]}, {"params": iter([]), "weight_decay": 0.0}]
+    optimizer, plain = preset(groups, **options), preset(parameters().values(), **options)
+    optimizer.add_param_group({"params": [params["scale"]]})
+    optimizer.add_param_group({"params": []})
+    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 2, 0, 1, 0]
+    for each in (optimizer, plain):
+        train(each, 3)
+    assert bits(all_params(optimizer)) == bits(all_params(plain))
+    twin = preset([{**group, "params": list(copies(dict(enumerate(group["params"]))).values())}
+                   for group in optimizer.param_groups], **options)  # fmt: skip
+    twin.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, twin):
+        train(each, 2, first=4)
+        each.param_groups[1]["params"].clear()
+        train(each, 1, first=6)
+    assert bits(all_params(twin)) == bits(all_params(optimizer))
+
+
+@presets
+def test_a_group_that_is_not_there_is_refused(preset):
+    with refused(ValueError, "empty parameter list"):
         preset([])
-    with refused(ValueError, "param_groups[1]", "no parameters"):
-        preset([{"params": [Parameter(torch.ones(1))]}, {"params": []}])
     live = preset(parameters().values(), **options_of(preset))
-    with refused(ValueError, "param_groups[1]", "no parameters", unchanged=live):
-        live.add_param_group({"params": iter([])})
     with refused(ValueError, "param_groups[1]", "'params'", unchanged=live):
         live.add_param_group({"lr": 0.1})
+
+
+def test_an_empty_group_has_a_schedule_and_names_like_any_other():
+    schedule = {"weight_decay_schedule": {"name": "linear", "steps": 4}}
+    params = parameters()
+    groups = [{"params": [], **schedule}, {"params": list(params.items())}, {"params": []}]
+    for capturable in (False, True):
+        optimizer = wd.AdamW(groups, capturable=capturable)
+        train(optimizer, 2)
+        assert optimizer.param_groups[0]["weight_decay_schedule"]["step"] == 2
+        assert [group["param_names"] for group in optimizer.param_groups] == [[], list(params), []]
+    unnamed = wd.AdamW([{"params": []}, {"params": [params["bias"]]}])
+    with refused(ValueError, "names", unchanged=unnamed):
+        unnamed.add_param_group({"params": [("late", params["scale"])]})
 
 
 @presets
@@ -481,11 +556,114 @@ def test_a_lambda_without_a_rule_that_takes_it_is_refused(rules, key):
         live.add_param_group({"params": [Parameter(torch.ones(1))], key: 0.1})
 
 
-def test_settings_without_effect_are_refused():
+def test_a_look_ahead_that_cannot_be_meant_is_refused():
     params = [Parameter(torch.ones(1))]
     with refused(ValueError, "nesterov=True", "momentum"):
         wd.SGD(params, nesterov=True)
-    with refused(ValueError, "dampening=0.5", "momentum"):
-        wd.SGD(params, dampening=0.5)
     with refused(ValueError, "nesterov=True", "dampening=0"):
         wd.SGD(params, momentum=0.9, nesterov=True, dampening=0.5)
+    live = wd.SGD(params)
+    with refused(ValueError, "nesterov=True", "param_groups[1]", unchanged=live):
+        live.add_param_group({"params": [Parameter(torch.ones(1))], "nesterov": True})
+
+
+# What is taken, in whatever form it comes --------------------------------------------------------------------------------
+
+AS_NUMBERS = {
+    "NumPy's float64": np.float64,
+    "NumPy's float32": np.float32,
+    "array": lambda x: np.array(x, dtype=np.float32),
+    "fraction": Fraction,
+}
+AS_SEQUENCES = {
+    "list": list,
+    "UserList": collections.UserList,
+    "deque": collections.deque,
+    "array": lambda xs: np.array(xs, dtype=object if None in xs else np.float64),
+    "array of single precision": lambda xs: np.array(xs, dtype=object if None in xs else np.float32),
+}
+
+
+def in_every_way(preset, key, value):
+    """Yield optimizers that are given a value when they are made, in a group, and later."""
+    options = {name: x for name, x in options_of(preset).items() if name != key}
+    shapes = {"w": (4, 3)}
+    yield preset(parameters(shapes=shapes).values(), **options, **{key: value})
+    yield preset([{"params": list(parameters(shapes=shapes).values()), key: value}], **options)
+    live = preset(parameters(shapes=shapes).values(), **options)
+    live.param_groups[0][key] = value
+    yield live
+
+
+@pytest.mark.parametrize("form", AS_NUMBERS)
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "momentum", "eps"])
+def test_a_number_may_be_of_any_kind(key, form):
+    preset = wd.RMSprop
+    value = AS_NUMBERS[form](0.0625)
+    (plain, *_), given = in_every_way(preset, key, 0.0625), list(in_every_way(preset, key, value))
+    for optimizer in (plain, *given):
+        train(optimizer, 3)
+        assert type(optimizer.param_groups[0][key]) is float
+    assert all(everything(each)[0] == everything(plain)[0] for each in given)
+
+
+@pytest.mark.parametrize("form", AS_SEQUENCES)
+@pytest.mark.parametrize(
+    ("preset", "key", "value"),
+    [
+        (wd.AdamW, "betas", (0.875, 0.96875)),
+        (wd.Lion, "betas", (0.875, 0.96875)),
+        (wd.Muon, "ns_coefficients", (2.0, -1.5, 0.5)),
+        (wd.Adafactor, "eps", (None, 0.125)),
+        (wd.Adafactor, "eps", (0.0625, 0.125)),
+    ],
+)
+def test_several_numbers_may_stand_in_any_sequence(preset, key, value, form):
+    (plain, *_), given = in_every_way(preset, key, value), list(in_every_way(preset, key, AS_SEQUENCES[form](value)))
+    for optimizer in (plain, *given):
+        train(optimizer, 3)
+        found = optimizer.param_groups[0][key]
+        assert found == value
+        assert type(found) is tuple
+        assert all(each is None or type(each) is float for each in found)
+    assert all(everything(each)[0] == everything(plain)[0] for each in given)
+    assert given[0].defaults[key] == value
+
+
+def test_several_numbers_may_be_a_tensor_or_come_from_a_config_file():
+    for given in in_every_way(wd.AdamW, "betas", torch.tensor([0.875, 0.96875])):
+        train(given, 2)
+        assert given.param_groups[0]["betas"] == (torch.tensor(0.875), torch.tensor(0.96875))
+    omegaconf = pytest.importorskip("omegaconf")
+    for given in in_every_way(wd.AdamW, "betas", omegaconf.OmegaConf.create({"betas": [0.9, 0.95]}).betas):
+        train(given, 2)
+        assert given.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("yes", [1, np.bool_(True), np.array(True), np.int64(1)], ids=lambda x: f"{type(x).__name__}")
+@pytest.mark.parametrize(
+    ("preset", "key"),
+    [(wd.SGD, "maximize"), (wd.RMSprop, "centered"), (wd.Muon, "nesterov"), (wd.NAdam, "decoupled_weight_decay")],
+)
+def test_a_flag_may_be_a_0_or_a_1(preset, key, yes):
+    (plain, *_), given = in_every_way(preset, key, True), list(in_every_way(preset, key, yes))
+    (off, *_) = in_every_way(preset, key, np.bool_(False))
+    assert off.param_groups[0][key] is False
+    for optimizer in (plain, off, *given):
+        train(optimizer, 3)
+    assert all(each.param_groups[0][key] is True for each in given)
+    assert all(everything(each)[0] == everything(plain)[0] for each in given)
+    assert everything(off)[0] != everything(plain)[0]
+
+
+def test_a_lr_of_several_elements_is_refused_by_every_kind_of_optimizer():
+    for preset in (wd.AdamW, wd.AdamC, wd.SGDC):
+        with refused(ValueError, "lr in param_groups[0]", "2 elements"):
+            preset([Parameter(torch.ones(1))], lr=torch.tensor([0.1, 0.1]))
+
+
+def test_what_others_write_into_a_group_keeps_its_form():
+    extra = {"scales": np.ones(3), "lr_scale": np.array(0.5), "fqn": collections.deque(["a"])}
+    optimizer = wd.AdamW([{"params": [Parameter(torch.ones(1))], **extra}])
+    train(optimizer, 2)
+    assert all(optimizer.param_groups[0][key] is value for key, value in extra.items())

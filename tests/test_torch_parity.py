@@ -5,6 +5,7 @@ Tolerances are relative to the largest magnitude that a tensor had during the ru
 
 import contextlib
 import inspect
+import itertools
 from functools import cache, partial
 
 import pytest
@@ -13,7 +14,6 @@ from torch.optim import lr_scheduler
 from training import PRESETS, default_dtype, noise, parameters, parameters_of
 
 import weightdecay as wd
-from weightdecay.presets.preset import Options
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
@@ -326,39 +326,139 @@ def test_a_group_may_join_on_the_way(preset):
     assert_equal(ours, theirs, 1e-12)
 
 
-def test_momentum_may_be_switched_off_and_on():
+MOMENTA = {
+    "from the start": lambda t: 0.9 if t < 4 or t >= 8 else 0.0,
+    "later": lambda t: 0.9 if 4 <= t < 8 or t >= 12 else 0.0,
+    "never": lambda _: 0.0,
+}
+
+
+@pytest.mark.parametrize("reader", ["cpu", "eager"])
+@pytest.mark.parametrize(
+    ("momentum", "given"),
+    [  # a buffer that begins late begins here with a dampened gradient, in torch with the gradient
+        *itertools.product(["from the start", "never"], [{}, {"dampening": 0.5}, {"nesterov": True}]),
+        *itertools.product(["later"], [{}, {"nesterov": True}]),
+    ],
+    ids=str,
+)
+def test_momentum_may_be_switched_off_and_on(momentum, given, reader):
+    """With what does nothing without it: a schedule that reaches 0 stops no run."""
+
     class Switching(Run):
         def set_gradients(self, t):
-            self.optimizer.param_groups[0]["momentum"] = 0.9 if 4 <= t < 8 or t >= 12 else 0.0
+            self.optimizer.param_groups[0]["momentum"] = MOMENTA[momentum](t)
             super().set_gradients(t)
 
-    ours, theirs = (Switching(cls, torch.float64, **LAM) for cls in (wd.SGD, torchs(wd.SGD)))
+    start = {**LAM, "momentum": 0.9, **given}
+    ours = Switching(wd.SGD, torch.float64, **start, reader=reader)
+    theirs = Switching(torchs(wd.SGD), torch.float64, **start)
     assert_equal(ours, theirs, 1e-12)
+    assert_matters(ours, Run(wd.SGD, torch.float64, **start), 1e-12)
+    theirs.optimizer.param_groups[0]["momentum"] = 0.0
+    ours.optimizer.load_state_dict(theirs.optimizer.state_dict())
+    assert ours.optimizer.param_groups[0]["momentum"] == 0
+
+
+@pytest.mark.parametrize("reader", ["cpu", "eager"])
+def test_without_a_momentum_nothing_is_dampened(reader):
+    ours = Run(wd.SGD, torch.float64, **LAM, dampening=0.5, reader=reader)
+    assert_equal(ours, Run(torchs(wd.SGD), torch.float64, **LAM, dampening=0.5), 1e-12)
+    of_a_tensor = Run(wd.SGD, torch.float64, **LAM, dampening=0.5, momentum=torch.tensor(0.0), reader=reader)
+    assert apart(of_a_tensor, ours, "weight") <= 1e-12
+    halved = Run(wd.SGD, torch.float64, **{**LAM, "lr": LAM["lr"] / 2})
+    assert_matters(ours, halved, 1e-12)
+
+
+def test_rules_that_step_as_asgd_does():
+    """What decisions/0031 says of torch's ASGD: η falls by its own schedule, and `lambd` is a decoupled decay beside L2."""
+    lr, lambd, alpha = 0.05, 0.3, 0.75
+
+    def ours(**changes):
+        params = parameters()
+        rules = {"direction": "sgd", "penalty": "l2", "penalty_weight": 0.2, "decay": "decoupled", "weight_decay": lambd}
+        optimizer = wd.Optimizer(params.values(), lr, **{**rules, **changes})
+        scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: (1 + lambd * lr * t) ** -alpha)
+        for t in range(20):
+            for place, param in enumerate(params.values()):
+                param.grad = 0.5 * param.detach() + noise(param.shape, param.dtype, 100 * t + place)
+            optimizer.step()
+            scheduler.step()
+        return params
+
+    class Everywhere(Run):
+        def set_gradients(self, t):
+            for place, param in enumerate(self.params.values()):
+                param.grad = 0.5 * param.detach() + noise(param.shape, param.dtype, 100 * t + place)
+
+    asgd = partial(torch.optim.ASGD, foreach=False)
+    theirs = Everywhere(asgd, torch.float64, lr=lr, lambd=lambd, alpha=alpha, weight_decay=0.2)
+    found, without = ours(), ours(weight_decay=0.0)
+    for name, param in theirs.params.items():
+        assert (found[name] - param).abs().max() <= 1e-12 * theirs.largest[name]
+        assert (without[name] - param).abs().max() >= 1e-2 * theirs.largest[name]
 
 
 # The arguments ----------------------------------------------------------------------------------------------------------
 
 
-def arguments(cls, *kinds):
+def arguments(cls):
+    """Return the arguments of a class after params, each with its default and whether it may be given by position."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]  # after self and params
-    return {p.name: p.default for p in parameters if not kinds or p.kind in kinds}
+    positional = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    return positional, {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def theirs_of(preset):
     return getattr(torch.optim, preset.__name__)
 
 
+OURS_ALONE = {"weight_decay_schedule", "reader", "rounding", "seed"}
+"""What every optimizer of the package takes beyond torch's arguments, by keyword."""
+FLAGS = {"maximize", "capturable", "differentiable", "foreach", "fused"}
+"""What every one takes, whether torch's of that name does or not."""
+WITHOUT_A_PRESET = {
+    "ASGD": "decays by lambd beside λ and averages weights: decisions/0031 has the rules that step alike",
+    "LBFGS": "has no weight_decay",
+    "Rprop": "has no weight_decay",
+    "SparseAdam": "has no weight_decay",
+}
+
+
+def test_every_optimizer_of_torchs_is_here_or_it_is_said_why_not():
+    every = {
+        name for name, cls in vars(torch.optim).items() if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    }
+    assert every - {"Optimizer"} == {preset.__name__ for preset in DROP_INS} | set(WITHOUT_A_PRESET)
+    for name, why in WITHOUT_A_PRESET.items():
+        takes = inspect.signature(getattr(torch.optim, name)).parameters
+        assert ("weight_decay" not in takes) == (why == "has no weight_decay")
+
+
 @drop_ins
-def test_positional_arguments_stand_in_torchs_order(preset):
-    """Up to the flags, which some of torch's take by position, too: here they are keywords everywhere."""
-    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    theirs = [name for name in arguments(theirs_of(preset), positional) if name not in Options.__annotations__]
-    assert list(arguments(preset, positional)) == theirs
+def test_a_signature_is_torchs_and_what_is_ours_comes_by_keyword(preset):
+    positional, by_keyword = arguments(preset)
+    theirs, theirs_by_keyword = arguments(theirs_of(preset))
+    assert list(positional.items()) == list(theirs.items())  # names, order and defaults, the flags that end some of them too
+    known = wd.presets.preset.Options.__annotations__.keys() | by_keyword.keys()
+    assert known >= theirs_by_keyword.keys()
+    assert known - theirs_by_keyword.keys() <= OURS_ALONE | FLAGS
+    bare = preset(parameters_of(preset).values()).defaults
+    assert {name: bare[name] for name in theirs_by_keyword} == theirs_by_keyword
+    for name in known - by_keyword.keys():
+        preset(parameters_of(preset).values(), **{name: bare.get(name) if name != "reader" else "auto"})
+
+
+@drop_ins
+def test_every_argument_may_be_given_by_position(preset):
+    theirs, _ = arguments(theirs_of(preset))
+    by_position = preset(parameters_of(preset).values(), *theirs.values())
+    assert by_position.defaults == preset(parameters_of(preset).values()).defaults
 
 
 @drop_ins
 def test_every_argument_of_torchs_is_taken_with_its_default(preset):
-    theirs = arguments(theirs_of(preset))
+    theirs = {name: default for each in arguments(theirs_of(preset)) for name, default in each.items()}
     assert theirs
     bare = preset(parameters_of(preset).values())
     for name, default in theirs.items():

@@ -226,8 +226,8 @@ def test_muon_takes_matrices(param, words):
     ("direction", "options", "words"),
     [
         ("muon", {"adjust_lr_fn": "moonlight"}, ("adjust_lr_fn='moonlight'", "match_rms_adamw")),
-        ("muon", {"ns_steps": 2.5}, ("ns_steps=2.5", "whole number")),
-        ("muon", {"ns_steps": 100}, ("ns_steps=100", "[0, 100)")),
+        ("muon", {"ns_steps": 2.5}, ("ns_steps=2.5", "{0, …, 99}")),
+        ("muon", {"ns_steps": 100}, ("ns_steps=100", "{0, …, 99}")),
         ("muon", {"ns_coefficients": (1.0, 2.0)}, ("ns_coefficients", "3 numbers")),
         ("muon", {"ns_coefficients": 3.0}, ("ns_coefficients", "3 numbers")),
         ("muon", {"ns_coefficients": (1.0, None, 1.0)}, ("ns_coefficients[1]", "None")),

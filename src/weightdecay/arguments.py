@@ -11,9 +11,20 @@ from weightdecay.interval import Interval
 from weightdecay.near import hint
 
 
+def unboxed(value: Any) -> Any:
+    """Return the Python number in a NumPy scalar or an array of no dimensions, and anything else as it is.
+
+    >>> import numpy
+    >>> unboxed(numpy.array(0.5)), unboxed(numpy.bool_(True)), unboxed(0.5)
+    (0.5, True, 0.5)
+    """
+    is_boxed = not isinstance(value, Tensor) and getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None))
+    return value.item() if is_boxed else value
+
+
 def number(name: str, value: Any, allowed: str) -> float:
     """Return a number as a float, or refuse it by its name."""
-    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else unboxed(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name}={value!r} is not a number; give a float such as {name}=0.1")
     try:

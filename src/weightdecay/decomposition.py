@@ -1,7 +1,7 @@
 """What the next step of a running optimizer does to each weight: w_t = g·w − η·h, in numbers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,19 @@ from weightdecay.attachment import Attachment
 from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
-from weightdecay.presets import PRESETS, Adam
+from weightdecay.presets import PRESETS, Adam, Preset
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
 from weightdecay.rule import kept_for
 from weightdecay.shrink import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 
-_FLAGS = {"foreach": None, "fused": None, "differentiable": False, "rounding": "nearest"}
-"""How torch's step is computed: with which implementation does not matter here."""
+_AS_TORCH = {"differentiable": False, "rounding": "nearest"}
+"""How torch's step is computed, as far as that matters to what is only looked at."""
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)
-_OURS: Mapping[type, Callable[..., Optimizer]] = {
+_OURS: Mapping[type, type[Preset]] = {
     **{getattr(torch.optim, name): preset for name, preset in PRESETS.items() if hasattr(torch.optim, name)},
     torch.optim.AdamW: Adam,  # whose flag a group of torch's may turn round
 }
@@ -233,10 +233,7 @@ def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
             "of it: weightdecay.Meter(optimizer) measures what it does, and what can be taken apart is a "
             f"weightdecay.Optimizer(…, decay={attachment.decay.name!r})"
         )
-    groups = [{**group, "params": list(group["params"]), **_FLAGS} for group in optimizer.param_groups]
-    found = ours(groups)
-    found.state.update(optimizer.state)
-    return found
+    return ours.looking_at(({**group, **_AS_TORCH} for group in optimizer.param_groups), optimizer.state)
 
 
 class Upcoming:

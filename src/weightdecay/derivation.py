@@ -62,7 +62,7 @@ def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
     open_ = {name for name, rule in switches if not isinstance(rule.defaults[name], bool)}
     group = {"rounding": "auto", "seed": 0, **every, **{hyperparameters.user_name(name): 0.5 for name in open_}}
     group.update({name: _plain(value, every[name]) for name, value in given.items()})
-    hyperparameters.check(group, equation, "derive")
+    hyperparameters.check(group, equation, "derive", is_new=True)
     found: dict[str, Any] = {}
     for rule in equation.rules:
         for name, default in rule.defaults.items():
@@ -75,6 +75,7 @@ def _settings(equation: Equation, given: Mapping[str, Any]) -> dict[str, Any]:
                 found[name] = symbolic.number(hyperparameters.given(name, group))
             elif not default and name not in open_:
                 found[name] = symbolic.number(default)
+        found.update({name: sp.Integer(0) for name, other in rule.beside.items() if found.get(other) == 0})
     return found
 
 

@@ -8,13 +8,14 @@ import math
 import numbers as number_types
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightdecay import schedules
+from weightdecay.arguments import unboxed
 from weightdecay.interval import Choice, Interval
 from weightdecay.near import hint, nearest
 from weightdecay.rule import CONTEXT, REGISTRY, Rule
@@ -26,7 +27,8 @@ _DOMAINS = {
     for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "largest_lr", "seed")
 }
 _FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "centered", "amsgrad", "decoupled_weight_decay")
-_OTHERS = ("params", "param_names", "betas", "rounding", "foreach", "fused", "direction", "penalty", "decay")
+_FLAGS_OR_NONE = ("foreach", "fused")
+_OTHERS = ("params", "param_names", "betas", "rounding", "direction", "penalty", "decay")
 SCHEDULES = {key: f"{key}_schedule" for key in ("weight_decay", "penalty_weight")}
 """By the key of a λ, that of its schedule; a group without one has no such key."""
 ROUNDINGS = ("auto", "nearest", "stochastic", "compensated")
@@ -70,7 +72,7 @@ def numbers(rule: Rule, group: Mapping[str, Any], *, lam: str, t: Any) -> dict[s
             found[name] = peak_lr(group)
         else:
             found[name] = _value(name, group)
-    return found
+    return rule.counting(found)
 
 
 def peak_lr(group: Mapping[str, Any]) -> Any:
@@ -194,24 +196,73 @@ def _value(name: str, group: Mapping[str, Any]) -> Any:
     return group[_USER_NAMES.get(name, name)]
 
 
-def check(group: dict[str, Any], equation: Equation, where: str) -> None:
-    """Refuse a group whose hyper-parameters cannot be meant, and turn NumPy's numbers into Python's.
+def unify(group: dict[str, Any], equation: Equation) -> None:
+    """Write each of the group's values in one form, as far as they have it: nothing is refused.
+
+    Numbers of NumPy's become Python's, flags become bools, and several numbers a tuple, whatever sequence they stand in. A
+    tensor stays a tensor; of one with several numbers each becomes a tensor of its own.
+    """
+    for key, form in _forms(equation).items():
+        value = group.get(key)
+        if form is bool:
+            plain = unboxed(value)
+            if isinstance(plain, number_types.Integral) and plain in (0, 1):
+                group[key] = bool(plain)
+        elif form is tuple:
+            several = _several(value)
+            if several is not None:
+                group[key] = tuple(map(_plain, several))
+        elif value is not None:
+            group[key] = _plain(value)
+
+
+def _forms(equation: Equation) -> dict[str, type]:
+    """Return by key of a group what its value is: one number (float), several (tuple) or a flag (bool)."""
+    forms: dict[str, type] = dict.fromkeys(_DOMAINS, float)
+    for rule in equation.rules:
+        for name, default in rule.defaults.items():
+            forms[user_name(name)] = type(default) if isinstance(default, bool | tuple) else float
+    return {**forms, "betas": tuple, **dict.fromkeys((*_FLAGS, *_FLAGS_OR_NONE), bool)}
+
+
+def _several(value: Any) -> tuple[Any, ...] | None:
+    """Return the elements of any kind of sequence; None if it is none."""
+    if isinstance(value, Tensor):
+        return value.unbind() if value.ndim == 1 else None
+    if isinstance(value, str | bytes | Mapping | Set) or not (isinstance(value, Sized) and isinstance(value, Iterable)):
+        return None
+    return None if getattr(value, "ndim", 1) == 0 else tuple(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a real number as Python's int or float, and anything else as it is."""
+    value = unboxed(value)
+    if isinstance(value, bool) or not isinstance(value, number_types.Real):
+        return value
+    return int(value) if isinstance(value, number_types.Integral) else float(value)
+
+
+def check(group: dict[str, Any], equation: Equation, where: str, *, is_new: bool = False) -> None:
+    """Refuse a group whose hyper-parameters cannot be meant, and write each in one form, as `unify` does.
+
+    Combinations that a rule's own check refuses are looked at in a new group only: later, schedules write number by number.
 
     Raise:
         TypeError: a value is not a number, or a flag not a bool.
         ValueError: a number is NaN, infinite or outside its domain, or a key looks like a misspelt hyper-parameter.
     """
+    unify(group, equation)
     domains: dict[str, Interval | Choice] = dict(_DOMAINS)
     tuples: dict[str, tuple[Any, ...]] = {}
     for rule in equation.rules:
         for name, default in rule.defaults.items():
-            user = _USER_NAMES.get(name, name)
-            domains.setdefault(user, rule.domain.get(name, Interval("(-inf, inf)")))
+            domains.setdefault(user_name(name), rule.domain.get(name, Interval("(-inf, inf)")))
             if isinstance(default, tuple):
-                tuples[user] = default
-    for flag in _FLAGS:
+                tuples[user_name(name)] = default
+    flags = [key for key, form in _forms(equation).items() if form is bool]
+    for flag in flags:
         domains.pop(flag, None)
-        if flag in group and not isinstance(group[flag], bool):
+        if flag in group and not isinstance(group[flag], bool) and not (flag in _FLAGS_OR_NONE and group[flag] is None):
             raise TypeError(f"{flag}={group[flag]!r} in {where} is not True or False")
     if "betas" in group:
         group["betas"] = _betas(group["betas"], equation, domains, where)
@@ -224,10 +275,10 @@ def check(group: dict[str, Any], equation: Equation, where: str) -> None:
         raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
     group["seed"] = int(group["seed"])
     _check_schedules(group, equation, where)
-    _refuse_misspelt(group, {*domains, *_FLAGS, *_OTHERS, *SCHEDULES.values()}, where)
+    _refuse_misspelt(group, {*domains, *flags, *_OTHERS, *SCHEDULES.values()}, where)
     _refuse_shared(equation, where)
     for rule in equation.rules:
-        if rule.check is not None:
+        if is_new and rule.check is not None:
             try:
                 rule.check(**{name: _value(name, group) for name in rule.defaults})
             except ValueError as error:
@@ -239,9 +290,10 @@ def _check_schedules(group: dict[str, Any], equation: Equation, where: str) -> N
     for key in SCHEDULES.values():
         if group.get(key) is None:
             continue
-        first = next(iter(group["params"]))
+        first = next(iter(group["params"]), None)
         param = first[1] if isinstance(first, tuple) else first
-        group[key] = schedules.counting(f"{key} in {where}", group[key], param.device if group["capturable"] else None)
+        device = param.device if group["capturable"] and param is not None else None
+        group[key] = schedules.counting(f"{key} in {where}", group[key], device)
         if key == SCHEDULES["weight_decay"]:
             refuse_following_twice(f"{key}={group[key]['name']!r} in {where}", group[key], equation.decay)
 
@@ -267,7 +319,7 @@ def _refuse_shared(equation: Equation, where: str) -> None:
 
 def _betas(betas: Any, equation: Equation, domains: Mapping[str, Any], where: str) -> tuple[Any, ...]:
     names = [name for rule in equation.rules for name in rule.defaults if re.fullmatch(r"beta\d", name)]
-    if not isinstance(betas, tuple | list) or (names and len(betas) != len(names)):
+    if not isinstance(betas, tuple) or (names and len(betas) != len(names)):
         raise ValueError(f"betas={betas!r} in {where} should be {len(names)} numbers, as in betas=(0.9, 0.999)")
     fallback = Interval("[0, 1)")
     return tuple(_number(f"betas[{i}]", beta, domains.get(f"beta{i + 1}", fallback), where) for i, beta in enumerate(betas))
@@ -281,7 +333,7 @@ def _setting(key: str, value: Any, allowed: Interval | Choice, default: tuple[An
         return value
     if default is None:
         return _number(key, value, allowed, where)
-    if not isinstance(value, tuple | list) or len(value) != len(default):
+    if not isinstance(value, tuple) or len(value) != len(default):
         raise ValueError(f"{key}={value!r} in {where} should be {len(default)} numbers, as in {key}={default}")
     return tuple(
         None if each is None and usual is None else _number(f"{key}[{place}]", each, allowed, where)
@@ -291,19 +343,19 @@ def _setting(key: str, value: Any, allowed: Interval | Choice, default: tuple[An
 
 def check_number(key: str, value: Any, where: str) -> Any:
     """Refuse a value of a number that every optimizer has (`lr`, a λ) if it cannot be meant, and return it as Python's."""
-    return _number(key, value, _DOMAINS[key], where)
+    return _number(key, _plain(value), _DOMAINS[key], where)
 
 
 def _number(key: str, value: Any, domain: Interval, where: str) -> Any:
-    """Return the value if it is a number in its domain: a Python number, or a tensor of one element as it is."""
+    """Return the value if it is a number in its domain: Python's, or a tensor of one element."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{key} in {where} is a tensor of {value.numel()} elements; a Tensor {key} must be 1-element")
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{key} in {where} is a {value.dtype} tensor, not a real number")
         plain = value.item()
-    elif isinstance(value, number_types.Real) and not isinstance(value, bool):
-        plain = value = int(value) if isinstance(value, number_types.Integral) else float(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        plain = value
     else:
         raise TypeError(f"{key}={value!r} in {where} is not a number; give a float such as {key}=0.1")
     if not _is_finite(plain) or plain not in domain:
@@ -330,8 +382,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: object) ->
             meant = {"lam": "weight_decay or penalty_weight"}.get(name, _USER_NAMES.get(name, "counted by the optimizer"))
             raise TypeError(f"{name} is the rules' own name: users write {meant}")
         close = nearest(name, known)
-        shown = ", ".join(name for name in known if name not in ("foreach", "fused"))
-        hint = f"did you mean {close[0]}?" if close else f"it takes {shown or 'no numbers'}"
+        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known) or 'no numbers'}"
         raise TypeError(f"{owner} takes no {name!r}: {hint}")
 
 

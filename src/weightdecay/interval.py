@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 class Interval:
     """All numbers between two ends, as in "[0, 1)": a square bracket takes its end in, a round one leaves it out.
 
-    >>> 0 in Interval("[0, 1)"), 1 in Interval("[0, 1)")
-    (True, False)
+    In braces, as in "{0, …, 9}", the whole numbers between them, with both ends.
+
+    >>> 0 in Interval("[0, 1)"), 1 in Interval("[0, 1)"), 1 in Interval("{0, …, 9}"), 0.5 in Interval("{0, …, 9}")
+    (True, False, True, False)
     """
 
     text: str
@@ -18,9 +20,10 @@ class Interval:
 
     def __post_init__(self) -> None:
         number = r"\s*([-+\w.]+)\s*"
-        found = re.fullmatch(rf"[\[(]{number},{number}[\])]", self.text) if isinstance(self.text, str) else None
+        forms = rf"[\[(]{number},{number}[\])]|\{{{number},\s*…\s*,{number}\}}"
+        found = re.fullmatch(forms, self.text) if isinstance(self.text, str) else None
         try:
-            low, high = (float(end) for end in found.groups()) if found else (1.0, 0.0)
+            low, high = (float(end) for end in found.groups() if end is not None) if found else (1.0, 0.0)
         except ValueError:
             low, high = 1.0, 0.0
         if not low <= high:
@@ -29,8 +32,10 @@ class Interval:
         object.__setattr__(self, "high", high)
 
     def __contains__(self, value: float) -> bool:
-        above = value >= self.low if self.text[0] == "[" else value > self.low
-        below = value <= self.high if self.text[-1] == "]" else value < self.high
+        if self.text[0] == "{" and value % 1 != 0:
+            return False
+        above = value >= self.low if self.text[0] in "[{" else value > self.low
+        below = value <= self.high if self.text[-1] in "]}" else value < self.high
         return above and below
 
     def __str__(self) -> str:

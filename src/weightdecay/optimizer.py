@@ -1,8 +1,10 @@
 """A torch.optim.Optimizer around the one equation."""
 
+import contextlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast, overload
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.step import Equation, RuleLike
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _SCHEDULED = {"lr", "largest_lr", "weight_decay", "penalty_weight"}
 Schedule = str | Mapping[str, Any]
 _FLAGS = {
@@ -54,7 +57,9 @@ class Optimizer(Checkpointed):
         capturable: keep step counts on the parameters' device and read no number back from it, so that a CUDA graph may
             capture the step. An lr or λ that is to change between replays is a tensor there.
         differentiable: let autograd see through the step.
-        foreach, fused: refused; they name implementations of torch's.
+        foreach, fused: taken as torch takes them, and warned of once: every step is fused as far as its reader can. With
+            fused=True GradScaler hands its scale to the step, as it does to torch's fused optimizers: then gradients are
+            unscaled in the step, and cannot be clipped before it.
         reader: "cpu" (compiled kernels, for parameters on the CPU), "gpu" (Triton's, for those on a CUDA device), "eager"
             (torch's operations), or "auto": kernels for all that they can do, and torch's operations for the rest. The
             state is the same, and a run may switch.
@@ -131,13 +136,18 @@ class Optimizer(Checkpointed):
             raise TypeError("params is a module: pass model.parameters(), or weightdecay.param_groups(model, weight_decay=…)")
         self.reader = readers.resolve(reader)
         given = {key: flag for key, flag in flags.items() if flag is not None or key in _FLAGS}  # no schedule, no key
-        super().__init__(params, {**defaults, **_FLAGS, **given})
+        defaults = {**defaults, **_FLAGS, **given}
+        hyperparameters.unify(defaults, self.equation(defaults))
+        super().__init__(params, defaults)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Tell GradScaler whether to hand its scale to `step`, which unscales as it reads and skips a step whole."""
-        devices = {param.device for group in self.param_groups for param in group["params"]}
-        return all(device.type == "cpu" or self._kernels(device) is not None for device in devices)
+        """Tell GradScaler whether to hand its scale to `step`, which unscales as it reads and skips a step whole.
+
+        As with torch's: only with fused=True. Frameworks take it to mean that gradients cannot be unscaled, and so not
+        clipped, before the step.
+        """
+        return bool(self.defaults["fused"])
 
     def _kernels(self, device: torch.device) -> Kernels | None:
         """Return the reader that makes kernels for a device; None where torch's operations do the step."""
@@ -178,22 +188,39 @@ class Optimizer(Checkpointed):
             group["params"] = [group["params"]]
         if not isinstance(group["params"], set):  # of which torch says that it has no order
             group["params"] = list(group["params"])
-            if not group["params"]:
-                raise ValueError(f"{where} holds no parameters: leave the group out")
-            _refuse_dtypes(group["params"], where)
+            _refuse_unsteppable(group["params"], where)
         own = hyperparameters.defaults(self.equation({**self.defaults, **param_group}).rules)
         for key, value in hyperparameters.defaults(self.equation(self.defaults).rules).items():
             if own.get(key, value) != value and _as_seen(self.defaults.get(key)) == _as_seen(value):
                 group.setdefault(key, own[key])  # other rules have defaults of their own: muon's eps is not adam's
         for key, value in self.defaults.items():
             group.setdefault(key, value)
-        self._complete(group, where)
+        self._complete(group, where, is_new=True)
         equation = self.equation(group)
         hyperparameters.refuse_unused(param_group, {*self.defaults, *self._takes(equation, group)}, equation, where)
-        super().add_param_group(group)
+        with self._naming(group):
+            super().add_param_group(group)
+        if group["foreach"] or group["fused"]:
+            _warn_of_implementations()
 
-    def _complete(self, group: dict[str, Any], where: str) -> None:
-        """Fill in what the group's rules take and refuse what cannot be meant."""
+    @contextlib.contextmanager
+    def _naming(self, group: dict[str, Any]) -> Iterator[None]:
+        """Let a group without parameters stand among groups with names: torch wants all to have names, or none."""
+        named = any(isinstance(entry, tuple) for entry in group["params"])
+        if not group["params"] and any("param_names" in each for each in self.param_groups):
+            group.setdefault("param_names", [])
+        nameless = [each for each in self.param_groups if named and not each["params"] and "param_names" not in each]
+        for each in nameless:
+            each["param_names"] = []
+        try:
+            yield
+        except Exception:
+            for each in nameless:
+                del each["param_names"]
+            raise
+
+    def _fill(self, group: dict[str, Any]) -> None:
+        """Fill in what the group's rules take."""
         equation = self.equation(group)
         for rule in equation.rules:
             if callable(group.get(rule.kind)):
@@ -207,15 +234,15 @@ class Optimizer(Checkpointed):
             group.setdefault("largest_lr", 0.0)
             if isinstance(lr, Tensor) and not isinstance(group["largest_lr"], Tensor):
                 group["largest_lr"] = torch.full_like(lr.detach(), group["largest_lr"])  # which a captured step may fill
-        for flag in ("foreach", "fused"):
-            if group[flag]:
-                raise ValueError(
-                    f"{flag}=True in {where} names an implementation of torch's that this optimizer does not have: "
-                    f"leave it out, reader='auto' takes the fastest reader there is"
-                )
+
+    def _complete(self, group: dict[str, Any], where: str, *, is_new: bool = False) -> None:
+        """Fill in what the group's rules take and refuse what cannot be meant."""
+        group["lr"] = hyperparameters.check_number("lr", group["lr"], where)
+        self._fill(group)
+        equation = self.equation(group)
         if group["differentiable"] != self.defaults["differentiable"]:
             raise ValueError(f"differentiable={group['differentiable']} in {where}: it is set for all groups or for none")
-        hyperparameters.check(group, equation, where)
+        hyperparameters.check(group, equation, where, is_new=is_new)
         if equation.direction.whole:
             _refuse_shapes(equation.direction, group["params"], where)
         used = self._weighed(equation)
@@ -618,15 +645,22 @@ class Optimizer(Checkpointed):
         return self.equation(group).kept(self.numbers(group, 0))
 
     def _check_layouts(self) -> None:
-        """Refuse a sparse gradient while nothing has moved."""
+        """Refuse a sparse gradient, and a parameter that was frozen and cannot be stepped, while nothing has moved."""
         for index, group in enumerate(self.param_groups):
             for place, param in enumerate(group["params"]):
-                if param.grad is not None and param.grad.layout != torch.strided:
+                if param.grad is None:
+                    continue
+                if param.grad.layout != torch.strided:
                     name = name_of(group, index, place)
                     raise RuntimeError(
                         f"the gradient of {name} is sparse ({param.grad.layout}): decay touches every weight; "
                         "build the embedding with sparse=False, or give this tensor to torch.optim.SparseAdam"
                     )
+                if why := why_unsteppable(param):
+                    raise ValueError(f"{name_of(group, index, place)} is {why}")
+            equation = self.equation(group)
+            if equation.direction.whole:
+                _refuse_shapes(equation.direction, group["params"], f"param_groups[{index}]")
 
     def _check_changes(self) -> set[int]:
         """Check every group again in which a value is another than at the last step, and return which no kernel knows yet.
@@ -646,7 +680,7 @@ class Optimizer(Checkpointed):
                         group[key] = hyperparameters.check_number(key, group[key], where)
                 else:
                     self._complete(group, where)
-                seen[index] = now
+                seen[index] = {key: _as_seen(value) for key, value in group.items() if key != "params"}  # in one form now
                 untold.add(index)
             elif hyperparameters.counts(group) or any(_holds_tensor(value) for value in group.values()):
                 untold.add(index)
@@ -684,14 +718,24 @@ def _needs_peak(equation: Equation, group: Mapping[str, Any]) -> bool:
     return any("eta_max" in rule.numbers for rule in equation.rules) or hyperparameters.looks_at_lr(group)
 
 
-def _refuse_dtypes(params: list[Any], where: str) -> None:
+def _refuse_unsteppable(params: Iterable[Any], where: str) -> None:
+    """Refuse parameters that no step can be made of; a frozen one never has a gradient, and may be anything."""
     for place, entry in enumerate(params):
         name, param = entry if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
-        if isinstance(param, Tensor) and param.dtype not in _DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise ValueError(f"{name} is a {param.dtype} tensor: only {known} parameters can be optimized")
-        if isinstance(param, Tensor) and param.layout == torch.strided and _shares_places(param):
-            raise ValueError(f"{name} is expanded: several of its elements share a place in memory; clone() it first")
+        if isinstance(param, Tensor) and param.requires_grad and (why := why_unsteppable(param)):
+            raise ValueError(f"{name} is {why}")
+
+
+def why_unsteppable(param: Tensor) -> str | None:
+    """Return what a parameter is that no step can be made of; None for any other."""
+    if param.dtype not in _DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        return f"a {param.dtype} tensor: only {known} parameters can be optimized"
+    if param.layout in _SPARSE:
+        return f"sparse ({param.layout}), and decay touches every weight: to_dense() it first"
+    if param.layout == torch.strided and _shares_places(param):
+        return "expanded: several of its elements share a place in memory; clone() it first"
+    return None
 
 
 def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
@@ -699,6 +743,8 @@ def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
     looks = direction.ndim is not None or any(kept.shape is not None for kept in direction.keeps)
     for place, entry in enumerate(params):
         name, param = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) else (f"{where}['params'][{place}]", entry)
+        if isinstance(param, Tensor) and not param.requires_grad and param.grad is None:
+            continue  # which is frozen
         elsewhere = "give it to another optimizer, such as AdamW, or in weightdecay.Optimizer to a group with direction='adam'"
         if isinstance(param, Tensor) and param.is_complex() and looks:  # a pair of reals is one dimension more
             raise ValueError(f"{name} is complex, and the direction {direction.name} takes real tensors only: {elsewhere}")
@@ -709,13 +755,28 @@ def _refuse_shapes(direction: Rule, params: Iterable[Any], where: str) -> None:
             )
 
 
+_TOLD: set[str] = set()
+
+
+def _warn_of_implementations() -> None:
+    """Say once what torch's flags of implementations do here."""
+    if "implementations" not in _TOLD:
+        _TOLD.add("implementations")
+        warn(
+            "foreach=True and fused=True choose between implementations of torch's; here every step runs on the fastest reader "
+            "that can do it, fused where there is a kernel, with or without them. All that fused=True changes is that "
+            "torch.amp.GradScaler hands its scale to the step, so that gradients cannot be unscaled and clipped before it",
+            stacklevel=5,
+        )
+
+
 def _as_seen(value: Any) -> Any:
-    """Return what of a group's value is compared between steps: of a tensor, which one it is."""
+    """Return what of a group's value is compared between steps: of a tensor, or whatever else it may be, which one it is."""
     if isinstance(value, tuple):
         return tuple(_as_seen(each) for each in value)
     if isinstance(value, dict):  # a schedule, whose step is another one every time
         return {key: each for key, each in value.items() if key != "step"}
-    return id(value) if isinstance(value, Tensor) else value
+    return value if value is None or isinstance(value, bool | int | float | str) else id(value)
 
 
 def _holds_tensor(value: Any) -> bool:

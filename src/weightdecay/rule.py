@@ -102,6 +102,8 @@ class Rule:
     """Whether a direction sees whole tensors, as torch does, and is a function of torch's operations."""
     ndim: int | None = None
     """The number of dimensions that such a tensor must have, if it matters."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Hyper-parameters that count only beside another, and are zero where that is zero."""
     body: tuple[ast.stmt, ...] = field(default=(), repr=False)
     """The statements of the function, as the lint read them; none of one of whole tensors."""
 
@@ -145,6 +147,15 @@ class Rule:
         """Return the names that the rule's lines make, such as m_hat and v_hat."""
         targets = (target for line in self.body if isinstance(line, ast.Assign) for target in line.targets)
         return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+    def counting(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyper-parameters with zero for each that does nothing, since the one it counts beside is zero."""
+        found = dict(numbers)
+        for name, other in self.beside.items():
+            if hasattr(found[name], "dtype") or found[name] != 0:
+                counts = found[other] != 0  # a tensor if the other is one, and then nobody reads it here
+                found[name] = found[name] * counts.double() if hasattr(counts, "dtype") else found[name] if counts else 0.0
+        return found
 
     def up_to(self, name: str) -> "Rule":
         """Return the rule that ends where this one has made a name, and returns that alone."""
@@ -277,7 +288,8 @@ def penalty(
     """Register a penalty: a function (w, *reference, *, lam, …) that returns what the penalty adds to the gradient.
 
     `source` is the paper, `domain` an interval per hyper-parameter such as {"p": "(0, inf)"}, and `check` a function of the
-    hyper-parameters that raises ValueError where they make no sense together. `reference={"w_0": "reference"}` keeps what w
+    hyper-parameters that raises ValueError where they make no sense together, in a new group: later they are written one by
+    one, as schedules do. `reference={"w_0": "reference"}` keeps what w
     was before the first step under that key of the optimizer's state; a number such as norm_w_0 is what norm_w was.
     """
     return _registering("penalty", source, domain, check, _kept({}, reference, {}, {}))
@@ -289,6 +301,7 @@ def direction(
     state: Mapping[str, str] | None = None,
     memory: Mapping[str, tuple[str, float | str]] | None = None,
     optional: Mapping[str, str] | None = None,
+    beside: Mapping[str, str] | None = None,
     start: Mapping[str, str] | None = None,
     domain: Mapping[str, str | tuple[str | None, ...]] | None = None,
     check: Callable[..., None] | None = None,
@@ -300,7 +313,8 @@ def direction(
 
     `state` names each moment's key in the optimizer's `state_dict`, in the order of the arguments; a moment starts at
     zero, or at the hyper-parameter that `start` names. With `optional={"m": "mu"}` the moment m is neither kept nor read
-    while mu is 0. `memory` is the same for numbers, one per tensor, each with its key and its start.
+    while mu is 0, and with `beside={"dampening": "mu"}` the dampening is 0 then, too. `memory` is the same as `state` for
+    numbers, one per tensor, each with its key and its start.
 
     With `whole=True` the function is not math per element but a function of whole tensors, in torch's operations (an
     orthogonalised momentum, say); the decay beside it is an ordinary rule. It may ask for reductions of w. `ndim` is the
@@ -309,7 +323,7 @@ def direction(
     of which `domain` then lists the allowed. The rest is as in `penalty`.
     """
     kept = _kept(state or {}, {}, memory or {}, optional or {}, start or {}, shapes or {})
-    return _registering("direction", source, domain, check, kept, whole, ndim)
+    return _registering("direction", source, domain, check, kept, whole, ndim, beside or {})
 
 
 def decay(
@@ -386,6 +400,7 @@ def _registering(
     keeps: tuple[Kept, ...],
     whole: bool = False,
     ndim: int | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Callable[[Function], Function]:
     def register(function: Function) -> Function:
         name = getattr(function, "__name__", repr(function))
@@ -393,7 +408,7 @@ def _registering(
             raise RuleError(f"{kind} {name} needs source=…: the paper or the code that it comes from")
         if not isinstance(function, types.FunctionType):
             raise RuleError(f"{kind} {name} is not written with a plain def")
-        rule = _describe(function, kind, source, domain or {}, check, keeps, whole, ndim)
+        rule = _describe(function, kind, source, domain or {}, check, keeps, whole, ndim, beside or {})
         if not whole:
             rule = replace(rule, body=lint(function, kind))
             _run_once(rule)
@@ -413,6 +428,7 @@ def _describe(
     keeps: tuple[Kept, ...],
     whole: bool,
     ndim: int | None,
+    beside: Mapping[str, str],
 ) -> Rule:
     """Read a rule's signature, and refuse one that a reader could not fill."""
     name = function.__name__
@@ -446,7 +462,7 @@ def _describe(
             known = ", ".join([*CONTEXT, *REDUCTIONS])
             raise RuleError(f"{kind} {name}: {number} needs a default; without one there are only {known}")
     used = [name for kept in keeps if kept.changes for name in (kept.unless, kept.start) if isinstance(name, str)]
-    for key in (*domain, *used):
+    for key in (*domain, *used, *beside, *beside.values()):
         if key not in defaults:
             raise RuleError(f"{kind} {name}: {key} is not one of its hyper-parameters ({', '.join(defaults)})")
     try:
@@ -472,7 +488,7 @@ def _describe(
         raise RuleError(f"{kind} {name} sees whole tensors and computes {', '.join(own)} itself")
     if not whole and (ndim is not None or any(kept.shape is not None for kept in keeps)):
         raise RuleError(f"{kind} {name} sees one element at a time: only whole=True knows ndim and shapes")
-    return Rule(name, kind, function, source, keeps, tuple(numbers), defaults, allowed, check, whole, ndim)
+    return Rule(name, kind, function, source, keeps, tuple(numbers), defaults, allowed, check, whole, ndim, beside)
 
 
 def _run_once(rule: Rule) -> None:

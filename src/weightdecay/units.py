@@ -186,9 +186,8 @@ class Settings:
                 shown = f"{len(value)} lrs" if name == "lrs" else f"{name}={value!r}"
                 reads = "reads" if len(units) == 1 else "read"
                 raise ValueError(f"{shown} would do nothing from {pair}: only {' and '.join(units)} {reads} it")
-        sgd = REGISTRY["direction", "sgd"]
-        assert sgd.check is not None
-        sgd.check(mu=self.momentum, dampening=self.dampening, nesterov=False)
+        if self.dampening != 0 and self.momentum == 0:
+            raise ValueError(f"dampening={self.dampening:g} does nothing while momentum=0: give a momentum or drop it")
 
     def _missing(self) -> str | None:
         if self.lr is None and len({unit in _TIED for unit in self.between}) == 2:

@@ -164,7 +164,7 @@ def _coupled(direction: str, penalty: str) -> Share:
             return 0.0
         if direction != "sgd" or penalty != "l2" or swinging(lam, momentum, less, math.ceil(math.log2(lr))):
             return None
-        given = Settings(between=("coupled", "torch"), lr=lr, momentum=momentum, dampening=less)
+        given = Settings(between=("coupled", "torch"), lr=lr, momentum=momentum, dampening=less if momentum else 0.0)
         return _decoupled({"lr": lr, "weight_decay": given.to_torch("coupled", lam)})
 
     return share

@@ -4,12 +4,10 @@ from weightdecay.rule import direction
 from weightdecay.words import where
 
 
-def momentum_is_used(*, mu: float, dampening: float, nesterov: float) -> None:
-    """Refuse settings that would be without effect."""
-    if mu == 0 and (dampening != 0 or nesterov):
-        raise ValueError(
-            f"dampening={dampening} and nesterov={bool(nesterov)} do nothing while momentum=0: give a momentum or drop them"
-        )
+def looks_along_a_momentum(*, mu: float, dampening: float, nesterov: float) -> None:
+    """Refuse a look-ahead without a momentum, or along a dampened one, as torch does."""
+    if nesterov and mu == 0:
+        raise ValueError("nesterov=True does nothing while momentum=0: give a momentum or drop it")
     if nesterov and dampening != 0:
         raise ValueError(f"nesterov=True needs dampening=0, not {dampening}")
 
@@ -18,8 +16,9 @@ def momentum_is_used(*, mu: float, dampening: float, nesterov: float) -> None:
     source="Polyak 1964; Sutskever et al. 2013 (Nesterov)",
     state={"m": "momentum_buffer"},
     optional={"m": "mu"},
+    beside={"dampening": "mu"},
     domain={"mu": "[0, inf)", "dampening": "[0, inf)", "nesterov": "[0, 1]"},
-    check=momentum_is_used,
+    check=looks_along_a_momentum,
 )
 def sgd(g, m, *, t, mu=0.0, dampening=0.0, nesterov=False):
     """Add the gradient to the momentum buffer, which starts as the first gradient.

@@ -4,7 +4,8 @@ from typing import Any, ClassVar, Unpack
 
 from torch.optim.optimizer import ParamsT
 
-from weightdecay.presets.preset import Betas, Flagged, Number, Options, Preset
+from weightdecay.optimizer import why_unsteppable
+from weightdecay.presets.preset import Betas, Flagged, Flags, Number, Options, Preset, Settings
 
 
 class SGD(Preset):
@@ -157,9 +158,11 @@ class Adamax(Preset):
         betas: Betas = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: Number = 0.0,
-        **options: Unpack[Options],
+        foreach: bool | None = None,
+        **options: Unpack[Flags],
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, options=options)
+        numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, **numbers, options=Options(foreach=foreach, **options))
 
 
 class Adagrad(Preset):
@@ -189,17 +192,19 @@ class Adagrad(Preset):
         weight_decay: Number = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
-        **options: Unpack[Options],
+        foreach: bool | None = None,
+        **options: Unpack[Flags],
     ) -> None:
         own = {"lr_decay": lr_decay, "initial_accumulator_value": initial_accumulator_value, "eps": eps}
-        super().__init__(params, lr=lr, weight_decay=weight_decay, **own, options=options)
+        super().__init__(params, lr=lr, weight_decay=weight_decay, **own, options=Options(foreach=foreach, **options))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking every value in it, and give it its state at once, as torch's Adagrad does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for param in group["params"]:
-            self._init_state(group, param, self.numbers(group, 0))
+            if why_unsteppable(param) is None:
+                self._init_state(group, param, self.numbers(group, 0))
 
 
 class Adadelta(Preset):
@@ -226,9 +231,11 @@ class Adadelta(Preset):
         rho: float = 0.9,
         eps: float = 1e-6,
         weight_decay: Number = 0.0,
-        **options: Unpack[Options],
+        foreach: bool | None = None,
+        **options: Unpack[Flags],
     ) -> None:
-        super().__init__(params, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay, options=options)
+        numbers = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, **numbers, options=Options(foreach=foreach, **options))
 
 
 class RMSprop(Preset):
@@ -257,7 +264,12 @@ class RMSprop(Preset):
         weight_decay: Number = 0.0,
         momentum: float = 0.0,
         centered: bool = False,
-        **options: Unpack[Options],
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        **options: Unpack[Settings],
     ) -> None:
         own = {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered}
-        super().__init__(params, lr=lr, weight_decay=weight_decay, **own, options=options)
+        flags = Options(capturable=capturable, foreach=foreach, maximize=maximize, differentiable=differentiable, **options)
+        super().__init__(params, lr=lr, weight_decay=weight_decay, **own, options=flags)

@@ -1,13 +1,14 @@
 """What every preset is: an optimizer whose name fixes its rules, and whose arguments are explained in one place."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self, TypedDict
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from weightdecay.hyperparameters import refuse_unknown
+from weightdecay.hyperparameters import refuse_unknown, unify
 from weightdecay.optimizer import Optimizer, Schedule
 from weightdecay.step import Equation
 
@@ -15,18 +16,28 @@ Number = float | Tensor
 Betas = tuple[Number, Number]
 
 
-class Options(TypedDict, total=False):
-    """The keywords that every preset takes: what help(weightdecay.Optimizer) says of them holds."""
+class Settings(TypedDict, total=False):
+    """The keywords that no optimizer of torch's takes by position, and most do not have."""
 
     weight_decay_schedule: Schedule | None
-    maximize: bool
-    capturable: bool
-    differentiable: bool
-    foreach: bool | None
     fused: bool | None
     reader: str
     rounding: str
     seed: int
+
+
+class Flags(Settings, total=False):
+    """The same, and the flags that all but RMSprop of torch's take as keywords alone."""
+
+    maximize: bool
+    capturable: bool
+    differentiable: bool
+
+
+class Options(Flags, total=False):
+    """The keywords that every preset takes: what help(weightdecay.Optimizer) says of them holds."""
+
+    foreach: bool | None
 
 
 _MEANINGS = {
@@ -55,6 +66,10 @@ _MEANINGS = {
     "ratio": "the share of its starting norm that a tensor decays to; 0 is AdamW.",
     "kappa": "κ, the bound of a tensor's sum of squares Σw².",
     "kappa_update": "how fast the multiplier answers, per step.",
+    "capturable": "keep step counts on the device, so that a CUDA graph may capture the step.",
+    "foreach": "changes nothing; taken as torch takes it.",
+    "maximize": "ascend; the decay still shrinks.",
+    "differentiable": "let autograd see through the step.",
     "options": "maximize, reader, rounding, … as weightdecay.Optimizer takes them.",
 }
 
@@ -82,7 +97,7 @@ class Preset(Optimizer):
             arguments = "\n".join(f"    {name}: {meanings[name]}" for name in names)
             cls.__doc__ = f"{text}\n\nArgs:\n{arguments}{prompt}{example}"
 
-    def __init__(self, params: ParamsT, *, options: Options, **numbers: Any) -> None:
+    def __init__(self, params: ParamsT, *, options: Settings, **numbers: Any) -> None:
         scheduled = set() if self.has_lambda() else {"weight_decay", "weight_decay_schedule"}
         for name in scheduled.intersection(options):
             raise TypeError(
@@ -91,6 +106,21 @@ class Preset(Optimizer):
             )
         refuse_unknown(options, {*numbers, *Options.__annotations__} - scheduled, type(self).__name__)
         self._start(params, {"weight_decay": 0.0, **numbers}, **options)
+
+    @classmethod
+    def looking_at(cls, groups: Iterable[Mapping[str, Any]], state: Mapping[Any, Any]) -> Self:
+        """Return an optimizer with the groups and the state of another, to be looked at and not stepped.
+
+        What a user may not mean is in somebody's optimizer all the same: nothing is checked, and what is missing gets defaults.
+        """
+        found = cls([torch.zeros(0, 0)])  # type: ignore[call-arg]  # which any takes: for what it sets by default
+        found.state.clear()
+        found.state.update(state)
+        found.param_groups = [{**found.defaults, **group, "params": list(group["params"])} for group in groups]
+        for group in found.param_groups:
+            found._fill(group)
+            unify(group, found.equation(group))
+        return found
 
     @classmethod
     def has_lambda(cls) -> bool:
