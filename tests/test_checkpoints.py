@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import Linear, Parameter
 from training import (
     COMBINATIONS,
     KINDS,
+    all_params,
     apart,
     bits,
     copies,
@@ -27,6 +29,7 @@ from training import (
 )
 
 import weightdecay as wd
+from weightdecay import saved_state
 
 LAM = {"lr": 0.05, "weight_decay": 0.1}
 TWINS = {
@@ -389,9 +392,8 @@ def test_moments_of_another_shape_are_refused():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *((key, value) for key in ("lr", "weight_decay", "eps") for value in (math.nan, math.inf, -1.0)),
+        *((key, value) for key in ("lr", "weight_decay", "eps") for value in (math.nan, math.inf)),
         ("lr", torch.tensor(math.nan)),
-        ("betas", (0.9, 1.0)),
         ("betas", (math.nan, 0.9)),
         ("betas", (0.9,)),
         ("rounding", "up"),
@@ -415,6 +417,409 @@ def test_other_groups_are_refused(change):
     saved = wd.AdamW(groups, **LAM)
     train(saved, 1)
     refused(live, saved.state_dict(), match="group")
+
+
+# Garbage ----------------------------------------------------------------------------------------------------------------
+
+GARBAGE = [
+    *(None, True, -1, 2.5, math.nan, math.inf, -math.inf, 10**400, 1e300, 2j, "text", b"bytes", (), [], {}, set(), object),
+    *([1.0], {"a": 1}, np.float64(3), np.ones(2), torch.tensor(()), torch.tensor(math.nan), torch.tensor(-5.0), torch.ones(3)),
+    *(torch.ones(2, 2, 2), torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3, dtype=torch.bool), torch.ones(4, 3) * 1j),
+    *(torch.ones(4, 3).to_sparse(), torch.empty(4, 3, device="meta"), torch.empty((), device="meta")),
+]
+FREED = torch.ones(4, 3)
+FREED.untyped_storage().resize_(0)
+OPTIMIZERS = {
+    "adam+toward": {"direction": "adam", "decay": "toward", "rounding": "compensated"},
+    "nadam+constrained": {"direction": "nadam", "decay": "constrained", "weight_decay": 0.0},
+    "sgd+independent": {"direction": "sgd", "momentum": 0.9, "decay": "independent", "penalty": "l2", "penalty_weight": 0.1},
+}
+
+
+def leaves(tree, path=()):
+    """Yield the path to everything in a tree of dictionaries and lists, and to the trees in it."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+def changed(tree, path, change):
+    """Return a tree in which `change` has been done to the copy of what holds the last part of a path."""
+    tree, (key, *rest) = copy.copy(tree), path
+    if rest:
+        tree[key] = changed(tree[key], rest, change)
+    else:
+        change(tree, key)
+    return tree
+
+
+def mutants(state):
+    """Yield states that are broken in one place, with what has been done there: to the last parameter and the last group."""
+    for path in leaves(state):
+        if path[:2] in (("state", 0), ("param_groups", 0)) and len(path) > 2:
+            continue
+        yield f"without {path}", changed(state, path, lambda tree, key: tree.pop(key))
+        if isinstance(path[-1], str):
+            for other in ("other", 3.5):
+                yield (
+                    f"{other} for {path}",
+                    changed(state, path, lambda tree, key, other=other: tree.update({other: tree.pop(key)})),
+                )
+        for value in (*GARBAGE, *[FREED] * (path[0] == "state")):
+            shown = "freed memory" if value is FREED else repr(value)  # which Python could not print
+            yield (
+                f"{shown[:100]} at {path}",
+                changed(state, path, lambda tree, key, value=value: tree.__setitem__(key, value)),
+            )
+    for value in GARBAGE:
+        yield f"{value!r}"[:100], value
+
+
+def made(rules, dtype=torch.bfloat16):
+    params = [Parameter(noise(shape, dtype, place)) for place, shape in enumerate([(4, 3), (4, 3)])]
+    options = {**LAM, **rules, "weight_decay_schedule": {"name": "linear", "steps": 9} if rules.get("penalty") else None}
+    return wd.Optimizer([{"params": [("a", params[0])]}, {"params": [("b", params[1])]}], **options)
+
+
+@pytest.mark.filterwarnings("ignore:loading has replaced", "ignore:lr=.* is above")
+@pytest.mark.parametrize("rules", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_whatever_is_broken_in_a_checkpoint_it_is_refused_whole_or_loaded_and_the_run_goes_on(rules):
+    saved = made(rules)
+    torch.optim.lr_scheduler.ConstantLR(saved)
+    train(saved, 2)
+    live, wrong, loads = run_of(rules), [], 0
+    before = everything(live)
+    for what, broken in mutants(saved.state_dict()):
+        if said := complaint(live.load_state_dict, broken):
+            wrong += [f"{what}: {said}"] * (not any(place in said for place in PLACES))
+            wrong += [f"{what}: changed"] * (everything(live) != before)
+            continue
+        loads += 1
+        set_gradients(live, 7)
+        said = complaint(live.step)  # of a number that may stand there between steps, and not during one
+        wrong += [f"{what}, then: {said}"] * bool(said and "is not a finite number in" not in said)
+        is_finite = all(param.isfinite().all() for param in all_params(live))
+        wrong += [f"{what}: not finite"] * (not is_finite and not any(huge in what for huge in ("nan", "inf", "e+300")))
+        live = run_of(rules)
+    assert wrong == []
+    assert loads > 20
+    train(live, 1, first=2)
+
+
+def run_of(rules):
+    optimizer = made(rules)
+    train(optimizer, 1)
+    return optimizer
+
+
+PLACES = ("of the loaded state", "the loaded", "state_dict ", "param_groups[")
+"""By which a message says where something is wrong."""
+
+
+def complaint(call, *args):
+    """Return what the call says where it refuses."""
+    try:
+        call(*args)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "step", [math.nan, math.inf, -5.0, 2.5, 1e300, torch.ones(3), torch.empty(0), "3", None, 10**400, 1j, True], ids=str
+)
+def test_a_step_count_is_one_whole_number(step):
+    optimizer = trained(wd.AdamW, **LAM)
+    for value in (step, torch.tensor(step)) if isinstance(step, float) else (step,):
+        state = copy.deepcopy(optimizer.state_dict())
+        state["state"][1]["step"] = value
+        refused(
+            optimizer, state, match=r"the loaded step of param_groups\[0\]\['params'\]\[1\] is .*not one whole number of steps"
+        )
+
+
+@pytest.mark.parametrize(
+    "step", [4, 4.0, np.int64(4), torch.tensor(4), torch.tensor([4.0]), torch.tensor(4.0).bfloat16()], ids=repr
+)
+def test_a_step_count_may_be_held_in_several_ways(step):
+    optimizer = trained(wd.AdamW, **LAM)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["step"] = step
+    optimizer.load_state_dict(state)
+    assert bits(optimizer.state_dict()["state"][0]["step"]) == bits(torch.tensor(4.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.float32, torch.float16], ids=str)
+def test_moments_in_another_dtype_are_cast_as_torch_casts_them(dtype):
+    """Left as integers they would be cut off at every step."""
+    params = parameters()
+    theirs = torch.optim.AdamW(params.values(), **LAM)
+    train(theirs, 1)
+    ours = wd.AdamW(copies(params).values(), **LAM)
+    state = copy.deepcopy(theirs.state_dict())
+    for entry in state["state"].values():
+        entry.update({key: torch.ones_like(entry[key], dtype=dtype) for key in ("exp_avg", "exp_avg_sq")})
+    for optimizer in (ours, theirs):
+        optimizer.load_state_dict(copy.deepcopy(state))
+        train(optimizer, 5, first=2)
+    assert all(state["exp_avg"].dtype == torch.float64 for state in ours.state.values())
+    assert apart(ours, theirs) <= 1e-12
+
+
+def test_a_number_that_a_rule_keeps_may_be_a_plain_one():
+    """torch's NAdam of long ago kept its mu_product so."""
+    optimizer = trained(wd.NAdam, **LAM)
+    state = copy.deepcopy(optimizer.state_dict())
+    for entry in state["state"].values():
+        entry["mu_product"] = entry["mu_product"].item()
+    before = everything(optimizer)
+    optimizer.load_state_dict(state)
+    assert everything(optimizer) == before
+
+
+def test_a_copy_for_which_there_is_no_memory_leaves_the_optimizer_as_it_was(monkeypatch):
+    optimizer = trained(wd.AdamW, **LAM)
+    before, copied = everything(optimizer), saved_state.copied
+    left = iter(range(3))
+
+    def until_full(*args):
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("no memory")
+        return copied(*args)
+
+    state = optimizer.state_dict()
+    monkeypatch.setattr(saved_state, "copied", until_full)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.load_state_dict(state)
+    assert everything(optimizer) == before
+    train(optimizer, 1, first=4)
+
+
+# What was written after the last step -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle"])
+@pytest.mark.parametrize("library", [wd, torch.optim], ids=["weightdecay", "torch"])
+def test_the_checkpoint_of_the_last_step_loads_and_the_next_step_asks_for_an_lr_that_can_be_meant(library, way):
+    """torch's OneCycleLR leaves a tiny negative lr behind."""
+    saved = library.AdamW(parameters().values(), lr=0.1, weight_decay=0.1)
+    schedule = {"total_steps": 20, "anneal_strategy": "linear"}
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(saved, 0.1, **schedule)
+    for t in range(20):
+        train(saved, 1, first=t)
+        scheduler.step()
+    assert saved.param_groups[0]["lr"] < 0
+    if way == "state_dict":
+        loaded = wd.AdamW(parameters().values(), lr=0.1, weight_decay=0.1)
+        loaded.load_state_dict(saved.state_dict())
+    else:
+        loaded = copy.deepcopy(saved) if way == "deepcopy" else pickle.loads(pickle.dumps(saved))
+    assert loaded.param_groups[0]["lr"] == saved.param_groups[0]["lr"]
+    if library is wd or way == "state_dict":
+        before = everything(loaded)
+        with pytest.raises(ValueError, match=r"lr=-.* is not a finite number in \[0, inf\)"):
+            train(loaded, 1)
+        assert everything(loaded) == before
+    torch.optim.lr_scheduler.OneCycleLR(loaded, 0.1, **schedule)  # a new run
+    train(loaded, 1)
+
+
+@pytest.mark.parametrize("options", [{"dampening": 0.5}, {"momentum": 0.9, "nesterov": True}], ids=["dampening", "nesterov"])
+def test_a_checkpoint_of_a_momentum_that_has_come_to_zero_loads(options):
+    """torch takes dampening without a momentum, and looks at nesterov only where an optimizer is made."""
+    params = parameters()
+    theirs = torch.optim.SGD(params.values(), **LAM, **options)
+    theirs.param_groups[0]["momentum"] = 0.0
+    train(theirs, 2)
+    ours = wd.SGD(copies(params).values(), **LAM)
+    ours.load_state_dict(theirs.state_dict())
+    for optimizer in (ours, theirs):
+        train(optimizer, 3, first=3)
+    assert apart(ours, theirs) <= 1e-12
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", -1.0), ("weight_decay", -1.0), ("eps", -1.0), ("betas", (0.9, 1.0))])
+def test_a_finite_number_outside_its_domain_is_refused_by_the_step(key, value):
+    optimizer = trained(wd.AdamW, **LAM)
+    optimizer.param_groups[0][key] = value
+    state, fresh = copy.deepcopy(optimizer.state_dict()), wd.AdamW(parameters().values())
+    fresh.load_state_dict(state)
+    before = everything(fresh)
+    with pytest.raises(ValueError, match=key):
+        train(fresh, 1)
+    assert everything(fresh) == before
+
+
+# λ and lr that loading changes ------------------------------------------------------------------------------------------
+
+
+def test_one_warning_says_which_lambda_and_lr_loading_has_changed():
+    saved = torch.optim.AdamW(parameters().values(), lr=0.5, weight_decay=0.2)
+    live = wd.AdamW(parameters().values(), lr=0.1, weight_decay=0.3)
+    with pytest.warns(
+        UserWarning, match=r"weight_decay of param_groups\[0\]: 0.3 → 0.2\n  lr of .*: 0.1 → 0.5\n.*migrate"
+    ) as said:
+        live.load_state_dict(saved.state_dict())
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert (live.param_groups[0]["lr"], live.param_groups[0]["weight_decay"]) == (0.5, 0.2)
+
+
+def test_a_schedule_of_lambda_that_loading_changes_is_said():
+    params = parameters().values()
+    saved = wd.AdamW(params, **LAM, weight_decay_schedule={"name": "linear", "steps": 10})
+    live = wd.AdamW(params, **LAM, weight_decay_schedule={"name": "linear", "steps": 20})
+    with pytest.warns(UserWarning, match=r"weight_decay_schedule of .*'steps': 20.* → .*'steps': 10"):
+        live.load_state_dict(saved.state_dict())
+
+
+def scheduled(build):
+    def made():
+        optimizer = wd.AdamW(parameters().values(), lr=0.1, weight_decay=0.3)
+        return optimizer, build(optimizer)
+
+    return made
+
+
+SCHEDULERS = {
+    "cosine": scheduled(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)),
+    "one cycle": scheduled(lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)),
+    "warm-up": scheduled(lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: t / 10)),
+    "of λ": scheduled(lambda optimizer: wd.WeightDecayScheduler(optimizer, "linear", steps=10)),
+}
+
+
+@pytest.mark.parametrize("live", ["fresh", "scheduled", "trained"])
+@pytest.mark.parametrize("made", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_nothing_is_said_of_what_schedulers_have_changed(made, live):
+    """Warnings are errors in these tests."""
+    saved, scheduler = made()
+    for t in range(4):
+        train(saved, 1, first=t)
+        scheduler.step()
+    loaded, its = made() if live != "fresh" else (wd.AdamW(parameters().values(), lr=0.1, weight_decay=0.3), None)
+    if live == "trained":
+        train(loaded, 1)
+        its.step()
+    loaded.load_state_dict(saved.state_dict())
+
+
+def test_nothing_is_said_of_an_lr_that_the_training_loop_lowers_or_of_what_nobody_has_passed():
+    saved = wd.AdamW(parameters().values(), lr=0.1, weight_decay=0.3)
+    saved.param_groups[0]["lr"] = 0.05
+    for given in ({"lr": 0.1, "weight_decay": 0.3}, {}):
+        wd.AdamW(parameters().values(), **given).load_state_dict(saved.state_dict())
+
+
+# A checkpoint of other groups -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (4,)], ids=["as the Trainer of transformers groups", "as torch's classes group"])
+@pytest.mark.parametrize("names", [True, False])
+def test_a_checkpoint_of_a_plain_run_says_how_its_groups_differ_and_names_the_way(sizes, names):
+    model = torch.nn.Sequential(Linear(3, 3), torch.nn.LayerNorm(3)).double()
+    params = list(model.parameters())
+    groups = [params[:2], params[2:]] if len(sizes) == 2 else [params]
+    plain = torch.optim.AdamW([{"params": group} for group in groups], lr=0.05)
+    train(plain, 2)
+    live = wd.AdamW(wd.param_groups(model, 0.1, names=names), lr=0.05)
+    with pytest.raises(ValueError, match="other groups") as caught:
+        live.load_state_dict(plain.state_dict())
+    text = str(caught.value)
+    for index, size in enumerate(sizes):
+        assert f"    {index}: {size} parameters\n" in text.partition("in the optimizer")[0]
+    assert "in the optimizer: 2 groups" in text
+    assert ("('0.weight')" in text) == names
+    assert ("model=model" in text) == (not names)
+    assert "weightdecay.migrate(optimizer, state_dict, weight_decay=…, lr=…" in text
+    assert "saved=[[name, …], …]" in text
+    every = [name for name, _ in model.named_parameters()]
+    wd.migrate(
+        live,
+        plain.state_dict(),
+        weight_decay="live",
+        lr="live",
+        model=model,
+        saved=[every[:2], every[2:]][: len(sizes)] if len(sizes) == 2 else [every],
+    )
+    assert bits(live.state[params[0]]["exp_avg"]) == bits(plain.state[params[0]]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": None}, "the 'params' of param_groups[0] of the loaded state are None, not a list"),
+        ({"params": [0, [1], 2]}, "the 'params' of param_groups[0] of the loaded state hold a list"),
+        ({"params": [0, 0, 1]}, "has the parameter 0 twice"),
+        ({"param_names": [1, 2, 3]}, "the 'param_names' of param_groups[0] of the loaded state hold 1, not names"),
+        ({"param_names": ["a", "b"]}, "param_groups[0] of the loaded state has 2 names for 3 parameters"),
+    ],
+)
+def test_hostile_groups_are_refused_with_their_place(change, message):
+    live = wd.AdamW(parameters().items(), **LAM)
+    train(live, 1)
+    state = copy.deepcopy(live.state_dict())
+    state["param_groups"][0].update(change)
+    refused(live, state, match=re.escape(message))
+
+
+# Attached decays --------------------------------------------------------------------------------------------------------
+
+
+def attached(decay="decoupled", dtype=torch.bfloat16, build=torch.optim.AdamW):
+    optimizer = build([("a", Parameter(noise((4, 3), dtype, 0))), ("b", Parameter(noise((4, 3), dtype, 1)))], lr=0.05)
+    wd.attach(optimizer, decay, 0.1)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("decay", "key", "value"),
+    [
+        *(("decoupled", "attached_pending", value) for value in (math.nan, 2.0, -0.1, "text", None, torch.ones(2))),
+        *(("toward", "attached_step", value) for value in (math.nan, -1, 2.5, "text", None, torch.ones(2))),
+        *(("toward", "attached_reference", value) for value in ("text", None, torch.ones(3), torch.ones(4, 3) * 1j)),
+    ],
+    ids=str,
+)
+def test_what_an_attached_decay_could_not_go_on_from_is_refused_whole(decay, key, value):
+    saved, live = attached(decay), attached(decay)
+    for optimizer in (saved, live):
+        train(optimizer, 2)
+    state = copy.deepcopy(saved.state_dict())
+    assert key in state["state"][1]
+    state["state"][1][key] = value
+    refused(live, state, match=f"the loaded {key} of 'b'")
+
+
+@pytest.mark.parametrize("change", [{"params": None}, {"lr": "text"}, {"differentiable": True}, {"weight_decay": -1.0}])
+def test_groups_that_an_attached_decay_could_not_take_over_are_refused_whole(change):
+    live = attached()
+    train(live, 1)
+    plain = torch.optim.AdamW([Parameter(noise((4, 3), torch.bfloat16, 0)), Parameter(noise((4, 3), torch.bfloat16, 1))])
+    train(plain, 1)
+    state = plain.state_dict()
+    state["param_groups"][0].update(change)
+    before = everything(live)
+    with pytest.raises((TypeError, ValueError), match=r"param_groups\[0\]"):
+        live.load_state_dict(state)
+    assert everything(live) == before
+
+
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_a_decay_is_attached_to_what_was_saved_after_the_last_step(attach_first):
+    saved = attached(dtype=torch.float32)
+    train(saved, 1)
+    saved.param_groups[0]["lr"] = -4e-7
+    live = torch.optim.AdamW([Parameter(torch.ones(4, 3)), Parameter(torch.ones(4, 3))])
+    if attach_first:
+        wd.attach(live, "decoupled", 0.1)
+    live.load_state_dict(saved.state_dict())
+    if not attach_first:
+        wd.attach(live, "decoupled", 0.1)
+    before = everything(live)
+    with pytest.raises(ValueError, match="lr"):
+        train(live, 1)
+    assert everything(live) == before
 
 
 # Hooks ------------------------------------------------------------------------------------------------------------------
@@ -441,7 +846,7 @@ def test_a_pre_hook_may_replace_the_dictionary():
     optimizer = wd.AdamW(params.values(), **LAM)
     train(optimizer, 2)
     replacement = copy.deepcopy(optimizer.state_dict())
-    replacement["param_groups"][0]["lr"] = 0.5
+    replacement["param_groups"][0]["eps"] = 0.5
     for state in replacement["state"].values():
         state["exp_avg"].fill_(2.0)
     optimizer.register_load_state_dict_pre_hook(lambda *_: replacement)

@@ -150,7 +150,7 @@ def test_a_misspelt_hyper_parameter_is_found(ball):
 def test_a_third_partys_rule_survives_a_checkpoint(ball):
     first, second = vector(3.0, 4.0), vector(0.0, 0.0)
     saved = wd.Optimizer([first], lr=0.5, direction="sgd", decay=ball, weight_decay=0.5, radius=2.0)
-    loaded = wd.Optimizer([second], lr=0.1, direction="sgd", decay=ball)
+    loaded = wd.Optimizer([second], lr=0.5, direction="sgd", decay=ball)
     loaded.load_state_dict(saved.state_dict())
     with torch.no_grad():
         second.copy_(first)

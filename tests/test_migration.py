@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn import Parameter
 from training import bits, copies, noise, refused
 
 import weightdecay as wd
+from weightdecay.names import differences, without_wrappers
 
 NAMES = ("body.weight", "body.bias", "head.weight", "head.bias")
 MOMENTUM = {"momentum": 0.9}
@@ -248,6 +250,179 @@ def test_what_the_optimizer_refuses_is_refused_whole():
         wd.migrate(new, old.state_dict(), **KEEP)
 
 
+MOMENTS = {
+    "Adagrad": ("sum", {}),
+    "Rprop": ("prev", {}),
+    "ASGD": ("ax", {}),
+    "Adam": ("exp_avg", {}),
+    "AdamW": ("max_exp_avg_sq", {"amsgrad": True}),
+    "NAdam": ("exp_avg", {}),
+    "Adamax": ("exp_inf", {}),
+    "Adadelta": ("square_avg", {}),
+    "RMSprop": ("grad_avg", {"centered": True}),
+    "SGD": ("momentum_buffer", MOMENTUM),
+    "Muon": ("momentum_buffer", {}),
+}
+
+
+@pytest.mark.parametrize(("name", "key", "options"), [(name, *rest) for name, rest in MOMENTS.items()], ids=MOMENTS)
+def test_every_moment_of_torchs_optimizers_has_the_parameters_shape(name, key, options):
+    params = {name: Parameter(noise((3, 3), torch.float32, place)) for place, name in enumerate(NAMES)}
+    old, new = (getattr(torch.optim, name)(list(copies(params).items()), **options) for _ in range(2))
+    train(old, dict(zip(NAMES, old.param_groups[0]["params"], strict=True)), 1)
+    state = copy.deepcopy(old.state_dict())
+    wd.migrate(new, state, **KEEP)
+    for value in (torch.ones(4, 3), *([] if key in ("prev", "ax") else [torch.tensor(1.0)])):  # no rule of ours has those two
+        state["state"][2][key] = value
+        with refused(ValueError, f"'head.weight' has the shape {tuple(value.shape)} in the checkpoint", key, unchanged=new):
+            wd.migrate(new, state, **KEEP)
+
+
+@pytest.mark.parametrize(("name", "key"), [("Adagrad", "sum"), ("Rprop", "prev"), ("ASGD", "ax"), ("AdamW", "exp_avg")])
+def test_the_doctor_sees_a_moment_of_another_shape(name, key):
+    model = nn.Linear(3, 3)
+    optimizer = getattr(torch.optim, name)(model.parameters())
+    train_all(optimizer)
+    assert not wd.doctor(model, optimizer, only="D7").findings
+    optimizer.state[model.weight][key] = torch.ones(4, 3)
+    (finding,) = wd.doctor(model, optimizer, only="D7").findings
+    assert f"{key} (4, 3) for (3, 3)" in str(finding.to_dict())
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "LBFGS"])
+def test_the_doctor_knows_what_has_another_shape_by_right(name):
+    model = nn.Linear(3, 3)
+    optimizer = getattr(torch.optim, name)(model.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert not wd.doctor(model, optimizer, only="D7").findings
+
+
+def test_what_adafactor_keeps_of_rows_and_columns_moves():
+    for cls in (torch.optim.Adafactor, wd.Adafactor):
+        params = parameters()
+        old, new = (cls(list(copies(params).items())) for _ in range(2))
+        train(old, dict(zip(NAMES, old.param_groups[0]["params"], strict=True)), 1)
+        wd.migrate(new, old.state_dict(), **KEEP)
+        assert bits(new.state_dict()["state"]) == bits(old.state_dict()["state"])
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, wd.AdamW])
+def test_the_moments_of_a_parameter_that_has_grown_start_afresh_where_that_is_allowed(cls):
+    params = parameters()
+    old = build(cls, {}, params, ORDINARY, BIASES_DO_NOT)
+    train(old, params, 2)
+    grown = {**copies(params), "head.weight": Parameter(noise((5, 3), torch.float64, 9))}
+    new = build(cls, {}, grown, REGROUPED, NEW)
+    train(new, grown, 1)
+    with refused(ValueError, "'head.weight' has the shape (3, 3)", "(5, 3)", "With strict=False the moments", unchanged=new):
+        wd.migrate(new, old.state_dict(), **KEEP)
+    found = wd.migrate(new, old.state_dict(), **KEEP, strict=False)
+    assert found.reshaped == ("head.weight",)
+    assert found.missing == found.unexpected == ()
+    assert "another shape than in the checkpoint, so without a state: 'head.weight'" in str(found)
+    assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
+    assert [each.has_state for each in found.moved if each.name == "head.weight"] == [False]
+    assert grown["head.weight"] not in new.state
+    assert bits(new.state[grown["body.weight"]]) == bits(old.state[params["body.weight"]])
+    train(new, grown, 1, first=3)
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.NAdam, wd.AdamW])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("step", value) for value in ("text", None, -1.0, 2.5, torch.tensor(float("nan")), torch.ones(2))),
+        *(("exp_avg", value) for value in ("text", torch.empty(3, 3, device="meta"), torch.ones(3, 3).to_sparse())),
+        *(("mu_product", value) for value in ("text", torch.ones(2))),
+    ],
+    ids=str,
+)
+def test_a_state_that_no_optimizer_could_go_on_from_is_refused_whole(cls, key, value):
+    params = parameters()
+    old, new = (build(cls, {}, copies(params), ORDINARY, BIASES_DO_NOT) for _ in range(2))
+    for each in (old, new):
+        train_all(each)
+    state = copy.deepcopy(old.state_dict())
+    if key not in state["state"][3]:
+        return
+    state["state"][3][key] = value
+    with refused(ValueError, f"the loaded {key} of 'head.bias'", unchanged=new):
+        wd.migrate(new, state, **KEEP)
+
+
+@pytest.mark.parametrize("cls", [torch.optim.NAdam, wd.NAdam])
+def test_what_is_refused_after_it_has_been_taken_is_taken_back(cls):
+    """torch's classes look at numbers, and users' hooks at anything, when the state is in its place already."""
+    params = parameters()
+    old, new = (build(cls, {}, copies(params), ORDINARY, BIASES_DO_NOT) for _ in range(2))
+    for each in (old, new):
+        train_all(each)
+
+    def hook(optimizer):
+        raise RuntimeError("no")
+
+    new.register_load_state_dict_post_hook(hook)
+    with refused(RuntimeError, "no", unchanged=new):
+        wd.migrate(new, old.state_dict(), weight_decay="checkpoint", lr="checkpoint")
+    train_all(new)
+
+
+def test_names_of_parts_are_refused_with_the_way_out():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    parts = [{"params": list(part.named_parameters())} for part in model]
+    old, new = (torch.optim.AdamW(parts, lr=0.05) for _ in range(2))
+    train_all(old)
+    with refused(ValueError, "the optimizer has several parameters of one name: 'weight', 'bias'; pass model=", unchanged=new):
+        wd.migrate(new, old.state_dict(), **KEEP)
+    with refused(ValueError, "the checkpoint has several", "pass saved=[[name, …], …], the names in each", unchanged=new):
+        wd.migrate(new, old.state_dict(), **KEEP, model=model)
+    wd.migrate(new, old.state_dict(), **KEEP, model=model, saved=[["0.weight", "0.bias"], ["1.weight", "1.bias"]])
+    assert bits(new.state_dict()["state"]) == bits(old.state_dict()["state"])
+
+
+def train_all(optimizer):
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": None}, "the 'params' of param_groups[0] of the loaded state are None, not a list"),
+        ({"param_names": [1, 2]}, "hold 1, not names"),
+        ({"param_names": ["body.weight"]}, "has 1 names for 2 parameters"),
+        ({"lr": "fast"}, "the loaded lr of 'body.weight' is a str, not one real number"),
+    ],
+)
+def test_hostile_groups_are_refused_with_their_place(change, message):
+    params = parameters()
+    old, new = (build(torch.optim.AdamW, {}, params, ORDINARY, BIASES_DO_NOT) for _ in range(2))
+    train(old, params, 1)
+    state = copy.deepcopy(old.state_dict())
+    state["param_groups"][0].update(change)
+    with refused(ValueError, message, unchanged=new):
+        wd.migrate(new, state, **KEEP)
+
+
+def test_names_cost_time_in_proportion_to_their_number_and_their_length():
+    """Each once took the square of it: minutes."""
+    ours, theirs = ([f"module.layers.{place}.{kind}" for place in range(50_000)] for kind in ("weight", "kernel"))
+    begin = time.process_time()
+    assert differences(without_wrappers(ours), without_wrappers(theirs)).endswith("and 49990 more")
+    assert without_wrappers(["." * 100_000, "module." * 100_000 + "weight"]) == ["." * 100_000, "module.weight"]
+    assert without_wrappers(["module." * 100_000 + "weight"]) == ["weight"]
+    assert time.process_time() - begin < 20
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -342,7 +517,10 @@ def test_a_tensor_of_lambda_stays_the_same_object(policy):
     ("groups", "words"),
     [
         ([tuple(reversed(names)) for names in ORDINARY], ["place 0: 'head.weight' in the optimizer, 'body.weight'"]),
-        ([("body.weight",), ("head.weight", "body.bias", "head.bias")], ["groups of [1, 3] parameters in the optimizer"]),
+        (
+            [("body.weight",), ("head.weight", "body.bias", "head.bias")],
+            ["    0: 1 parameter ('body.weight')\n    1: 3 parameters ('head"],
+        ),
         ([ORDINARY[0], ("body.bias",)], ["only in the checkpoint: 'head.bias'"]),
     ],
     ids=["order", "groups", "parameters"],
@@ -361,7 +539,7 @@ def test_our_optimizers_load_the_same_names_behind_another_wrapper_and_keep_thei
     old = build(wd.AdamW, {"reader": "eager"}, params, ORDINARY, BIASES_DO_NOT, prefix="module.")
     train(old, params, 1)
     twins = copies(params)
-    new = build(wd.AdamW, {"reader": "eager"}, twins, ORDINARY, NEW, prefix="_orig_mod.")
+    new = build(wd.AdamW, {"reader": "eager"}, twins, ORDINARY, BIASES_DO_NOT, prefix="_orig_mod.")
     new.load_state_dict(old.state_dict())
     assert by_name(new, twins) == by_name(old, params)
     assert new.param_groups[0]["param_names"] == ["_orig_mod.body.weight", "_orig_mod.head.weight"]

@@ -501,7 +501,8 @@ def test_the_peak_is_saved():
     optimizer = shrinking(ones())
     factors(optimizer, by_hand(optimizer))
     resumed = shrinking(ones(), lr=0.9)
-    resumed.load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match=r"lr of param_groups\[0\]: 0.9 → 0.1"):
+        resumed.load_state_dict(optimizer.state_dict())
     assert_peak(factors(resumed, by_hand(resumed)), 0.1)
 
 

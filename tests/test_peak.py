@@ -212,7 +212,8 @@ def test_a_checkpoint_of_torchs_knows_no_peak_and_its_lr_is_followed():
     theirs = torch.optim.AdamW([one()], lr=1e-2)
     step(theirs)
     optimizer = wd.AdamC([one()], 1e-3, weight_decay=10.0)
-    optimizer.load_state_dict(reloaded(theirs.state_dict()))
+    with pytest.warns(UserWarning, match="weight_decay of .*: 10 → 0.01"):
+        optimizer.load_state_dict(reloaded(theirs.state_dict()))
     optimizer.param_groups[0]["weight_decay"] = 10.0
     with pytest.warns(UserWarning, match="lr_at_start=0.001"):
         assert step(optimizer)[1] == pytest.approx(1 - 1e-2 * 10.0, rel=1e-12)

@@ -249,7 +249,8 @@ def test_a_checkpoint_without_a_schedule_keeps_the_optimizers_and_one_with_it_br
     with_it, without = scheduled(parameters().values()), wd.AdamW(parameters().values())
     train(with_it, 3)
     state = copy.deepcopy(with_it.state_dict())
-    with_it.load_state_dict(without.state_dict())
+    with pytest.warns(UserWarning, match="weight_decay of .* → 0.01"):
+        with_it.load_state_dict(without.state_dict())
     assert with_it.param_groups[0]["weight_decay_schedule"] == {**COSINE, "step": 3}
     without.load_state_dict(state)
     assert without.param_groups[0]["weight_decay_schedule"] == {**COSINE, "step": 3}

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.attachment import Attachment
-from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam, Preset
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.split import is_factor
 from weightdecay.rule import kept_for
+from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.shrink import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 

@@ -26,6 +26,7 @@ _DOMAINS = {
     name: Interval("[0, inf)")
     for name in ("lr", "weight_decay", "penalty_weight", "lr_max", "lr_at_start", "largest_lr", "seed")
 }
+_ANY = Interval("(-inf, inf)")
 _FLAGS = ("maximize", "capturable", "differentiable", "nesterov", "centered", "amsgrad", "decoupled_weight_decay")
 _FLAGS_OR_NONE = ("foreach", "fused")
 _OTHERS = ("params", "param_names", "betas", "rounding", "direction", "penalty", "decay")
@@ -242,10 +243,13 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, number_types.Integral) else float(value)
 
 
-def check(group: dict[str, Any], equation: Equation, where: str, *, is_new: bool = False) -> None:
+def check(group: dict[str, Any], equation: Equation, where: str, *, is_new: bool = False, is_loaded: bool = False) -> None:
     """Refuse a group whose hyper-parameters cannot be meant, and write each in one form, as `unify` does.
 
     Combinations that a rule's own check refuses are looked at in a new group only: later, schedules write number by number.
+
+    A group that `is_loaded` may have any finite numbers: somebody may have written them after the last step, before it was
+    saved, and others may be written before the next, which looks at them again.
 
     Raise:
         TypeError: a value is not a number, or a flag not a bool.
@@ -256,7 +260,7 @@ def check(group: dict[str, Any], equation: Equation, where: str, *, is_new: bool
     tuples: dict[str, tuple[Any, ...]] = {}
     for rule in equation.rules:
         for name, default in rule.defaults.items():
-            domains.setdefault(user_name(name), rule.domain.get(name, Interval("(-inf, inf)")))
+            domains.setdefault(user_name(name), rule.domain.get(name, _ANY))
             if isinstance(default, tuple):
                 tuples[user_name(name)] = default
     flags = [key for key, form in _forms(equation).items() if form is bool]
@@ -264,12 +268,17 @@ def check(group: dict[str, Any], equation: Equation, where: str, *, is_new: bool
         domains.pop(flag, None)
         if flag in group and not isinstance(group[flag], bool) and not (flag in _FLAGS_OR_NONE and group[flag] is None):
             raise TypeError(f"{flag}={group[flag]!r} in {where} is not True or False")
+    if is_loaded:
+        domains |= {key: _ANY for key, domain in domains.items() if isinstance(domain, Interval) and key != "seed"}
+        for key in ("initial_lr", "max_lr", "initial_weight_decay", "initial_penalty_weight"):  # what schedulers go by
+            if group.get(key) is not None:
+                _number(key, group[key], _ANY, where)
     if "betas" in group:
         group["betas"] = _betas(group["betas"], equation, domains, where)
     for key in list(group):
         if key in domains and not (key in ("lr_max", "lr_at_start") and group[key] is None):
             group[key] = _setting(key, group[key], domains[key], tuples.get(key), where)
-    if group["rounding"] not in ROUNDINGS:
+    if not isinstance(group["rounding"], str) or group["rounding"] not in ROUNDINGS:
         raise ValueError(f"rounding={group['rounding']!r} in {where} is unknown: {hint(group['rounding'], ROUNDINGS)}")
     if int(group["seed"]) != group["seed"]:
         raise ValueError(f"seed={group['seed']!r} in {where} is not a whole number")
@@ -321,7 +330,7 @@ def _betas(betas: Any, equation: Equation, domains: Mapping[str, Any], where: st
     names = [name for rule in equation.rules for name in rule.defaults if re.fullmatch(r"beta\d", name)]
     if not isinstance(betas, tuple) or (names and len(betas) != len(names)):
         raise ValueError(f"betas={betas!r} in {where} should be {len(names)} numbers, as in betas=(0.9, 0.999)")
-    fallback = Interval("[0, 1)")
+    fallback = _ANY if domains["lr"] is _ANY else Interval("[0, 1)")
     return tuple(_number(f"betas[{i}]", beta, domains.get(f"beta{i + 1}", fallback), where) for i, beta in enumerate(betas))
 
 
@@ -341,9 +350,9 @@ def _setting(key: str, value: Any, allowed: Interval | Choice, default: tuple[An
     )
 
 
-def check_number(key: str, value: Any, where: str) -> Any:
+def check_number(key: str, value: Any, where: str, *, is_loaded: bool = False) -> Any:
     """Refuse a value of a number that every optimizer has (`lr`, a λ) if it cannot be meant, and return it as Python's."""
-    return _number(key, _plain(value), _DOMAINS[key], where)
+    return _number(key, _plain(value), _ANY if is_loaded else _DOMAINS[key], where)
 
 
 def _number(key: str, value: Any, domain: Interval, where: str) -> Any:

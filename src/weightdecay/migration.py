@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from weightdecay import arguments
+from weightdecay import arguments, saved_state
 from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER
+from weightdecay.checkpoints import Chosen
 from weightdecay.columns import aligned
 from weightdecay.groups.params import params_of
 from weightdecay.hyperparameters import SCHEDULES
@@ -27,10 +29,6 @@ FAMILIES = {
 }
 """What follows the policy of a hyper-parameter: what schedulers, schedules and rules keep of it, too."""
 POLICIES = ("live", "checkpoint")
-OF_THE_PARAMETERS_SHAPE = frozenset(
-    ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "acc_delta", "grad_avg"]
-)
-"""The moments of torch.optim's optimizers that have a value for every element."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,14 @@ class Migration:
     """What `migrate` did; prints as a table of which groups went where.
 
     `missing` are the optimizer's parameters that the checkpoint does not have, and that start afresh; `unexpected` are the
-    checkpoint's that the optimizer does not have, whose state was dropped.
+    checkpoint's that the optimizer does not have, whose state was dropped; `reshaped` are those that both have in different
+    shapes, and that start afresh, too.
     """
 
     moved: tuple[Moved, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         header = ("from group", "to group", "tensors", "weight_decay", "lr")
@@ -75,15 +75,17 @@ class Migration:
         came = sum(each.group_in_checkpoint is not None for each in self.moved)
         lines += ["", f"{came} of {len(self.moved)} parameters were found in the checkpoint by name."]
         lines += [f"new, without a state: {some(self.missing, 10)}"] * bool(self.missing)
+        lines += [f"another shape than in the checkpoint, so without a state: {some(self.reshaped, 10)}"] * bool(self.reshaped)
         lines += [f"left behind: {some(self.unexpected, 10)}"] * bool(self.unexpected)
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON: a row for each parameter in moved, and the names in missing and unexpected."""
+        """Return all of it for JSON: a row for each parameter in moved, and the names in missing, unexpected and reshaped."""
         return {
             "moved": [asdict(each) for each in self.moved],
             "missing": list(self.missing),
             "unexpected": list(self.unexpected),
+            "reshaped": list(self.reshaped),
         }
 
 
@@ -116,16 +118,18 @@ def migrate(
             param_names, or had another name for a tied tensor.
         saved: the groups that the checkpoint's optimizer was made with, if they had names and the checkpoint has none:
             `param_groups(old_model, λ, names=True)`, or a list of names for each group.
-        strict: whether to refuse if the two do not have the same parameters. If not, what the checkpoint lacks starts afresh
-            (its own state, if it has any, is dropped), and what the optimizer lacks is left behind; both are reported.
+        strict: whether to refuse if the two do not have the same parameters, or one of another shape (an embedding of more
+            tokens, a head of more classes). If not, what the checkpoint lacks or has in another shape starts afresh (its own
+            state, if it has any, is dropped), and what the optimizer lacks is left behind; all three are reported.
 
     Returns:
         What was moved where.
 
     Raises:
         ValueError: names are missing or stand for several parameters; the parameters differ (with a diff of their names); a
-            moment has another shape than its parameter; a group's parameters had different λ or learning rates and
-            "checkpoint" was asked for; the optimizer refuses the state. Nothing has changed then.
+            moment has another shape than its parameter; a step count or a moment cannot be read; a group's parameters had
+            different λ or learning rates and "checkpoint" was asked for; the optimizer refuses the state. Nothing has
+            changed then.
         TypeError: the arguments are not of these kinds.
 
     >>> import weightdecay as wd
@@ -158,15 +162,32 @@ def migrate(
             f"{differences([slot.name for slot in live], [slot.name for slot in old])}\n"
             "With strict=False the former start afresh, and the state of the latter is left behind."
         )
-    _refuse_other_shapes(live, pairs)
+    reshaped = _of_another_shape(optimizer, live, pairs, strict)
+    state = {
+        place: _readable(optimizer, match.state, slot)
+        for place, (slot, match) in enumerate(zip(live, pairs, strict=True))
+        if match is not None and match.state and place not in reshaped
+    }
     groups = _new_groups(optimizer, live, pairs, policies)
-    before = [dict(group) for group in optimizer.param_groups]
-    state = {place: match.state for place, match in enumerate(pairs) if match is not None and match.state}
-    optimizer.load_state_dict({**state_dict, "state": state, "param_groups": groups})
-    for group, own in zip(optimizer.param_groups, before, strict=True):
-        _keep_tensors(group, own)
-    rows = [_moved(slot, match, optimizer.param_groups[slot.group]) for slot, match in zip(live, pairs, strict=True)]
-    return Migration(tuple(rows), tuple(missing), tuple(unexpected))
+    _load(optimizer, Chosen({**state_dict, "state": state, "param_groups": groups}))
+    rows = [
+        _moved(slot, match, optimizer.param_groups[slot.group], place in state)
+        for place, (slot, match) in enumerate(zip(live, pairs, strict=True))
+    ]
+    return Migration(tuple(rows), tuple(missing), tuple(unexpected), tuple(live[place].name for place in reshaped))
+
+
+def _load(optimizer: torch.optim.Optimizer, state_dict: Chosen) -> None:
+    """Load a state, or leave the optimizer as it was: torch's classes look at some of it when they have it already."""
+    before: dict[str, Any] = {key: optimizer.__dict__[key] for key in ("state", "param_groups") if key in optimizer.__dict__}
+    own = [dict(group) for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state_dict)
+    except BaseException:
+        optimizer.__dict__.update(before)  # torch puts new ones there, and changes nothing in these
+        raise
+    for group, old in zip(optimizer.param_groups, own, strict=True):
+        _keep_tensors(group, old)
 
 
 @dataclass(eq=False)
@@ -186,7 +207,7 @@ class _Slot:
 
 def _live_slots(optimizer: torch.optim.Optimizer, model: nn.Module | Iterable[tuple[str, Tensor]] | None) -> list[_Slot]:
     slots = [
-        _Slot(_names_in(group, place), index, group, param)
+        _Slot([group["param_names"][place]] if group.get("param_names") else [], index, group, param)
         for index, group in enumerate(optimizer.param_groups)
         for place, param in enumerate(group["params"])
     ]
@@ -201,17 +222,16 @@ def _live_slots(optimizer: torch.optim.Optimizer, model: nn.Module | Iterable[tu
             "the optimizer's groups have no names: pass model=…, or make it with param_groups(model, λ, names=True) or from "
             "model.named_parameters()"
         )
-    return _spelled(slots, "the optimizer")
+    return _spelled(slots, "the optimizer", "pass model=…, which names them as parts of the whole")
 
 
 def _saved_slots(state_dict: Mapping[str, Any], saved: Iterable[Any] | None) -> list[_Slot]:
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        keys = f"has {some(map(str, state_dict))}" if isinstance(state_dict, Mapping) else f"is a {type(state_dict).__name__}"
-        raise TypeError(
-            f"state_dict {keys}, not the 'state' and 'param_groups' of an optimizer; pass its part of the checkpoint"
-        )
-    groups = list(state_dict["param_groups"])
-    names = [[_names_in(group, place) for place in range(len(group["params"]))] for group in groups]
+    groups, state = saved_state.parts(state_dict)
+    places = [f"param_groups[{index}] of the checkpoint" for index in range(len(groups))]
+    names = [
+        [[name] for name in saved_state.names_of(group, where)] or [[] for _ in group["params"]]
+        for group, where in zip(groups, places, strict=True)
+    ]
     if saved is not None:
         names = [[[name] for name in _names_of(group)] for group in saved]
         sizes = [len(group["params"]) for group in groups]
@@ -220,7 +240,7 @@ def _saved_slots(state_dict: Mapping[str, Any], saved: Iterable[Any] | None) -> 
                 f"saved has groups of {[len(each) for each in names]} names, and the checkpoint of {sizes} parameters"
             )
     slots = [
-        _Slot(names[index][place], index, group, state=state_dict["state"].get(key, {}))
+        _Slot(names[index][place], index, group, state=state.get(key, {}))
         for index, group in enumerate(groups)
         for place, key in enumerate(group["params"])
     ]
@@ -229,12 +249,7 @@ def _saved_slots(state_dict: Mapping[str, Any], saved: Iterable[Any] | None) -> 
             "the checkpoint has no names: pass saved=…, the groups that its optimizer was made with, as in "
             "saved=param_groups(model, λ, names=True) or saved=[[name, name, …], …]"
         )
-    return _spelled(slots, "the checkpoint")
-
-
-def _names_in(group: Mapping[str, Any], place: int) -> list[str]:
-    names, key = group.get("param_names"), group["params"][place]
-    return [names[place]] if names else [key] if isinstance(key, str) else []
+    return _spelled(slots, "the checkpoint", "pass saved=[[name, …], …], the names in each of its groups as parts of the whole")
 
 
 def _names_of(group: Any) -> list[str]:
@@ -248,7 +263,7 @@ def _names_of(group: Any) -> list[str]:
     return list(entries)
 
 
-def _spelled(slots: list[_Slot], where: str) -> list[_Slot]:
+def _spelled(slots: list[_Slot], where: str, way_out: str) -> list[_Slot]:
     """Put the spelling without wrappers before every name, and refuse a name of two parameters."""
     given = [name for slot in slots for name in slot.names]
     bare = dict(zip(given, without_wrappers(given), strict=True))
@@ -256,7 +271,7 @@ def _spelled(slots: list[_Slot], where: str) -> list[_Slot]:
         slot.names = list(dict.fromkeys([*(bare[name] for name in slot.names), *slot.names]))
     counts = Counter(slot.name for slot in slots)
     if several := [name for name, count in counts.items() if count > 1]:
-        raise ValueError(f"{where} has several parameters of one name: {some(several)}")
+        raise ValueError(f"{where} has several parameters of one name: {some(several)}; {way_out}")
     return slots
 
 
@@ -275,13 +290,40 @@ def _paired(live: Sequence[_Slot], saved: Sequence[_Slot]) -> list[_Slot | None]
     return found
 
 
-def _refuse_other_shapes(live: Sequence[_Slot], pairs: Sequence[_Slot | None]) -> None:
-    for slot, match in zip(live, pairs, strict=True):
-        for key, value in (match.state or {}).items() if match is not None else ():
-            of_elements = key in OF_THE_PARAMETERS_SHAPE and isinstance(value, Tensor) and value.ndim > 0
-            if of_elements and slot.param is not None and value.shape != slot.param.shape:
-                shapes = f"{tuple(value.shape)} in the checkpoint and {_shape(slot)} in the optimizer"
-                raise ValueError(f"{slot.name!r} has the shape {shapes} ({key}): it is another parameter of the same name")
+def _of_another_shape(
+    optimizer: torch.optim.Optimizer, live: Sequence[_Slot], pairs: Sequence[_Slot | None], strict: bool
+) -> list[int]:
+    """Return the places of parameters that had another shape in the checkpoint, or refuse these."""
+    found = []
+    for place, (slot, match) in enumerate(zip(live, pairs, strict=True)):
+        shape = torch.Size(_shape(slot))
+        wrong = saved_state.of_another_shape(optimizer, match.state, shape) if match is not None else {}
+        if wrong and strict:
+            key, value = next(iter(wrong.items()))
+            raise ValueError(
+                f"{slot.name!r} has the shape {tuple(value.shape)} in the checkpoint and {tuple(shape)} in the optimizer "
+                f"({key}). With strict=False the moments of such a parameter start afresh, and all others move."
+            )
+        found += [place] * bool(wrong)
+    return found
+
+
+def _readable(optimizer: torch.optim.Optimizer, state: Any, slot: _Slot) -> Any:
+    """Return the state of one parameter in a checkpoint, or refuse what no optimizer could go on from."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the state of {slot.name!r} in the checkpoint is {saved_state.kind(state)}, not a dict")
+    moments, numbers = (saved_state.moments(), saved_state.numbers()) if saved_state.is_known(optimizer) else (set(), set())
+    for key, value in state.items():
+        what = f"the loaded {key} of {slot.name!r}"
+        if key == "step":
+            saved_state.step_count(value, what)
+        elif key in numbers:
+            saved_state.number(value, what)
+        elif key in moments and value is not None:
+            saved_state.refuse_without_values(saved_state.tensor(value, what), what, cast(Tensor, slot.param))
+        elif isinstance(value, Tensor) and slot.param is not None:
+            saved_state.refuse_without_values(value, what, slot.param)
+    return state
 
 
 def _new_groups(
@@ -289,8 +331,10 @@ def _new_groups(
 ) -> list[dict[str, Any]]:
     """Return the live groups with what the policies take from the checkpoint, and places for parameters."""
     groups: list[dict[str, Any]] = []
-    for index, group in enumerate(optimizer.param_groups):
-        places = [place for place, slot in enumerate(live) if slot.group == index]
+    every: list[list[int]] = [[] for _ in optimizer.param_groups]
+    for place, slot in enumerate(live):
+        every[slot.group].append(place)
+    for index, (group, places) in enumerate(zip(optimizer.param_groups, every, strict=True)):
         new = {**group, "params": places}
         for family, policy in policies.items():
             if policy == "checkpoint":
@@ -322,6 +366,7 @@ def _agreed(family: str, index: int, voters: Sequence[tuple[str, Mapping[str, An
     for key in FAMILIES[family]:
         having = [(name, settings[key]) for name, settings in voters if key in settings]
         for name, value in having:
+            _refuse_strange(key, value, name)
             first, agreed = having[0]
             if _plain(value) != _plain(agreed):
                 raise ValueError(
@@ -333,6 +378,12 @@ def _agreed(family: str, index: int, voters: Sequence[tuple[str, Mapping[str, An
             yield key, having[0][1]
 
 
+def _refuse_strange(key: str, value: Any, name: str) -> None:
+    """Refuse what stands in a checkpoint where a number, a schedule or None belongs."""
+    if value is not None and not isinstance(value, Mapping):
+        saved_state.number(value, f"the loaded {key} of {name!r}")
+
+
 def _keep_tensors(group: dict[str, Any], own: Mapping[str, Any]) -> None:
     """Fill the tensors that a group held (of λ or lr) instead of putting others in their place: graphs and users hold them."""
     for key, value in own.items():
@@ -342,7 +393,7 @@ def _keep_tensors(group: dict[str, Any], own: Mapping[str, Any]) -> None:
             group[key] = value
 
 
-def _moved(slot: _Slot, match: _Slot | None, group: Mapping[str, Any]) -> Moved:
+def _moved(slot: _Slot, match: _Slot | None, group: Mapping[str, Any], has_state: bool) -> Moved:
     then: Mapping[str, Any] = match.settings if match else {}
     return Moved(
         slot.name,
@@ -352,12 +403,12 @@ def _moved(slot: _Slot, match: _Slot | None, group: Mapping[str, Any]) -> Moved:
         weight_decay_in_checkpoint=_plain(then.get(LAMBDA, then.get("weight_decay"))),
         lr=_plain(group.get("lr")),
         lr_in_checkpoint=_plain(then.get("lr")),
-        has_state=bool(match and match.state),
+        has_state=has_state,
     )
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _text(value: Any) -> str:
@@ -365,7 +416,7 @@ def _text(value: Any) -> str:
 
 
 def _change(old: float | None, new: float | None) -> str:
-    texts = ["-" if value is None else f"{value:g}" for value in (old, new)]
+    texts = [f"{value:g}" if isinstance(value, Real) else "-" if value is None else str(value) for value in (old, new)]
     return texts[0] if texts[0] == texts[1] else " → ".join(texts)
 
 

@@ -1,13 +1,14 @@
 """Names of parameters without what wrappers put before them: DDP, FSDP, torch.compile, activation checkpointing."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
 __all__ = ["WRAPPERS", "differences", "some", "unwrapped", "without_wrappers"]
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_Tree = dict[str, "_Tree"]
+"""What stands under each part of names, down to their ends."""
 
 
 def without_wrappers(names: Sequence[str]) -> list[str]:
@@ -20,16 +21,24 @@ def without_wrappers(names: Sequence[str]) -> list[str]:
     >>> without_wrappers(["module.weight", "gate.weight"])
     ['module.weight', 'gate.weight']
     """
-    paths = [tuple(name.split(".")) for name in names]
-    beside: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    paths = [name.split(".") for name in names]
+    if WRAPPERS.isdisjoint(part for path in paths for part in path):
+        return list(names)
+    root: _Tree = {}
     for path in paths:
-        for depth, part in enumerate(path):
-            beside[path[:depth]].add(part)
+        node = root
+        for part in path:
+            node = node.setdefault(part, {})
 
-    def stays(path: tuple[str, ...], depth: int) -> bool:
-        return path[depth] not in WRAPPERS or depth + 1 == len(path) or len(beside[path[:depth]]) > 1
+    def staying(path: list[str]) -> Iterator[str]:
+        node = root
+        for part in path[:-1]:
+            if part not in WRAPPERS or len(node) > 1:
+                yield part
+            node = node[part]
+        yield path[-1]
 
-    return [".".join(part for depth, part in enumerate(path) if stays(path, depth)) for path in paths]
+    return [".".join(staying(path)) for path in paths]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -67,11 +76,12 @@ def differences(live: Sequence[str], saved: Sequence[str]) -> str:
       place 0: 'a' in the optimizer, 'b' in the checkpoint
       place 1: 'b' in the optimizer, 'a' in the checkpoint
     """
-    missing = [name for name in live if name not in set(saved)]
-    unexpected = [name for name in saved if name not in set(live)]
+    ours, theirs = set(live), set(saved)
+    missing = [name for name in live if name not in theirs]
+    unexpected = [name for name in saved if name not in ours]
     if missing or unexpected:
         found = {"only in the optimizer": missing, "only in the checkpoint": unexpected}
         return "\n".join(f"  {where}: {some(names, 10)}" for where, names in found.items() if names)
-    places = [place for place, (ours, theirs) in enumerate(zip(live, saved, strict=False)) if ours != theirs]
+    places = [place for place, (mine, other) in enumerate(zip(live, saved, strict=False)) if mine != other]
     lines = [f"  place {place}: '{live[place]}' in the optimizer, '{saved[place]}' in the checkpoint" for place in places[:10]]
     return "\n".join(lines + [f"  and {len(places) - 10} more"] * (len(places) > 10))

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from weightdecay import hyperparameters, readers
-from weightdecay.checkpoints import Checkpointed, moment_dtype, name_of
+from weightdecay.checkpoints import Checkpointed
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.plan import Kernels, Plan
 from weightdecay.readers.table import Entry, Signature, overlapping
 from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
+from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.step import Equation, RuleLike
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -235,14 +236,14 @@ class Optimizer(Checkpointed):
             if isinstance(lr, Tensor) and not isinstance(group["largest_lr"], Tensor):
                 group["largest_lr"] = torch.full_like(lr.detach(), group["largest_lr"])  # which a captured step may fill
 
-    def _complete(self, group: dict[str, Any], where: str, *, is_new: bool = False) -> None:
+    def _complete(self, group: dict[str, Any], where: str, *, is_new: bool = False, is_loaded: bool = False) -> None:
         """Fill in what the group's rules take and refuse what cannot be meant."""
-        group["lr"] = hyperparameters.check_number("lr", group["lr"], where)
+        group["lr"] = hyperparameters.check_number("lr", group["lr"], where, is_loaded=is_loaded)
         self._fill(group)
         equation = self.equation(group)
         if group["differentiable"] != self.defaults["differentiable"]:
             raise ValueError(f"differentiable={group['differentiable']} in {where}: it is set for all groups or for none")
-        hyperparameters.check(group, equation, where, is_new=is_new)
+        hyperparameters.check(group, equation, where, is_new=is_new, is_loaded=is_loaded)
         if equation.direction.whole:
             _refuse_shapes(equation.direction, group["params"], where)
         used = self._weighed(equation)

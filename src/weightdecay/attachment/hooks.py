@@ -3,18 +3,20 @@
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 
-from weightdecay import hyperparameters
+from weightdecay import hyperparameters, saved_state
 from weightdecay.arguments import choice, number
 from weightdecay.attachment.stepping import Step, Watcher, all_params, forget
 from weightdecay.attachment.takeover import DECAY, LAMBDA, TAKEN_OVER, Takeover
 from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
 from weightdecay.rule import REGISTRY, Rule
+from weightdecay.saved_state import name_of
 from weightdecay.shrink import is_uniform
 from weightdecay.step import Equation, RuleLike
 from weightdecay.wrappers import calls_hooks
@@ -147,7 +149,11 @@ class Attachment:
         takeover.begin(groups)
         changes = [takeover.changes(group, index) for index, group in enumerate(groups)]
         step = Step(takeover, rounding=rounding, seed=given["seed"])
-        kept = [step.restored(optimizer.state.get(param, {}), param) for param in all_params(optimizer)]
+        kept = [
+            step.restored(optimizer.state.get(param, {}), param, name_of(group, index, place))
+            for index, group in enumerate(groups)
+            for place, param in enumerate(group["params"])
+        ]
         for group, values in zip(groups, changes, strict=True):
             group.update(values)
         _put(optimizer, kept)
@@ -272,14 +278,20 @@ class Attachment:
         self._step.after(optimizer)
 
     def _loading(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        """Copy what is ours out of a state that is about to be loaded, after looking whether it fits."""
-        groups = state_dict["param_groups"]
+        """Copy what is ours out of a state that is about to be loaded, after looking whether all of it fits."""
+        groups, state = saved_state.parts(state_dict)
+        then = replace(self._takeover)  # which sees the loaded groups before the optimizer has them
+        then.note_whether_everywhere(groups)
         for index, group in enumerate(groups):
             if LAMBDA in group:
-                self._takeover.refuse_other_decay(group, f"param_groups[{index}] of the loaded state")
-        keys, params = [key for group in groups for key in group["params"]], all_params(optimizer)
-        entries = [state_dict["state"].get(key, {}) for key in keys]
-        self._loaded = [self._step.restored(entry, param) for entry, param in zip(entries, params, strict=False)]
+                then.refuse_other_decay(group, f"param_groups[{index}] of the loaded state")
+            then.changes(group, index)
+        pairs = [
+            (state.get(key, {}), param, name_of(live, index, place))
+            for index, (group, live) in enumerate(zip(groups, optimizer.param_groups, strict=False))
+            for place, (key, param) in enumerate(zip(group["params"], live["params"], strict=False))
+        ]  # torch refuses groups of other sizes
+        self._loaded = [self._step.restored(*pair) for pair in pairs]
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what torch has cast, and take over groups that were not ours."""

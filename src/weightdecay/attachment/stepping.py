@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from weightdecay import saved_state
 from weightdecay.attachment.takeover import DECAY, LAMBDA, Takeover
-from weightdecay.checkpoints import moment_dtype, name_of
 from weightdecay.readers import eager, rounding
+from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.shrink import at_rest, is_uniform, rounded_away
 from weightdecay.step import Equation
 
@@ -295,17 +296,25 @@ class Step:
         """Return the key of the random bits of this step."""
         return rounding.keys(self.seed, entry.get(STEP, 0) + 1, moving.place)
 
-    def restored(self, entry: Mapping[Any, Any], param: Tensor) -> dict[str, Any]:
+    def restored(self, entry: Any, param: Tensor, name: str) -> dict[str, Any]:
         """Return a copy of what is ours in a parameter's entry of a checkpoint, as it is kept, or refuse it."""
-        found: dict[str, Any] = {key: count(entry[key]) for key, count in ((STEP, int), (PENDING, float)) if key in entry}
+        found: dict[str, Any] = {}
+        if not isinstance(entry, Mapping):
+            return found
+        if STEP in entry:
+            found[STEP] = int(saved_state.step_count(entry[STEP], f"the loaded {STEP} of {name}"))
+        if PENDING in entry:
+            found[PENDING] = saved_state.number(entry[PENDING], f"the loaded {PENDING} of {name}")
+            if not 0 <= found[PENDING] <= 1:
+                raise ValueError(f"the loaded {PENDING} of {name} is {found[PENDING]}, not a share of the weights from 0 to 1")
         for each in self.decay.keeps:
             key = _OURS + each.key
-            if key in entry:
-                tensor, dtype = torch.as_tensor(entry[key]), moment_dtype(param) if each.per_element else torch.float64
-                shape = param.shape if each.per_element else torch.Size()
-                if tensor.shape != shape:
-                    raise ValueError(f"the loaded {key} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
-                found[key] = tensor.detach().to(param.device, dtype, copy=True)
+            what = f"the loaded {key} of {name}"
+            if key in entry and each.per_element:
+                found[key] = saved_state.moment(entry[key], what, param.shape, param, moment_dtype(param))
+            elif key in entry:
+                value = saved_state.number(entry[key], what)
+                found[key] = torch.tensor(value, dtype=torch.float64, device=param.device)
         return found
 
 

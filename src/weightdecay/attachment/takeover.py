@@ -45,7 +45,7 @@ class Takeover:
     def changes(self, group: Mapping[str, Any], index: int, *, is_added: bool = False) -> dict[str, Any]:
         """Return what changes in a group that has no λ of ours yet, brings one of its own, or has one from a checkpoint."""
         where = f"param_groups[{index}]"
-        lr = number(f"{where}['lr']", group.get("lr"), "[0, inf)")
+        lr = number(f"{where}['lr']", group.get("lr"), "(-inf, inf)")  # OneCycleLR ends below 0; a step looks again
         if group.get("differentiable"):
             raise ValueError(
                 f"{where} has differentiable=True, and autograd does not see through a step that is read afterwards"

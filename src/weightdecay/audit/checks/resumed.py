@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from weightdecay.attachment import Attachment
@@ -16,10 +15,9 @@ from weightdecay.audit.case import Case
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.law import plain
 from weightdecay.names import without_wrappers
+from weightdecay.saved_state import of_another_shape
 
 ID, TITLE = "D7", "damage of a resume or a regrouping"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf", "acc_delta", "grad_avg")
-"""Buffers with a value for every value of the tensor, as torch names them."""
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -56,11 +54,8 @@ def _names(case: Case) -> Iterator[Finding]:
 def _shapes(case: Case) -> Iterator[Finding]:
     wrong = {}
     for each in case.members:
-        state = case.optimizer.state.get(each.tensor)
-        for key in _MOMENTS:
-            held = state.get(key) if isinstance(state, Mapping) else None
-            if isinstance(held, Tensor) and held.shape != each.tensor.shape:
-                wrong[each.name] = f"{key} {tuple(held.shape)} for {tuple(each.tensor.shape)}"
+        for key, held in of_another_shape(case.optimizer, case.optimizer.state.get(each.tensor), each.tensor.shape).items():
+            wrong[each.name] = f"{key} {tuple(held.shape)} for {tuple(each.tensor.shape)}"
     if wrong:
         yield Finding(
             ID,
