@@ -1,4 +1,4 @@
-"""What `wd.Meter` costs a training step: one step in so many is measured, the others pass by its hooks."""
+"""What `wd.Meter` costs a training step: some steps are measured, the others pass by its hooks."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +13,15 @@ import weightdecay as wd
 from bench.result import Result
 from bench.timing import Options, Turn, race
 from bench.values import DECAY
-from weightdecay.audit.meter import EVERY
+from weightdecay.audit.meter import EVERY, is_due
 
-WITHOUT, BETWEEN, SAMPLE, AMORTISED = "without a meter", "between samples", "at a sample", f"with a meter, one in {EVERY}"
+_RUN = 10_000
+WITHOUT, BETWEEN, SAMPLE, AMORTISED = "without a meter", "between samples", "at a sample", f"with a meter, over {_RUN:,} steps"
 _WIDTH, _BATCH, _LENGTH = 256, 8, 32
 _LR = 1e-4
 _STEPS = 1000
+_SHARE = sum(is_due(step, EVERY) for step in range(1, _RUN + 1)) / _RUN
+"""Of the steps of a run, how many are measured; at the start more than later."""
 
 
 def _fused(groups: list[dict[str, Any]], **given: Any) -> torch.optim.Optimizer:
@@ -57,9 +60,10 @@ def measure(options: Options) -> Iterator[Result]:
         seconds = raced.seconds["step"]
         # Of the step without, and not of the one between samples: those two differ by less than they scatter.
         rounds = zip(seconds[WITHOUT], seconds[SAMPLE], strict=True)
-        seconds[AMORTISED] = [((EVERY - 1) * without + sample) / EVERY for without, sample in rounds]
+        seconds[AMORTISED] = [without + _SHARE * (sample - without) for without, sample in rounds]
         title = f"a training step with {name}: 4 layers of width {_WIDTH}, {_BATCH} × {_LENGTH} tokens"
-        facts = {"elements": sum(param.numel() for param in model.parameters()), "tensors": len(shapes), "every": EVERY}
+        elements = sum(param.numel() for param in model.parameters())
+        facts = {"elements": elements, "tensors": len(shapes), "every": EVERY, "measured": f"{_SHARE:.2%}"}
         result = Result(f"meter: {name}", title, WITHOUT, seconds=seconds, facts=facts, others=raced.others)
         result.demand(AMORTISED, 1.02)
         yield result

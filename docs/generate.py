@@ -232,18 +232,19 @@ def walk(starts: list[float], pull: float, **rules: Any) -> list[list[float]]:
 
 def draw(rule: Rule) -> str:
     """Return the picture of a rule as an SVG."""
-    from weightdecay.report.canvas import Canvas, Margins, picture
+    from weightdecay.report.canvas import BLUE, GREY, RED, Canvas, Margins, picture
 
-    colours = ["#9aa1ac", "#2563a8", "#b3372f"]
+    # A colour says the same in every picture: blue is a penalty, red a decay, grey the step without either.
+    colours = {"alone": GREY, "no decay": GREY, "l2": BLUE, "decoupled": RED, rule.name: RED if rule.kind == "decay" else BLUE}
 
     def drawn() -> Canvas:
-        canvas = Canvas(1, 5.0, 2.4, Margins(0.55, 0.2, 0.2, 0.5, 0.0), 0)
+        canvas = Canvas(1, 5.0, 2.4, Margins(0.75, 0.2, 0.2, 0.5, 0.0), 0)
         (panel,) = canvas.panels
         lines = trajectories(rule)
-        for (name, seen), colour in zip(lines.items(), colours if len(lines) > 1 else colours[1:], strict=False):
+        panel.axhline(0, color=GREY, linewidth=0.6)
+        for name, seen in lines.items():
             for place in range(len(seen[0])):
-                panel.plot([row[place] for row in seen], color=colour, label=name if place == 0 else None, linewidth=1.5)
-        panel.axhline(0, color="#c2c7cf", linewidth=0.8)
+                panel.plot([row[place] for row in seen], color=colours[name], label=name if place == 0 else None, linewidth=1.5)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_xlabel("step")
         panel.set_ylabel("w")
@@ -267,7 +268,7 @@ def run_page(name: str) -> None:
 def draw_schedules() -> str:
     """Return the picture of docs/schedules.md: what a step takes under the schedules, while the learning rate falls."""
     from weightdecay import schedules
-    from weightdecay.report.canvas import Canvas, Margins, picture
+    from weightdecay.report.canvas import BLUE, GREEN, GREY, PURPLE, RED, Canvas, Margins, picture
 
     steps = 1000
     share = schedules.share_of_peak(steps, "cosine")
@@ -279,10 +280,10 @@ def draw_schedules() -> str:
         "linear": {"steps": steps},
         "inverse_time": {"steps": 100},
     }
-    colours = ["#b3372f", "#9aa1ac", "#2563a8", "#3a7d44", "#8a5fb0"]
+    colours = [RED, GREY, BLUE, GREEN, PURPLE]
 
     def drawn() -> Canvas:
-        canvas = Canvas(1, 5.0, 2.8, Margins(0.55, 0.2, 0.2, 0.5, 0.0), 0)
+        canvas = Canvas(1, 5.0, 2.8, Margins(0.75, 0.2, 0.2, 0.5, 0.0), 0)
         (panel,) = canvas.panels
         for (name, numbers), colour in zip(shown.items(), colours, strict=True):
             schedule = {"name": name, "warmup": 0, "final": 0.0, **numbers}

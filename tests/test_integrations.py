@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import weightdecay as wd
+from weightdecay.audit.readings import METRICS
+from weightdecay.wrappers import innermost
 
 # Of Lightning's own code.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
@@ -57,12 +59,12 @@ def test_a_trainers_log_says_what_the_decay_does(tmp_path):
     pytest.importorskip("transformers")
     from weightdecay.integrations.transformers import MeterCallback
 
-    callback = MeterCallback(every=4)
+    callback = MeterCallback(every=4, roles=True, metrics="all")
     run = trainer(tmp_path, callbacks=[callback])
     run.train()
     logged = [entry for entry in run.state.log_history if "weight_decay/group0/kept" in entry]
-    assert [entry["step"] for entry in logged] == [3, 6, 9, 12]  # the samples of steps 1, 4, 8 and 12
-    assert [sample.step for sample in callback.meter.history()] == [1, 4, 8, 12]
+    assert [entry["step"] for entry in logged] == [3, 6, 9, 12]  # the last samples, of steps 2, 4, 8 and 12
+    assert [sample.step for sample in callback.meter.history()] == [1, 2, 4, 8, 12]
     last = logged[-1]
     assert {name for name in KNOWN if f"weight_decay/weight/{name}" in last} == KNOWN
     assert last["weight_decay/group0/shrink"] == pytest.approx(LR * LAMBDA)
@@ -77,20 +79,109 @@ def test_a_trainers_log_says_what_the_decay_does(tmp_path):
     assert not run.optimizer.optimizer._optimizer_step_pre_hooks
 
 
+def reporter(seen):
+    """Return a callback that keeps what it is shown, as those of TensorBoard and W&B send it away."""
+    transformers = pytest.importorskip("transformers")
+
+    class Reporter(transformers.TrainerCallback):
+        def on_log(self, args, state, control, logs, **_):
+            seen.append({"step": state.global_step, **logs})
+
+    return Reporter()
+
+
+@pytest.mark.parametrize("place", ["first", "last", "added later"])
+def test_reporters_see_the_numbers_wherever_the_callback_stands(tmp_path, place):
+    """Five numbers of each group; the Trainer's own reporters stand before any callback of the user's."""
+    pytest.importorskip("transformers")
+    from weightdecay.integrations.transformers import MeterCallback
+
+    seen, meter = [], MeterCallback(every=4)
+    callbacks = {"first": [meter, reporter(seen)], "last": [reporter(seen), meter], "added later": [reporter(seen)]}[place]
+    run = trainer(tmp_path, callbacks=callbacks, max_steps=6)
+    if place == "added later":
+        run.add_callback(meter)
+    others = [each for each in run.callback_handler.callbacks if each is not meter]
+    run.train()
+    assert [entry["step"] for entry in seen if "weight_decay/group0/kept" in entry] == [3, 6]
+    decay = {name for name in seen[0] if name.startswith("weight_decay/")}
+    assert decay == {f"weight_decay/group{place}/{name}" for place in (0, 1) for name in METRICS} - {"weight_decay/group1/kept"}
+    assert [entry for entry in seen if "loss" in entry] == [entry for entry in run.state.log_history if "loss" in entry]
+    assert run.callback_handler.callbacks == [meter, *others]  # each of the others once, in their order
+    assert {"weight", "bias", "norm"} <= set(meter.meter.summary().courses)
+
+
 def test_a_trainers_tensorboard_gets_the_numbers_too(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     pytest.importorskip("transformers")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
     from weightdecay.integrations.transformers import MeterCallback
 
-    run = trainer(tmp_path, report_to="tensorboard", gradient_accumulation_steps=2, max_steps=6)
-    callback = MeterCallback(every=2).first_in(run)
+    callback = MeterCallback(every=2, metrics=["norm", "timescale_epochs"])
+    run = trainer(tmp_path, callbacks=[callback], report_to="tensorboard", gradient_accumulation_steps=2, max_steps=6)
     run.train()
     found = scalars(tmp_path)
     steps = [(sample.step, sample.readings["group0"].norm) for sample in callback.meter.history()]
     assert [step for step, _ in steps] == [1, 2, 4, 6]
     assert callback.meter.metrics()["weight_decay/group0/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 6)
     assert found["train/weight_decay/group0/norm"] == [(3, pytest.approx(steps[1][1])), (6, pytest.approx(steps[3][1]))]
+    assert {name for name in found if "weight_decay/" in name} == {
+        "train/weight_decay/group0/norm", "train/weight_decay/group1/norm", "train/weight_decay/group0/timescale_epochs"
+    }  # fmt: skip
+
+
+def test_what_cannot_be_hooked_is_warned_of_and_the_run_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from weightdecay.integrations import transformers as integration
+
+    def refused(*_, **__):
+        raise TypeError("the step of DeepSpeedZeroOptimizer calls no hooks")
+
+    monkeypatch.setattr(integration, "Meter", refused)
+    run = trainer(tmp_path, callbacks=[integration.MeterCallback()], max_steps=3)
+    with pytest.warns(UserWarning, match="measures nothing in this run: the step of DeepSpeedZeroOptimizer"):
+        run.train()
+    assert run.state.global_step == 3
+
+
+OURS = {
+    "AdamW": lambda groups, lr: wd.AdamW(groups, lr=lr),
+    "SGDW": lambda groups, lr: wd.SGDW(groups, lr=lr, momentum=0.9),
+    "AdamC": lambda groups, lr: wd.AdamC(groups, lr=lr),
+    "Lion": lambda groups, lr: wd.Lion(groups, lr=lr),
+    "Muon and Adam": lambda groups, lr: wd.Optimizer(_split_by_shape(groups), lr, direction="adam", decay="decoupled"),
+    "torch's AdamW": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
+    "torch's SGD": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9),
+    "attached to torch's": lambda groups, lr: _attached(groups, lr),
+}
+"""What is trained in each framework: our optimizers, and torch's with a decay of ours on them."""
+
+
+def _split_by_shape(groups):
+    """Return the groups with their matrices in groups of their own, which Muon steps."""
+    for group in groups:
+        matrices = [param for param in group["params"] if param.ndim == 2]
+        others = [param for param in group["params"] if param.ndim != 2]
+        yield {**group, "params": matrices, "direction": "muon"}
+        yield {**group, "params": others}
+
+
+def _attached(groups, lr):
+    optimizer = torch.optim.AdamW([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
+    wd.attach(optimizer, "cautious", weight_decay=LAMBDA)
+    return optimizer
+
+
+def audited(model, optimizer, scheduler=None):
+    """Look at an optimizer with all that looks at one, in the middle of a step, and return what was seen."""
+    report = wd.doctor(model, optimizer, scheduler, steps=1000)
+    assert not [finding for finding in report.findings if finding.severity == "error"], report
+    seen = {"doctor": report}
+    if not hasattr(innermost(optimizer).defaults, "attachment"):  # whose own rules know nothing of the decay
+        seen["decompose"] = wd.decompose(optimizer)
+        assert str(seen["decompose"])
+        assert str(wd.remaining(optimizer, steps=100))
+    return seen
 
 
 # Lightning ----------------------------------------------------------------------------------------------------------------
@@ -138,7 +229,7 @@ def test_lightning_logs_what_the_decay_does(tmp_path):
     pytest.importorskip("lightning")
     from weightdecay.integrations.lightning import MeterCallback
 
-    callback = MeterCallback(every=4)
+    callback = MeterCallback(every=4, roles=True, metrics="all")
     module, run = lightning_run(tmp_path, [callback], gradient_clip_val=0.1)
     (meter,) = callback.meters
     rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
@@ -146,7 +237,8 @@ def test_lightning_logs_what_the_decay_does(tmp_path):
     seen = {int(row[names.index("step")]): float(row[names.index("weight_decay/group0/angle")]) for row in values
             if row[names.index("weight_decay/group0/angle")]}  # fmt: skip
     assert seen == {sample.step: pytest.approx(sample.readings["group0"].angle) for sample in meter.history()}
-    assert list(seen) == [1, 4, 8]
+    assert list(seen) == [1, 2, 4, 8]
+    assert run.callback_metrics["weight_decay/group0/kept"].item() == pytest.approx(1, abs=0.01)  # for callbacks that watch it
     metrics = meter.metrics()
     assert {name for name in KNOWN if f"weight_decay/weight/{name}" in metrics} == KNOWN
     assert metrics["weight_decay/group0/shrink"] == pytest.approx(LR * LAMBDA)
@@ -177,7 +269,7 @@ def test_lightning_names_each_of_several_optimizers(tmp_path):
     pytest.importorskip("lightning")
     from weightdecay.integrations.lightning import MeterCallback
 
-    callback = MeterCallback(every=5, roles=False)
+    callback = MeterCallback(every=5)
     lightning_run(tmp_path, [callback], optimizers=2)
     assert [meter.step for meter in callback.meters] == [10, 10]
     (path,) = tmp_path.rglob("metrics.csv")
@@ -205,7 +297,10 @@ def test_tensorboard_shows_every_number_at_its_step(tmp_path):
                 write_metrics(writer, meter)
         write_metrics(writer, meter, step=40, prefix="late")
     found = scalars(tmp_path)
-    for name, value in meter.metrics("late").items():
+    late = meter.metrics("late", METRICS)
+    assert len(late) == 5
+    assert {name for name in found if name.startswith("late/")} == set(late)
+    for name, value in late.items():
         assert found[name] == [(40, pytest.approx(value, rel=1e-6))]
     assert [step for step, _ in found["weight_decay/group0/norm"]] == [2]
 

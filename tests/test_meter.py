@@ -15,6 +15,7 @@ from training import PRESETS, all_params, everything, options_of, parameters_of,
 
 import weightdecay as wd
 from weightdecay.audit import sums
+from weightdecay.audit.readings import METRICS, QUANTITIES, asked_for
 from weightdecay.decomposition import _OURS
 from weightdecay.shrink import is_uniform
 
@@ -533,7 +534,7 @@ def test_a_run_that_diverges_goes_on_with_a_meter(build, size):
         optimizer.step()
     assert len(meter.history()) == 2
     assert all(math.isfinite(value) for value in meter.metrics().values())
-    assert "step 2" in str(meter)
+    assert "steps 1 to 2" in str(meter)
 
 
 def test_an_infinite_gradient_has_neither_angle_nor_equilibrium():
@@ -689,13 +690,86 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_measured_as_if_it_had_not_stopp
 # What is measured, and when -----------------------------------------------------------------------------------------------
 
 
-def test_the_first_step_and_every_so_many_are_measured():
+@pytest.mark.parametrize(("options", "measured"), [
+    ({"every": 4}, [1, 2, 4, 8, 12, 16]), ({"every": 20}, [1, 2, 4, 8, 16]), ({}, [1, 2, 4, 8, 16]),
+    ({"every": 1}, [*range(1, 20)]), ({"every": 5, "start": 7}, [8, 9, 10, 11, 15, 20, 25]),
+], ids=str)  # fmt: skip
+def test_steps_are_measured_densely_at_the_start_and_then_every_so_many(options, measured):
     optimizer = torch.optim.SGD([one()], lr=0.1)
-    meter = wd.Meter(optimizer, every=4)
-    for _ in range(13):
+    meter = wd.Meter(optimizer, **options)
+    for _ in range(19):
         optimizer.step()
-    assert [sample.step for sample in meter.history()] == [1, 4, 8, 12]
-    assert meter.step == 12
+    assert [sample.step for sample in meter.history()] == measured
+    assert meter.step == measured[-1]
+
+
+def test_a_run_of_300_steps_has_a_picture():
+    optimizer = torch.optim.SGD([one()], lr=0.1)
+    meter = wd.Meter(optimizer)
+    for _ in range(300):
+        optimizer.step()
+    steps = [sample.step for sample in meter.history()]
+    assert len(steps) == 9
+    assert steps[-1] == 256
+
+
+@pytest.mark.parametrize("build", [wd.AdamW, torch.optim.AdamW, wd.Adam], ids=lambda build: build.__module__)
+def test_groups_with_a_rate_each_are_measured_as_one_by_one(build):
+    """They are added up together, with η and shrink of each weight's own group."""
+    found = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        params = [one((3, place + 1), torch.float32) for place in range(6)]
+        groups = [{"params": [param], "lr": LR * (1 + place), "weight_decay": LAMBDA / (1 + place % 2)}
+                  for place, param in enumerate(params)]  # fmt: skip
+        optimizers = [build(groups)] if together else [build([group]) for group in groups]
+        meters = [wd.Meter(optimizer, every=1) for optimizer in optimizers]
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.step()
+        found.append([reading for meter in meters for reading in meter.history()[-1].readings.values()])
+    for joined, alone in zip(*found, strict=True):
+        assert joined.numbers() == pytest.approx(alone.numbers(), rel=1e-12)
+        assert len(joined.numbers()) >= 8
+
+
+def test_what_a_sample_does_grows_with_the_number_of_groups_and_no_faster():
+    """Operations are counted, not seconds: a group costs a few, and the optimizer is taken apart once."""
+    counts = []
+    for groups in (100, 200, 400):
+        rates = [LR * (1 + place) for place in range(groups)]
+        optimizer = torch.optim.AdamW([{"params": [one((2, 2))], "lr": lr} for lr in rates], foreach=True)
+        meter = wd.Meter(optimizer, every=1)
+        optimizer.step()
+        with Operations() as alone:
+            meter.detach()
+            optimizer.step()
+        meter, _ = wd.Meter(optimizer, every=1), optimizer.step()
+        with Operations() as measured:
+            optimizer.step()
+        counts.append(measured.count - alone.count)
+    first, second = counts[1] - counts[0], counts[2] - counts[1]
+    assert second == pytest.approx(2 * first, rel=0.05)
+    assert first / 100 < 40
+
+
+def test_groups_that_change_between_samples_are_followed():
+    param, other = one(), one()
+    optimizer = torch.optim.AdamW([param], **ADAM)
+    meter = wd.Meter(optimizer, every=1)
+    optimizer.step()
+    optimizer.param_groups[0].update(lr=0.5 * LR, weight_decay=2 * LAMBDA)
+    optimizer.step()
+    optimizer.param_groups[0]["decoupled_weight_decay"] = False
+    optimizer.step()
+    optimizer.param_groups[0]["decoupled_weight_decay"] = True
+    optimizer.param_groups[0]["params"].append(other)
+    optimizer.step()
+    readings = [sample.readings["group0"] for sample in meter.history()]
+    assert [each.tensors for each in readings] == [1, 1, 1, 2]
+    assert [readings[place].shrink for place in (0, 1, 3)] == pytest.approx([LR * LAMBDA] * 3, rel=1e-12)
+    assert readings[2].shrink != pytest.approx(LR * LAMBDA, rel=1e-3)
+    assert all(each.kept == pytest.approx(1, abs=1e-6) for each in readings)
 
 
 @pytest.mark.parametrize("given", ["keyword", "position"])
@@ -815,12 +889,12 @@ def test_between_samples_nothing_runs_and_at_samples_no_number_is_read_but_the_s
             wd.attach(optimizer, rules["attached"], 0.1)
         optimizer.step()
         meter = None if every is None else wd.Meter(optimizer, every=every)
-        if every == 100:
+        for _ in range(2 if every == 100 else 0):  # the third step is no sample
             optimizer.step()
         with Operations() as operations:
             optimizer.step()
         counts[every] = operations.count, operations.reads
-        assert meter is None or len(meter.history()) == 1
+        assert meter is None or len(meter.history()) == {100: 2, 1: 1}[every]
     assert counts[100] == counts[None]
     assert counts[1][0] > counts[None][0]
     assert counts[1][1] == counts[None][1] + len(params)
@@ -924,12 +998,71 @@ def test_it_refuses_what_cannot_be_meant_and_hooks_nothing(options, error, words
 # What it shows ------------------------------------------------------------------------------------------------------------
 
 
+def test_it_prints_what_the_run_was_and_not_how_it_ended():
+    """A schedule ends at lr 0, where nothing shrinks and no half-life is left; the run was not like that."""
+    param = one(dtype=torch.float32)
+    optimizer = torch.optim.AdamW([param], **ADAM)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=20)
+    meter = wd.Meter(optimizer, every=5)
+    begun = param.detach().norm().item()
+    for _ in range(25):
+        optimizer.step()
+        falling.step()
+    last = meter.history()[-1].readings["group0"]
+    assert (last.shrink, last.half_life) == (0, math.inf)
+    summary = meter.summary()
+    assert (summary.first, summary.last, summary.samples) == (1, 25, 8)
+    course = summary.courses["group0"]
+    assert (course.first, course.last) == (pytest.approx(begun), pytest.approx(param.detach().norm().item()))
+    # Of steps 1, 2, 4, 5, 10, 15, 20 and 25, which stand for 1, 1, 2, 1, 5, 5, 5 and 5 steps, the median is that of step 15.
+    assert course.shrink == pytest.approx(LR * LAMBDA * (1 - 14 / 20))
+    assert course.half_life == pytest.approx(-math.log(2) / math.log1p(-LR * LAMBDA * 6 / 20), rel=0.5)
+    assert course.kept == pytest.approx(1, abs=1e-4)
+    title, *_, line = str(meter).splitlines()
+    assert title.startswith("steps 1 to 25, 8 of them measured")
+    assert "100%" in line
+    assert not {"–", "never", "nan", "0"} & set(line.split())
+    assert meter.to_dict()["summary"] == summary.to_dict()
+    assert json.loads(json.dumps(summary.to_dict(), allow_nan=False))["courses"]["group0"]["kept"] == course.kept
+
+
+def test_what_is_kept_in_all_counts_each_sample_for_the_steps_before_it():
+    """Of torch's bfloat16 nothing is kept, with lr so large that the first steps do keep some of it."""
+    param = one((300, 300), torch.bfloat16)
+    optimizer = torch.optim.AdamW([param], lr=1e-4, weight_decay=1.0)
+    meter = wd.Meter(optimizer, every=10)
+    for _ in range(20):
+        optimizer.step()
+    course, samples = meter.summary().courses["group0"], meter.history()
+    counts = {1: 1, 2: 1, 4: 2, 8: 4, 10: 2, 20: 10}
+    taken = sum(counts[each.step] * each.readings["group0"].realised for each in samples)
+    assert course.kept == pytest.approx(taken / (20 * 1e-4), abs=1e-9)
+    assert f"{abs(round(course.kept, 2)):.0%}" in str(meter)
+
+
+def test_before_the_first_step_it_says_so():
+    meter = wd.Meter(torch.optim.AdamW([one()]))
+    assert str(meter) == "nothing measured yet"
+    assert (meter.summary(), meter.to_dict()["summary"]) == (None, None)
+
+
+def test_metrics_by_name():
+    optimizer = torch.optim.AdamW([one()], **ADAM)
+    meter = wd.Meter(optimizer)
+    optimizer.step()
+    assert set(meter.metrics("x", ["kept", "norm"])) == {"x/group0/kept", "x/group0/norm"}
+    assert set(meter.metrics("x", METRICS)) == {f"x/group0/{name}" for name in METRICS}
+    assert asked_for("all") == QUANTITIES
+    with pytest.raises(ValueError, match=r"metrics='kep' is unknown: did you mean 'kept'"):
+        asked_for(["norm", "kep"])
+
+
 def test_it_prints_as_a_table_and_is_plain_data(tmp_path):
     model = Model()
     optimizer = wd.AdamW(wd.param_groups(model, 0.1), lr=LR, reader="eager")
     meter = wd.Meter(optimizer, every=2, roles=model, steps_per_epoch=3)
     trained(model, optimizer, steps=7)
-    lines = str(meter).splitlines()
+    lines = str(meter.history()[-1]).splitlines()
     assert lines[0] == "step 6"
     assert [line.split()[0] for line in lines[2:4]] == ["group0", "group1"]
     assert len(lines) == 2 + 2 + len(set(ROLES.values()))

@@ -21,6 +21,7 @@ from weightdecay.rule import kept_for
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.shrink import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.step import Equation
+from weightdecay.wrappers import innermost
 
 _AS_TORCH = {"differentiable": False, "rounding": "nearest"}
 """How torch's step is computed, as far as that matters to what is only looked at."""
@@ -215,6 +216,7 @@ def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
 
     With `attached`, it is the step without the decay that may be attached; else such an optimizer is refused.
     """
+    optimizer = innermost(optimizer)
     if isinstance(optimizer, Optimizer):
         return optimizer
     if not isinstance(optimizer, TorchOptimizer):

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -36,8 +36,13 @@ def at_rest(decay: Rule, numbers: Mapping[str, float]) -> float:
     >>> at_rest(REGISTRY["decay", "decoupled"], {"eta": 1e-3, "lam": 1e-20})
     1e-23
     """
-    given = {name: numbers[name] for name in decay.numbers}
-    if not all(map(math.isfinite, given.values())):
+    return _at_rest(decay, tuple(numbers[name] for name in decay.numbers))
+
+
+@lru_cache(maxsize=4096)  # groups have few numbers between them, and fractions are slow
+def _at_rest(decay: Rule, values: tuple[float, ...]) -> float:
+    given = dict(zip(decay.numbers, values, strict=True))
+    if not all(map(math.isfinite, values)):
         return math.inf
     kept = decay.function(Fraction(1), Fraction(0), **{name: Fraction(value) for name, value in given.items()})
     try:

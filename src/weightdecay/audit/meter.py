@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from torch.optim import Optimizer as TorchOptimizer
 from weightdecay.arguments import number, whole
 from weightdecay.attachment import Attachment, Intended
 from weightdecay.audit import sums
-from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample
+from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample, Summary
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
@@ -29,6 +29,15 @@ EVERY = 500
 _Hooks = OrderedDict[int, Any]
 _MOST_UNREAD = 64
 """So many samples may wait on the device until somebody asks; then they are read, so that they do not fill its memory."""
+
+
+def is_due(calls: int, every: int, start: int = 0) -> bool:
+    """Tell whether a meter measures a step: the 1st, 2nd, 4th, 8th, … of those that it sees, then one in `every`.
+
+    >>> [calls for calls in range(1, 61) if is_due(calls, every=20)]
+    [1, 2, 4, 8, 16, 20, 40, 60]
+    """
+    return (start + calls) % every == 0 or (calls < every and calls & (calls - 1) == 0)
 
 
 @dataclass(eq=False)
@@ -81,7 +90,7 @@ class _Taken:
 
 
 class Meter:
-    """Measure what the decay does to the weights, every so many steps of any torch optimizer.
+    """Measure what the decay does to the weights, every so many steps of any torch optimizer, and more often at the start.
 
     It hooks the optimizer's step and changes nothing: a run with a meter is the run without it, bit for bit. Between two
     samples it does nothing. A sample is of one step and holds a copy of the weights during it; its numbers stay on a GPU
@@ -94,15 +103,18 @@ class Meter:
 
     Args:
         optimizer: of any kind; what accelerate and Lightning wrap around one is taken off.
-        every: measure the first step and each whose number is a multiple of this.
+        every: measure each step whose number is a multiple of this, and before the first of them steps 1, 2, 4, 8, … so that
+            a short run has a picture, too.
         roles: what to sum up beside the groups: a model, whose tensors have the roles that `weightdecay.param_groups` gives
             them (weight, embedding, norm, bias, …), or a role by the name of each parameter, which the optimizer's groups
             have to know then (`weightdecay.param_groups(…, names=True)`). A tensor may be left out.
         steps_per_epoch: optimizer steps, to know half-life and timescale in epochs as well.
+        start: how many steps the run had made before, if it goes on from a checkpoint; they count in the numbers of the steps.
 
     Raises:
         TypeError: `optimizer` is none, or one that calls no hooks, or `roles` neither a model nor a mapping.
-        ValueError: `every` is no whole number from 1, `steps_per_epoch` not positive, a name in `roles` unknown.
+        ValueError: `every` is no whole number from 1, `start` none from 0, `steps_per_epoch` not positive, a name in `roles`
+            unknown.
 
     >>> w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     >>> optimizer = torch.optim.SGD([w], lr=0.5, weight_decay=0.01)
@@ -128,8 +140,9 @@ class Meter:
         every: int = EVERY,
         roles: nn.Module | Mapping[str, str] | None = None,
         steps_per_epoch: float | None = None,
+        start: int = 0,
     ) -> None:
-        self.every = whole("every", every)
+        self.every, self.start = whole("every", every), whole("start", start, 0)
         self.steps_per_epoch = None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, "(0, inf)")
         inner = _unwrapped(optimizer)
         self._roles = _roles(roles, inner)
@@ -166,7 +179,7 @@ class Meter:
         if found_inf is not None:
             skipped = (found_inf > 0).long()
             self._skips = skipped if self._skips is None else self._skips + skipped
-        if self._calls != 1 and self._calls % self.every:
+        if not is_due(self._calls, self.every, self.start):
             return None
         cast(_Hooks, optimizer._optimizer_step_post_hooks).move_to_end(self._hooks[1].id)  # a decay may be attached since
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -267,7 +280,7 @@ class Meter:
             for places, totals in taken.totals:
                 rows.update(zip(places, totals.tolist(), strict=True))
             tensors = [Measured.of(known, rows[place]) for place, known in enumerate(taken.known)]
-            step = taken.calls - (0 if taken.skips is None else int(taken.skips.item()))
+            step = self.start + taken.calls - (0 if taken.skips is None else int(taken.skips.item()))
             self._samples.append(Sample.of(step, tensors, self.steps_per_epoch))
         self._unread = []
 
@@ -278,10 +291,23 @@ class Meter:
         self._read()
         return tuple(self._samples)
 
-    def metrics(self, prefix: str = "weight_decay") -> dict[str, float]:
-        """Return what is known of the last sample as a flat dict for any logger: `weight_decay/group0/kept` and so on."""
+    def metrics(
+        self, prefix: str = "weight_decay", names: Collection[str] | None = None, *, roles: bool = True
+    ) -> dict[str, float]:
+        """Return what is known of the last sample as a flat dict for any logger: `weight_decay/group0/kept` and so on.
+
+        Args:
+            prefix: what the keys begin with.
+            names: which quantities, as in `weightdecay.audit.readings.Reading`; all of them if you do not say.
+            roles: of the roles as well as of the groups.
+        """
         samples = self.history()
-        return samples[-1].metrics(prefix) if samples else {}
+        return samples[-1].metrics(prefix, names, roles=roles) if samples else {}
+
+    def summary(self) -> Summary | None:
+        """Return what the samples say together, which `print(meter)` shows; None before the first."""
+        samples = self.history()
+        return Summary.of(samples) if samples else None
 
     @property
     def waiting(self) -> bool:
@@ -295,12 +321,14 @@ class Meter:
         return samples[-1].step if samples else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every sample as plain data."""
-        return {"every": self.every, "unknown": self.unknown, "samples": [each.to_dict() for each in self.history()]}
+        """Return every sample as plain data, and what they say together."""
+        samples, summary = [each.to_dict() for each in self.history()], self.summary()
+        return {
+            "every": self.every, "unknown": self.unknown, "summary": summary and summary.to_dict(), "samples": samples
+        }  # fmt: skip
 
     def __str__(self) -> str:
-        samples = self.history()
-        lines = [str(samples[-1]) if samples else "nothing measured yet"]
+        lines = [str(self.summary() or "nothing measured yet")]
         return "\n".join([*lines, *(["", f"what the decay does is unknown: {self.unknown}"] if self.unknown else [])])
 
     __repr__ = __str__
@@ -319,7 +347,7 @@ class Meter:
 
         samples = self.history()
         if not samples:
-            raise ValueError(f"nothing was measured yet: of every {self.every} steps the meter measures one, and the first")
+            raise ValueError("nothing was measured yet: the first step of the optimizer after the meter was made will be")
         save(path, lambda: course(samples))
 
     # Its end ------------------------------------------------------------------------------------------------------------

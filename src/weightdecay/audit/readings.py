@@ -1,13 +1,16 @@
 """What the sums of a step say of a group or a role, as numbers, beside what the rules let one expect."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from weightdecay import equilibrium
+from weightdecay.arguments import choice
 from weightdecay.audit.sums import AFTER, BEFORE
 from weightdecay.columns import aligned
 from weightdecay.decomposition import Upcoming
@@ -80,12 +83,18 @@ def _gain(step: Upcoming) -> float:
 
 
 def _degree(direction: Rule, numbers: Mapping[str, float]) -> float:
-    """Ask the rule itself what twice the gradient does to u."""
+    """Return the power of the gradient's size with which u grows, NaN if unknown."""
     starts = {each.name: each.start for each in direction.keeps if not each.per_element}
     given = {**starts, **numbers}
     if direction.whole or not all(isinstance(given.get(name), float | int) for name in direction.numbers):
         return math.nan
-    state, given = [0.0] * (len(direction.elements) - 1), {name: given[name] for name in direction.numbers}
+    return _asked(direction, tuple(given[name] for name in direction.numbers))
+
+
+@lru_cache(maxsize=256)
+def _asked(direction: Rule, values: tuple[Any, ...]) -> float:
+    """Ask the rule itself what twice the gradient does to u."""
+    state, given = [0.0] * (len(direction.elements) - 1), dict(zip(direction.numbers, values, strict=True))
     try:
         found = [direction.function(g, *state, **given) for g in (_LARGE, 2 * _LARGE)]
         once, twice = (each[0] if direction.returned else each for each in found)
@@ -247,9 +256,9 @@ class Reading(Record):
             _mean([each.effective_lr() for each in directed]),
         )
 
-    def numbers(self) -> dict[str, float]:
-        """Return what is known, without the counts."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)[2:]}
+    def numbers(self, names: Collection[str] | None = None) -> dict[str, float]:
+        """Return what is known of these quantities, or of all."""
+        values = {name: getattr(self, name) for name in QUANTITIES if names is None or name in names}
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def cells(self) -> tuple[str, ...]:
@@ -257,6 +266,26 @@ class Reading(Record):
         shown = (self.norm, self.norm_to_equilibrium, self.angle, self.shrink, self.kept, self.decay_to_update)
         life = "never" if math.isinf(self.half_life) else _short(self.half_life, ",.0f")
         return f"{self.weights:,}", *map(_short, shown), life, _short(self.effective_lr)
+
+
+QUANTITIES = tuple(each.name for each in fields(Reading)[2:])
+"""What can be asked of a reading by name: all but its counts."""
+METRICS = ("norm", "angle", "shrink", "kept", "decay_to_update")
+"""What the callbacks log unless told otherwise."""
+
+
+def asked_for(metrics: str | Collection[str]) -> tuple[str, ...]:
+    """Return the quantities that somebody asks for by name; "all" is every one.
+
+    Raises:
+        ValueError: there is none of that name.
+
+    >>> asked_for("kept"), asked_for(["norm", "half_life"]), len(asked_for("all"))
+    (('kept',), ('norm', 'half_life'), 14)
+    """
+    if isinstance(metrics, str):
+        metrics = QUANTITIES if metrics == "all" else [metrics]
+    return tuple(choice("metrics", name, QUANTITIES) for name in metrics)
 
 
 def _short(x: float, digits: str = ".3g") -> str:
@@ -306,9 +335,10 @@ class Sample:
         labels = sorted(labelled, key=lambda label: not cls.is_group(label))
         return cls(step, {label: Reading.of(labelled[label], steps_per_epoch) for label in labels})
 
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """Return all that is known as one flat dict."""
-        named = ((label, reading.numbers()) for label, reading in self.readings.items())
+    def metrics(self, prefix: str, names: Collection[str] | None = None, *, roles: bool = True) -> dict[str, float]:
+        """Return what is known of these quantities, or of all, as one flat dict, of the groups and the roles."""
+        shown = {label: reading for label, reading in self.readings.items() if roles or self.is_group(label)}
+        named = ((label, reading.numbers(names)) for label, reading in shown.items())
         return {f"{prefix}/{label}/{name}": value for label, numbers in named for name, value in numbers.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -318,3 +348,101 @@ class Sample:
     def __str__(self) -> str:
         rows = [self.header, *((label, *reading.cells()) for label, reading in self.readings.items())]
         return "\n".join([f"step {self.step:,}", *aligned(rows)])
+
+
+# A run in a table ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Course(Record):
+    """What the samples of a group or a role say of a run. Each stands for the steps since the one before it; NaN is unknown."""
+
+    first: float
+    """‖w‖ at the first sample."""
+    last: float
+    """‖w‖ at the last one."""
+    norm_to_equilibrium: float
+    """This and the others that are not said to be anything else are medians over the steps of the run."""
+    angle: float
+    shrink: float
+    kept: float
+    """What the decay took in the whole run over what it was to take."""
+    decay_to_update: float
+    half_life: float
+
+    @classmethod
+    def of(cls, readings: Sequence[tuple[int, Reading]]) -> "Course":
+        """Sum up readings, each with the number of steps that it stands for."""
+
+        def median(name: str) -> float:
+            return _median([(getattr(each, name), steps) for steps, each in readings])
+
+        known = [(steps, each) for steps, each in readings if math.isfinite(each.realised) and math.isfinite(each.shrink)]
+        taken, intended = (_sum(steps * getattr(each, name) for steps, each in known) for name in ("realised", "shrink"))
+        return cls(
+            readings[0][1].norm,
+            readings[-1][1].norm,
+            median("norm_to_equilibrium"),
+            median("angle"),
+            median("shrink"),
+            _quotient(taken, intended),
+            median("decay_to_update"),
+            median("half_life"),
+        )
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the line of the table."""
+        norm = " → ".join(dict.fromkeys((_short(self.first), _short(self.last))))
+        life = "never" if math.isinf(self.half_life) else _short(self.half_life, ",.0f")
+        kept = "–" if math.isnan(self.kept) else f"{round(self.kept, 2) + 0.0:.0%}"
+        shown = map(_short, (self.norm_to_equilibrium, self.angle, self.shrink))
+        return norm, *shown, kept, _short(self.decay_to_update), life
+
+
+def _median(values: Iterable[tuple[float, int]]) -> float:
+    """Return the median of values that count so many times; NaN are left out."""
+    known = sorted((value, count) for value, count in values if not math.isnan(value))
+    half, seen = sum(count for _, count in known) / 2, 0
+    for value, count in known:
+        seen += count
+        if seen >= half:
+            return value
+    return math.nan
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a meter has measured in a run, by group and role; prints as a table."""
+
+    first: int
+    """The step of the first sample."""
+    last: int
+    samples: int
+    courses: Mapping[str, Course]
+
+    header = ("", "‖w‖, first → last", "of equilibrium", "angle", "shrink", "kept in all", "decay/update", "half-life")
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "Summary":
+        """Sum up samples, of which there is one at least."""
+        steps = [each.step for each in samples]
+        counts = [1, *(max(1, later - step) for step, later in pairwise(steps))]
+        labelled: dict[str, list[tuple[int, Reading]]] = {}
+        for count, sample in zip(counts, samples, strict=True):
+            for label, reading in sample.readings.items():
+                labelled.setdefault(label, []).append((count, reading))
+        labels = sorted(labelled, key=lambda label: not Sample.is_group(label))
+        return cls(steps[0], steps[-1], len(steps), {label: Course.of(labelled[label]) for label in labels})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain data; what is unknown or never ends is None."""
+        courses = {label: course.to_dict() for label, course in self.courses.items()}
+        return {"first": self.first, "last": self.last, "samples": self.samples, "courses": courses}
+
+    def __str__(self) -> str:
+        rows = [self.header, *((label, *course.cells()) for label, course in self.courses.items())]
+        title = f"step {self.first:,}"
+        if self.samples > 1:
+            steps = f"steps {self.first:,} to {self.last:,}, {self.samples} of them measured"
+            title = f"{steps}; medians where nothing else is said"
+        return "\n".join([title, *aligned(rows)])

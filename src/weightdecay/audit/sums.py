@@ -14,6 +14,7 @@ from torch import Tensor
 from weightdecay.attachment import PENDING, Intended
 from weightdecay.decomposition import Upcoming
 from weightdecay.readers import eager, rounding
+from weightdecay.step import Equation
 
 BEFORE = ("w·decay", "decay²", "step²", "w·undecayed", "w·gradient", "gradient²")
 """Sums before a step w_t = g·w − η·h: w is the stored weight, `decay` (1 − g)·w, `step` η·h, `undecayed` by what w − η·h would
@@ -63,11 +64,6 @@ class Tally:
         """Say that the step cannot be taken apart."""
         self.sums[BEFORE] = [torch.full((len(BEFORE),), torch.nan, dtype=torch.float64, device=self.before.device)]
 
-    def total(self) -> Tensor:
-        """Return `BEFORE` and `AFTER` as one row."""
-        nothing = {names: torch.zeros(len(names), dtype=torch.float64, device=self.before.device) for names in self.sums}
-        return torch.cat([sum(parts, start=nothing[names]) for names, parts in self.sums.items()])
-
 
 def _local(tensor: Any, like: Any) -> Tensor:
     """Return this rank's part of what is laid out as another tensor, or will be."""
@@ -86,7 +82,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(eq=False)
 class _Batch:
-    """Pieces of tensors whose steps differ in nothing but their weights."""
+    """Pieces of tensors whose steps differ in nothing but their weights, and what the decay multiplies all of these by."""
 
     pieces: list[tuple[Tally, Upcoming, dict[str, Tensor], Draw, slice]] = field(default_factory=list)
     size: int = 0
@@ -100,8 +96,29 @@ class _Batch:
         joined = {name: _joined([values[name][cut] for _, _, values, _, cut in self.pieces]) for name in flat}
         values = {name: joined.get(name, nothing) for name in step.values}
         bits = _joined([draw(cut) for _, _, _, draw, cut in self.pieces]) if step.result == "stochastic" else None
-        _share(_factors(tally, step, values, bits, shared), [(each.sums[BEFORE], cut) for each, *_, cut in self.pieces])
+        uniform = self._uniform(values["w"])
+        _share(
+            _factors(tally, step, values, bits, shared, uniform), [(each.sums[BEFORE], cut) for each, *_, cut in self.pieces]
+        )
         self.pieces, self.size = [], 0
+
+    def _uniform(self, w: Tensor) -> "Uniform":
+        """Return η and the shrink of each weight: as numbers, or as a tensor each where the pieces differ in them."""
+        found = {_uniform(step): None for _, step, *_ in self.pieces}
+        if len(found) == 1:
+            return next(iter(found))
+        sizes = torch.tensor([cut.stop - cut.start for *_, cut in self.pieces], device=w.device)
+        rows = torch.tensor([_uniform(step) for _, step, *_ in self.pieces], dtype=torch.float64, device=w.device)
+        eta, shrink = torch.repeat_interleave(rows.T, sizes, dim=1, output_size=self.size)
+        return eta.to(w.dtype), shrink
+
+
+Uniform = tuple[Any, Any]
+"""η, and the share that the step takes of every weight alike, or None where there is none."""
+
+
+def _uniform(step: Upcoming) -> Uniform:
+    return step.given["decay"]["eta"], step.shrink()
 
 
 def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], shared: Mapping[str, float]) -> None:
@@ -117,9 +134,9 @@ def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], shared: Mapping[st
         if step.equation.direction.whole or any(rule.reductions or rule.memory for rule in step.equation.rules):
             # It asks for numbers of the whole tensor, or has some of its own: it is neither cut up nor joined with others.
             bits = _local(rounding.random_bits(w, key), tally.param) if step.result == "stochastic" else None
-            tally.sums[BEFORE].append(_dots(_factors(tally, step, step.values, bits, shared)))
+            tally.sums[BEFORE].append(_dots(_factors(tally, step, step.values, bits, shared, _uniform(step))))
             continue
-        kind = id(step.group), step.t, tally.param.dtype, device, step.result
+        kind = _alike(step), tally.param.dtype, device, step.result
         batch, draw = batches.setdefault(kind, _Batch()), _drawing(w, tally.param, key)
         names = ("w", "g", *(each.name for each in step.kept if each.per_element))
         flat = {name: _local(step.values[name], tally.param).reshape(-1) for name in names}
@@ -135,21 +152,36 @@ def add_before(splits: Iterable[tuple[Tally, Upcoming, Key]], shared: Mapping[st
         batch.add_up(shared)
 
 
+def _alike(step: Upcoming) -> Any:
+    """Return what two steps share that are computed in one go: rules and numbers, but for η and a shrink of all weights alike.
+
+    Groups with a learning rate each, as layer-wise decay makes them, then are one batch.
+    """
+    kinds = step.given if step.shrink() is None or isinstance(step.given["decay"]["eta"], Tensor) else ["direction"]
+    return step.equation, tuple((kind, name, value) for kind in kinds for name, value in step.given[kind].items())
+
+
 def _factors(
-    tally: Tally, step: Upcoming, values: Mapping[str, Tensor], bits: Tensor | None, shared: Mapping[str, float]
+    tally: Tally,
+    step: Upcoming,
+    values: Mapping[str, Tensor],
+    bits: Tensor | None,
+    shared: Mapping[str, float],
+    uniform: Uniform,
 ) -> Pairs:
     """Return what is multiplied for `BEFORE`, of this rank's weights in float64."""
     dtype = tally.param.dtype.to_real() if tally.param.dtype.is_complex else tally.param.dtype
-    shrink = step.shrink()
+    (eta, shrink), gradient = uniform, values["g"]
     if shrink is None:
         # In float32, 1 − g has lost the digits of a small shrink.
+        equation, numbers, values = _exact(step, values, dtype)
         exact = {name: value.double() for name, value in values.items()}
-        g, h = eager.split(step.equation, step.equation.with_shared(step.numbers(torch.float64), shared), exact)
+        g, h = eager.split(equation, equation.with_shared(numbers, shared), exact)
         w, factor, h = (_local(x, tally.param).reshape(-1) for x in (exact["w"], g, h))
-        decay, moved = (1 - factor) * w, float(step.given["decay"]["eta"]) * h
+        decay, moved = (1 - factor) * w, float(eta) * h
     else:
         u, _ = eager.step(step.equation.halves()[0], step.numbers(eager.compute_dtype(dtype)), values)
-        w, moved = _local(values["w"], tally.param).reshape(-1), step.given["decay"]["eta"] * _local(u, tally.param).reshape(-1)
+        w, moved = _local(values["w"], tally.param).reshape(-1), eta * _local(u, tally.param).reshape(-1)
         decay = shrink * w.double()
     undecayed = (w - moved).to(eager.compute_dtype(dtype))
     if step.result == "stochastic":
@@ -157,8 +189,25 @@ def _factors(
         undecayed = rounding.stochastic(undecayed, dtype, bits.reshape(-1))
     elif step.result == "nearest":
         undecayed = undecayed.to(dtype)
-    w, moved, gradient = (x.double() for x in (w, moved, _local(values["g"], tally.param).reshape(-1)))
+    w, moved, gradient = (x.double() for x in (w, moved, _local(gradient, tally.param).reshape(-1)))
     return [(w, decay), (decay, decay), (moved, moved), (w, undecayed.double() - w), (w, gradient), (gradient, gradient)]
+
+
+def _exact(
+    step: Upcoming, values: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[Equation, eager.Numbers, Mapping[str, Tensor]]:
+    """Return what of a step has to be computed in float64, which takes twice as long.
+
+    Where no penalty mixes the weight into u, that is the decay alone; u then is as precise as the optimizer's own.
+    """
+    equation, numbers = step.equation, step.numbers(torch.float64)
+    decay = equation.decay
+    if equation.penalty is not None or decay.shared or decay.measures_gradient:
+        return equation, numbers, values
+    first, second = equation.halves()
+    u, _ = eager.step(first, step.numbers(eager.compute_dtype(dtype)), values)
+    kept = {each.name: values[each.name] for each in decay.keeps if each.per_element}
+    return second, {"direction": {}, "decay": numbers["decay"]}, {**kept, "w": values["w"], "g": u}
 
 
 def _drawing(w: Tensor, param: Tensor, key: Key) -> Draw:
@@ -268,11 +317,14 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 def _share(pairs: Pairs, owners: Sequence[tuple[list[Tensor], slice]]) -> None:
     """Give each tensor the sums over its part of the products."""
-    start = 0
-    for sums, cut in owners:
-        stop = start + cut.stop - cut.start
-        sums.append(_dots([(x[start:stop], y[start:stop]) for x, y in pairs]))
-        start = stop
+    if len(owners) == 1:
+        owners[0][0].append(_dots(pairs))
+        return
+    lengths = torch.tensor([cut.stop - cut.start for _, cut in owners], device=pairs[0][0].device)
+    # `unsafe` leaves out a look at the lengths, for which the host would wait.
+    columns = [torch.segment_reduce(x * y, "sum", lengths=lengths, unsafe=True) for x, y in pairs]
+    for (sums, _), row in zip(owners, torch.stack(columns, dim=1).unbind(), strict=True):
+        sums.append(row)
 
 
 def _dots(pairs: Pairs) -> Tensor:
@@ -288,9 +340,19 @@ def totals(tallies: Sequence[Tally]) -> list[tuple[list[int], Tensor]]:
         layouts.setdefault((tally.before.device, spread), []).append(place)
     found = []
     for (_, spread), places in layouts.items():
-        rows = torch.stack([tallies[place].total() for place in places])
+        rows = torch.cat([_added(names, [tallies[place] for place in places]) for names in (BEFORE, AFTER)], dim=1)
         found.append((places, rows if spread is None else _over_ranks(rows, *spread)))
     return found
+
+
+def _added(names: tuple[str, ...], tallies: Sequence[Tally]) -> Tensor:
+    """Return the sums of these names, a row for each tensor."""
+    device = tallies[0].before.device
+    parts = [part for each in tallies for part in each.sums[names]]
+    if not parts:
+        return torch.zeros(len(tallies), len(names), dtype=torch.float64, device=device)
+    lengths = torch.tensor([len(each.sums[names]) for each in tallies], device=device)
+    return torch.segment_reduce(torch.stack(parts), "sum", lengths=lengths, unsafe=True)
 
 
 def _over_ranks(rows: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:

@@ -1,8 +1,10 @@
 """A meter in TensorBoard, or whatever has an `add_scalar`."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from weightdecay.audit.meter import Meter
+from weightdecay.audit.readings import METRICS, asked_for
 
 
 class Writer(Protocol):
@@ -12,7 +14,14 @@ class Writer(Protocol):
         """Write a number under a tag."""
 
 
-def write_metrics(writer: Writer, meter: Meter, *, step: int | None = None, prefix: str = "weight_decay") -> None:
+def write_metrics(
+    writer: Writer,
+    meter: Meter,
+    *,
+    step: int | None = None,
+    prefix: str = "weight_decay",
+    metrics: str | Collection[str] = METRICS,
+) -> None:
     """Write the last sample of a meter, one scalar for each number.
 
     Args:
@@ -20,6 +29,10 @@ def write_metrics(writer: Writer, meter: Meter, *, step: int | None = None, pref
         meter: what has measured.
         step: where on the axis; the sample's own step if you do not say.
         prefix: what the tags begin with.
+        metrics: which quantities, as in `weightdecay.audit.readings.Reading`, or "all".
+
+    Raises:
+        ValueError: `metrics` names none.
 
     >>> import torch
     >>> class Printing:
@@ -32,8 +45,7 @@ def write_metrics(writer: Writer, meter: Meter, *, step: int | None = None, pref
     >>> optimizer.step()
     >>> write_metrics(Printing(), meter, step=7)
     weight_decay/group0/norm 2.0 7
-    weight_decay/group0/change 0.0 7
     weight_decay/group0/angle 0.0 7
     """
-    for tag, value in meter.metrics(prefix).items():
+    for tag, value in meter.metrics(prefix, asked_for(metrics)).items():
         writer.add_scalar(tag, value, meter.step if step is None else step)

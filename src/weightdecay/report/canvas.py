@@ -1,7 +1,8 @@
-"""What the pictures share: a style, panels at fixed places, and bytes in PNG and SVG.
+"""What the pictures share: colours, a style, panels at fixed places, and bytes in PNG and SVG.
 
 A picture is a `Figure` without pyplot and its state, with everything placed in inches, so that nothing is laid out twice.
-Its background is light in any theme, so that it looks the same in a page, a README and print.
+It is drawn in the colours of a light theme. An SVG has those of a dark one beside them, which a browser takes where the reader
+has asked for dark pages; a PNG stays light.
 """
 
 import re
@@ -9,40 +10,59 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from math import ceil
+from math import ceil, log10
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from weightdecay.files import write
+from weightdecay.report.numerals import setting
 
-__all__ = ["FAINT", "Canvas", "Margins", "Picture", "headline", "picture", "save"]
+__all__ = [
+    *("ABSENT", "AMBER", "BLACK", "BLUE", "DARK", "FAINT", "GREEN", "GREY", "INK", "PAPER", "PINK", "PURPLE", "RED", "TEAL"),
+    *("WHITE", "Canvas", "Margins", "Picture", "headline", "logarithmic", "picture", "save", "shortened"),
+]
 
-_INK, FAINT = "#1f2430", "#5b6472"
+PAPER, INK, FAINT, GREY, ABSENT = "#ffffff", "#1f2430", "#5b6472", "#7a828e", "#f1f3f5"
+BLUE, RED, GREEN, PURPLE = "#2563a8", "#b3372f", "#2f7d4f", "#8a5bb0"
+AMBER, TEAL, PINK = "#a86a0d", "#2e7d8c", "#b53a7c"
+_AXIS, _GRID, _HATCH = "#9aa1ac", "#e5e7eb", "#c2c7cf"
+WHITE, BLACK = "#fefefe", "#010101"
+"""Of marks that stand on other colours, and stay what they are in any theme."""
+DARK: Mapping[str, str] = {
+    PAPER: "#1c2026", INK: "#e6e9ed", FAINT: "#a3adb9", GREY: "#8d96a3", ABSENT: "#2b313a",
+    BLUE: "#6cabee", RED: "#f0877d", GREEN: "#5fbf87", PURPLE: "#bd97e0", AMBER: "#dba64c", TEAL: "#68bccb", PINK: "#ea86b8",
+    _AXIS: "#5f6875", _GRID: "#333a44", _HATCH: "#4d5560",
+}  # fmt: skip
+"""What the colours are in a dark theme."""
 _STYLE: Mapping[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "axes.edgecolor": "#9aa1ac",
+    "axes.edgecolor": _AXIS,
     "axes.labelcolor": FAINT,
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "grid.color": "#e5e7eb",
-    "hatch.color": "#c2c7cf",
+    "figure.facecolor": PAPER,
+    "grid.color": _GRID,
+    "hatch.color": _HATCH,
     "hatch.linewidth": 0.6,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "weightdecay",
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
 }
 _POINTS = 72
+"""To the inch."""
 _LONGEST = 22
 
 
@@ -72,7 +92,7 @@ class Canvas:
     """A figure with `count` panels of a given size in inches, in two columns if there are two, above one or two strips.
 
     `strips` holds the left and lower ends of the strips, where a colour scale or a legend can go; each is as wide as a
-    column.
+    column. `boxes` holds the left and upper ends and the heights of the panels with their margins, and of the strips.
     """
 
     def __init__(self, count: int, width: float, height: float, margins: Margins, strips: int) -> None:
@@ -80,12 +100,12 @@ class Canvas:
         line = margins.top + height + margins.bottom
         rows, strip_rows = ceil(count / columns), ceil(strips / columns)
         self.across, self.down = columns * self.column, rows * line + strip_rows * margins.strip
-        self.figure = Figure(figsize=(self.across, self.down), facecolor="white")
+        self.figure = Figure(figsize=(self.across, self.down), facecolor=PAPER)
         corners = [(n % columns * self.column, n // columns * line) for n in range(count)]
         below = [(n % columns * self.column, rows * line + n // columns * margins.strip) for n in range(strips)]
         self.panels = [self.axes(x + margins.left, self.down - y - margins.top - height, width, height) for x, y in corners]
         self.strips = [(x, self.down - y - margins.strip) for x, y in below]
-        self._boxes = [(*corner, line) for corner in corners] + [(*corner, margins.strip) for corner in below]
+        self.boxes = [(*corner, line) for corner in corners] + [(*corner, margins.strip) for corner in below]
 
     def axes(self, left: float, lower: float, width: float, height: float) -> Axes:
         """Add axes at a place in inches from the lower left corner."""
@@ -99,6 +119,7 @@ class Canvas:
         else:
             # A date in the file would make equal sweeps give unequal pictures.
             self.figure.savefig(buffer, format=kind, metadata={"Date": None})
+            return _themed(buffer.getvalue().decode()).encode()
         return buffer.getvalue()
 
     def stacked(self, svg: str) -> str:
@@ -107,9 +128,9 @@ class Canvas:
         It costs no second drawing, which takes most of the time of a report.
         """
         opening, body = re.split(r"(?<=>)", svg[svg.index("<svg") :], maxsplit=1)
-        width, height = _POINTS * self.column, _POINTS * sum(tall for _, _, tall in self._boxes)
+        width, height = _POINTS * self.column, _POINTS * sum(tall for _, _, tall in self.boxes)
         windows, top = [], 0.0
-        for x, y, tall in self._boxes:
+        for x, y, tall in self.boxes:
             view = f"{_POINTS * x:g} {_POINTS * y:g} {width:g} {_POINTS * tall:g}"
             size = f'y="{top:g}" width="{width:g}" height="{_POINTS * tall:g}"'
             windows.append(f'<svg {size} viewBox="{view}"><use href="#whole"/></svg>')
@@ -121,10 +142,49 @@ class Canvas:
         )
 
 
+def _themed(svg: str) -> str:
+    """Return an SVG with the colours of a dark theme in a style sheet, which whoever knows no style sheets leaves aside."""
+    rules = [
+        f"{found}{{{what}:{dark}!important}}"
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+        for found, text in ((f'[style*="{what}: {light}"]', f"{what}: {light}"), (f'[{what}="{light}"]', f'{what}="{light}"'))
+        if text in svg  # the second is a hatched ground
+    ]
+    opening = re.search(r"<svg[^>]*>", svg)
+    assert opening is not None
+    sheet = f"<style>@media (prefers-color-scheme: dark){{{''.join(rules)}}}</style>"
+    return f"{svg[: opening.end()]}\n {sheet}{svg[opening.end() :]}"
+
+
+def shortened(name: str) -> str:
+    """Return a name that fits above a panel or into a legend.
+
+    >>> shortened("weight"), shortened("a_role_with_a_very_long_name")
+    ('weight', 'a_role_with_a_very_lo…')
+    """
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def logarithmic(panel: Axes) -> None:
+    """Give a panel a logarithmic axis upward that has a few numbers beside it, however little of a decade it spans."""
+    drawn = [float(y) for line in panel.lines for y in np.asarray(line.get_ydata())]
+    if not drawn:  # no line at all says no number
+        panel.set_yticks([])
+        return
+    panel.set_yscale("log")
+    low, high = panel.get_ylim()
+    decades = log10(high / low)
+    # At powers of ten and some multiples of them; the fewer powers there are, the more multiples.
+    subs = (1,) if decades > 2 else (1, 2, 5) if decades > 0.9 else None
+    panel.yaxis.set_major_locator(MaxNLocator(4) if subs is None else LogLocator(subs=subs, numticks=8))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: setting(y)))
+
+
 def headline(panel: Axes, name: str, remark: str, height: float) -> None:
     """Write a name above a panel, and a remark at its right end."""
-    short = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-    panel.text(0, height, short, transform=panel.transAxes, weight="bold", size=11)
+    panel.text(0, height, shortened(name), transform=panel.transAxes, weight="bold", size=11)
     panel.text(1, height, remark, transform=panel.transAxes, ha="right", size=8.5, color=FAINT)
 
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from weightdecay.report.canvas import FAINT, Canvas, Margins, Picture, headline, picture
+from weightdecay.report.canvas import ABSENT, BLACK, FAINT, PAPER, WHITE, Canvas, Margins, Picture, headline, picture
 from weightdecay.report.grid import Cell, Grid, Sweep
 from weightdecay.report.judge import Judgement
 from weightdecay.report.numerals import setting
@@ -23,7 +23,7 @@ __all__ = ["heat_maps"]
 
 T = TypeVar("T")
 
-_DIVERGED, _ABSENT = "#6b7280", "#f1f3f5"
+_DIVERGED = "#6b7280"
 _GAP = 0.45
 _WIDTH, _HEIGHT = 3.45, 2.75
 _MARGINS = Margins(left=0.78, right=0.2, top=0.4, bottom=0.8, strip=0.75)
@@ -93,7 +93,7 @@ def heat_maps(found: Verdict) -> Picture:
 
 def _cells(panel: Axes, grid: Grid, scale: Scale) -> None:
     places = _places(grid)
-    panel.set_facecolor(_ABSENT)
+    panel.set_facecolor(ABSENT)
     panel.patch.set_hatch("////")
     rows = np.arange(len(grid.lrs) + 1) - 0.5
     blocks = [block for block in ([d for d in grid.decays if d == 0], [d for d in grid.decays if d > 0]) if block]
@@ -102,15 +102,15 @@ def _cells(panel: Axes, grid: Grid, scale: Scale) -> None:
             [places[decay] - 0.5 for decay in block] + [places[block[-1]] + 0.5],
             rows,
             np.array([[scale.shade(grid.cells[lr, decay]) for decay in block] for lr in grid.lrs]),
-            edgecolors="white",
+            edgecolors=PAPER,
             linewidth=0.5,
             rasterized=scale.crowded,
         )
     if len(blocks) > 1:
-        panel.axvspan(0.5, 0.5 + _GAP, color="white", zorder=2)
+        panel.axvspan(0.5, 0.5 + _GAP, color=PAPER, zorder=2)
     lost = [cell for cell in grid if cell.state == "diverged"]
     x, y = [places[cell.decay] for cell in lost], [grid.lrs.index(cell.lr) for cell in lost]
-    panel.scatter(x, y, marker="x", s=16, linewidths=0.9, color="white", zorder=2)
+    panel.scatter(x, y, marker="x", s=16, linewidths=0.9, color=WHITE, zorder=2)
 
 
 def _places(grid: Grid) -> dict[float, float]:
@@ -133,15 +133,15 @@ def _marks(panel: Axes, judgement: Judgement) -> None:
         for row in judgement.rows
         if row.best and row.standing not in ("clear", "untrained")
     }
-    panel.scatter([*unclear.values()], [*unclear], s=18, color="black", edgecolors="white", linewidths=0.9, zorder=4)
+    panel.scatter([*unclear.values()], [*unclear], s=18, color=BLACK, edgecolors=WHITE, linewidths=0.9, zorder=4)
     # A line joins neighbouring learning rates only: nothing is known of those between others.
     joined = [clear.get(k, np.nan) for k in height.values()]
-    for width, colour in ((2.6, "black"), (1.2, "white")):
+    for width, colour in ((2.6, BLACK), (1.2, WHITE)):
         panel.plot(joined, [*height.values()], color=colour, linewidth=width, zorder=3)
-    panel.scatter([*clear.values()], [*clear], s=30, color="white", edgecolors="black", linewidths=0.9, zorder=4)
+    panel.scatter([*clear.values()], [*clear], s=30, color=WHITE, edgecolors=BLACK, linewidths=0.9, zorder=4)
     if best := judgement.best:
         x, y = [places[best.decay]], [height[best.lr]]
-        panel.scatter(x, y, marker="*", s=190, color="white", edgecolors="black", zorder=5)
+        panel.scatter(x, y, marker="*", s=190, color=WHITE, edgecolors=BLACK, zorder=5)
 
 
 def _axes(panel: Axes, grid: Grid) -> None:
@@ -177,20 +177,20 @@ def _colour_bar(canvas: Canvas, scale: Scale, title: str) -> None:
 def _legend(canvas: Canvas, sweep: Sweep) -> None:
     left, lower = canvas.strips[-1]
     handles: list[Line2D | Patch] = [
-        _mark("*", 12, "white", "black", "best cell"),
-        _mark("o", 5.5, "white", "black", "best λ at an lr, smoothed"),
-        _mark("o", 5, "black", "white", "best λ, but not clearly"),
+        _mark("*", 12, WHITE, BLACK, "best cell"),
+        _mark("o", 5.5, WHITE, BLACK, "best λ at an lr, smoothed"),
+        _mark("o", 5, BLACK, WHITE, "best λ, but not clearly"),
     ]
     states = {cell.state for grid in sweep.grids for cell in grid}
     if "diverged" in states:
         handles.append(Patch(facecolor=_DIVERGED, label="diverged"))
     if "missing" in states:
-        handles.append(Patch(facecolor=_ABSENT, hatch="////", label="not run"))
+        handles.append(Patch(facecolor=ABSENT, hatch="////", label="not run"))
     canvas.figure.legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=((left + _MARGINS.left - 0.1) / canvas.across, (lower + 0.2) / canvas.down),
-        ncols=3,
+        bbox_to_anchor=((left + _MARGINS.left - 0.1) / canvas.across, (lower + 0.1) / canvas.down),
+        ncols=2,
         columnspacing=1.1,
         handletextpad=0.3,
         borderpad=0,

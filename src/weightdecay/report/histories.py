@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from weightdecay.report.canvas import FAINT, Canvas, Margins, Picture, headline, picture
+from weightdecay.report.canvas import AMBER, BLUE, FAINT, Canvas, Margins, Picture, headline, picture
 from weightdecay.report.grid import Cell
 from weightdecay.report.judge import Judgement
 from weightdecay.report.numerals import setting
@@ -21,8 +21,8 @@ __all__ = ["curves", "norms"]
 
 Dashes = Literal["-", "--"]
 
-# Okabe and Ito's blue and vermilion, and a grey: told apart by the colour-blind, and by their dashes in print.
-_ZERO, _BEST, _LARGER = "#5b6472", "#0072B2", "#D55E00"
+# Told apart by the colour-blind, and by their dashes in print.
+_ZERO, _BEST, _LARGER = FAINT, BLUE, AMBER
 _WIDTH, _HEIGHT = 3.45, 2.3
 _MARGINS = Margins(left=0.72, right=0.26, top=0.66, bottom=0.52, strip=0.3)
 # A norm that a large λ takes to nothing would leave the others no room.

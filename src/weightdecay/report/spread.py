@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from weightdecay.report.canvas import FAINT, Canvas, Margins, Picture, headline, picture
+from weightdecay.report.canvas import BLUE, FAINT, RED, Canvas, Margins, Picture, headline, picture
 
 if TYPE_CHECKING:  # which draws with this module, when asked to
     from weightdecay.decomposition import Summary
 
 __all__ = ["spread"]
 
-_BLUE, _RED = "#2563a8", "#b3372f"
 _LINE = 0.24
-_MARGINS = Margins(left=2.1, right=0.35, top=0.5, bottom=0.55, strip=0.62)
+_MARGINS = Margins(left=2.4, right=0.35, top=0.5, bottom=0.55, strip=0.62)
 _MOST = 60
-_LONGEST = 34
+_LONGEST = 32
 
 
 def spread(title: str, tensors: Sequence["Summary"], decoupled: Sequence[float]) -> Picture:
@@ -42,14 +41,14 @@ def _draw(title: str, shown: Sequence[tuple["Summary", float]], left_out: int) -
     headline(panel, title, remark, 1 + 0.12 / (len(shown) * _LINE + 0.2))
     for place, (each, number) in enumerate(shown):
         low = max(each.weakest, each.strongest / each.ratio)
-        panel.plot([low, each.strongest], [place, place], color=_BLUE, linewidth=1, solid_capstyle="butt")
+        panel.plot([low, each.strongest], [place, place], color=BLUE, linewidth=1, solid_capstyle="butt")
         if each.high > 0:
             panel.plot(
-                [max(each.low, low), each.high], [place, place], color=_BLUE, linewidth=5, alpha=0.45, solid_capstyle="butt"
+                [max(each.low, low), each.high], [place, place], color=BLUE, linewidth=5, alpha=0.45, solid_capstyle="butt"
             )
-        panel.plot(max(each.median, low), place, "o", color=_BLUE, markersize=4)
+        panel.plot(max(each.median, low), place, "o", color=BLUE, markersize=4)
         if number > 0:  # NaN is no number to show
-            panel.plot(number, place, "|", color=_RED, markersize=10, markeredgewidth=1.8)
+            panel.plot(number, place, "|", color=RED, markersize=10, markeredgewidth=1.8)
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
@@ -74,9 +73,9 @@ def _key(canvas: Canvas) -> None:
     axes = canvas.axes(x, y, canvas.column, _MARGINS.strip)
     axes.axis("off")
     marks = [
-        Line2D([], [], color=_BLUE, linewidth=1, label="weakest to strongest"),
-        Line2D([], [], color=_BLUE, linewidth=5, alpha=0.45, label="nine weights in ten"),
-        Line2D([], [], color=_BLUE, marker="o", markersize=4, linestyle="", label="median"),
-        Line2D([], [], color=_RED, marker="|", markersize=10, markeredgewidth=1.8, linestyle="", label="decoupled: lr × λ"),
+        Line2D([], [], color=BLUE, linewidth=1, label="weakest to strongest"),
+        Line2D([], [], color=BLUE, linewidth=5, alpha=0.45, label="nine weights in ten"),
+        Line2D([], [], color=BLUE, marker="o", markersize=4, linestyle="", label="median"),
+        Line2D([], [], color=RED, marker="|", markersize=10, markeredgewidth=1.8, linestyle="", label="decoupled: lr × λ"),
     ]
     axes.legend(handles=marks, loc="center", ncols=4, labelcolor=FAINT, handlelength=1.4, columnspacing=1.2)
