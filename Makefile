@@ -19,7 +19,7 @@ TORCHS_OWN := torch torch-* torchgen functorch nvidia* cuda* triton* pytorch_tri
 # One stamp per torch: asking for another one installs it.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 
-.PHONY: help run test slow gpu-check check package report bench integrations docs architectures clean
+.PHONY: help run test slow processors gpu-check check package report bench integrations docs architectures clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -33,6 +33,9 @@ test: $(INSTALLED)  ## run every test but the slow ones
 
 slow: $(INSTALLED)  ## run the tests that need gigabytes or start processes over and over
 	$(BIN)/python -m pytest -m slow tests
+
+processors: $(INSTALLED)  ## run the tests of the backends as older processors would
+	$(BIN)/python .ci/processors.py -n $(JOBS) --dist worksteal
 
 # Its own environment, since Triton belongs to no CPU build of torch, and NumPy before 2.4, since Triton 3.6's interpreter
 # cannot use a newer one. The .pth file lends it torch and all else from the first: a second copy is a gigabyte.

@@ -1,5 +1,8 @@
 """What every test starts from: a known seed, one thread, and examples of Hypothesis that are the same in every run."""
 
+import os
+import re
+
 import pytest
 import torch
 
@@ -21,6 +24,19 @@ if hypothesis is not None:
     hypothesis.register_random(TorchRandom)
     hypothesis.settings.register_profile("laws", max_examples=40, deadline=None, derandomize=True, database=None)
     hypothesis.settings.load_profile("laws")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what the processor that WEIGHTDECAY_CPU names cannot do: the oldest has no float16, and its kernels refuse it."""
+    if "WEIGHTDECAY_CPU" not in os.environ:
+        return
+    from weightdecay.readers.cpu import machine
+
+    if not machine.converts_float16():
+        mark = pytest.mark.skip(reason=f"{os.environ[machine.VARIABLE]} has no instruction for float16")
+        for item in items:
+            if re.search(r"(?<!b)float16", item.nodeid):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session", autouse=True)

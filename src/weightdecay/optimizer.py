@@ -582,12 +582,11 @@ class Optimizer(Checkpointed):
         for param, place, t, numbers in self._moving(group, places):
             state = self.state[param]
             state["step"] += 1
-            dtype = eager.compute_dtype(param.dtype)
             how = rounding.resolve(rounding_, param.dtype)
             grad = cast(Tensor, param.grad)
             eager.update(
                 equation,
-                equation.with_shared(numbers, {name: eager.scalar(value, dtype) for name, value in shared.items()}),
+                equation.with_shared(numbers, {name: eager.scalar(value, torch.float64) for name, value in shared.items()}),
                 param,
                 -grad if group["maximize"] else grad,
                 state,

@@ -7,7 +7,7 @@ On floats the words follow IEEE 754 where Python does not: the root of a negativ
 
 import math
 
-__all__ = ["WORDS", "absolute", "debias", "exp", "log", "maximum", "minimum", "power", "sign", "sqrt", "where"]
+__all__ = ["ULPS", "WORDS", "absolute", "debias", "exp", "log", "maximum", "minimum", "power", "sign", "sqrt", "where"]
 
 
 def absolute(x: float) -> float:
@@ -75,4 +75,21 @@ def debias(beta: float, t: float) -> float:
     return -math.expm1(t * math.log(beta)) if beta > 0 else 1 - power(beta, t)
 
 
-WORDS = tuple(name for name in __all__ if name != "WORDS")
+WORDS = tuple(name for name in __all__ if name not in ("ULPS", "WORDS"))
+ULPS = {
+    "absolute": 0.0,
+    "sign": 0.0,
+    "sqrt": 1.0,
+    "exp": 2.0,
+    "log": 2.0,
+    "power": 2.0,
+    "maximum": 0.0,
+    "minimum": 0.0,
+    "where": 0.0,
+    "debias": 2.0,
+}
+"""How far the result of each word may be from the exact one in any backend, in units in the last place; half a unit is the
+nearest number, which `+ - * /` give. Those of debias are units of 1, since what is left of 1 − βᵗ is as exact as βᵗ.
+
+The libraries behind torch's operations choose their own way on every processor: a square root is not the nearest number
+everywhere. What a backend makes of a rule is judged by a bound that these add up to, and not by what another one makes."""

@@ -56,6 +56,8 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
             condition = condition if condition.dtype == torch.bool else condition != 0
             device = condition.device
             x, y = (v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=device) for v in (x, y))
+            if condition.ndim and not x.ndim and not y.ndim:  # numbers of the tensor, which are wider, become elements
+                x, y = x.to(dtype), y.to(dtype)
             return torch.where(condition, x, y)
         return x if condition else y
 
@@ -113,7 +115,10 @@ def prepare(equation: Equation, dtype: torch.dtype) -> None:
 
 
 def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
-    """Return the reduction over a whole tensor, or over each of a stack along the first dimension. Adds up in float64."""
+    """Return the reduction over a whole tensor, a float64 number: the square of a float32 norm need not be a float32.
+
+    With `stacked` the reduction over each of a stack along the first dimension, in the dtype of its elements.
+    """
     elements = [values[name].double() for name in reduction.elements]
     each = tuple(range(1, elements[0].ndim))
 
@@ -130,7 +135,7 @@ def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[
         elements = [x / unit]
     total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers)))
     finished: Tensor = bound(reduction.finish, torch.float64)(total, **reduction.given(reduction.finish, numbers)) * unit
-    return finished.to(values[reduction.elements[0]].dtype)
+    return finished.to(values[reduction.elements[0]].dtype) if stacked else finished
 
 
 def step(

@@ -218,7 +218,7 @@ class Pass(ABC):
             return self._reached(which, writer.bound(reduction.term)(*elements, **reduction.given(reduction.term, given)))
         total = self.partial(which)
         found = writer.bound(reduction.finish)(total, **reduction.given(reduction.finish, given)) * unit
-        return writer.converted(writer.converted(found, writer.real), writer.wide)
+        return writer.converted(found, writer.wide)
 
     def _reached(self, which: Sum, term: Any) -> Any:
         """Take the term of a sum, and leave the step if it was the last; its number is not known in this pass."""

@@ -1,4 +1,9 @@
-"""From LLVM's text to machine code for this processor."""
+"""From LLVM's text to machine code for this processor.
+
+The environment variable WEIGHTDECAY_CPU names an older one to compile for instead: x86-64-v2, x86-64-v3 or x86-64-v4, the
+levels that compilers and Linux distributions know. It is there to test what other processors will do, and for clusters whose
+machines should all run the same instructions. It is read when the first kernel is made, once.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +16,12 @@ from llvmlite import binding, ir
 
 from weightdecay.readers.cpu.values import I64
 
+VARIABLE = "WEIGHTDECAY_CPU"
+_V2 = ("cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")
+_V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+_V4 = ("avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+LEVELS = {"x86-64-v2": _V2, "x86-64-v3": (*_V2, *_V3), "x86-64-v4": (*_V2, *_V3, *_V4)}
+"""The processors that can be named, and the instructions that a machine must have to run code for them, as LLVM calls both."""
 _LLVM = RLock()
 """Held while LLVM is at work, so that no fork of another thread leaves the child with LLVM's own locks held."""
 if hasattr(os, "register_at_fork"):
@@ -19,14 +30,32 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _processor() -> tuple[Any, str, Any]:
+    """Return what LLVM compiles for: the target, the processor and its features."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    return binding.Target.from_default_triple(), binding.get_host_cpu_name(), binding.get_host_cpu_features()
+    target, host = binding.Target.from_default_triple(), binding.get_host_cpu_features()
+    level = os.environ.get(VARIABLE, "")
+    if not level:
+        return target, binding.get_host_cpu_name(), host
+    why = refusal(level)
+    if why is not None:
+        raise ValueError(f"{VARIABLE}={level!r} in the environment: {why}")
+    features = binding.FeatureMap({name: name in LEVELS[level] for name in host})
+    return target, level, features
+
+
+def refusal(level: str) -> str | None:
+    """Return why this machine cannot run code for a processor that WEIGHTDECAY_CPU may name; None if it can."""
+    if level not in LEVELS:
+        return f"there are {', '.join(LEVELS)}, and without the variable this machine's own processor"
+    host, name = binding.get_host_cpu_features(), binding.get_host_cpu_name()
+    missing = [feature for feature in LEVELS[level] if not host.get(feature)]
+    return f"this processor ({name}) has no {', '.join(missing)}" if missing else None
 
 
 @cache
 def converts_float16() -> bool:
-    """Return whether this processor converts float16 by an instruction: all but the oldest x86 do."""
+    """Return whether the processor converts float16 by an instruction: all but the oldest x86 do."""
     with _LLVM:
         target, _, features = _processor()
     return bool(features.get("f16c", not target.triple.startswith(("x86", "i686"))))
@@ -41,8 +70,10 @@ def compiled(module: ir.Module) -> tuple[Any, dict[str, int]]:
 def _compiled(module: ir.Module) -> tuple[Any, dict[str, int]]:
     """Compile; a function of its own, so that what it leaves behind is freed while the lock is held."""
     target, processor, features = _processor()
-    # One for each engine, which frees it.
-    machine = target.create_target_machine(cpu=processor, features=features.flatten(), opt=2, jit=True)
+    # A level is all that LLVM needs to know of it; of a host, what is there says more than its name. One machine for each
+    # engine, which frees it.
+    said = "" if processor in LEVELS else features.flatten()
+    machine = target.create_target_machine(cpu=processor, features=said, opt=2, jit=True)
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
     native = binding.parse_assembly(str(module))
     tuning = binding.create_pipeline_tuning_options(speed_level=1)
