@@ -184,6 +184,34 @@ def audited(model, optimizer, scheduler=None):
     return seen
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of PEFT's code
+@pytest.mark.parametrize("build", [wd.AdamW, wd.Adam, torch.optim.AdamW], ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_a_trainer_with_lora_trains_and_is_measured(tmp_path, build):
+    """Of such a model no bias and no norm trains, and the second of the two groups that a Trainer makes is empty."""
+    pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    from weightdecay.integrations.transformers import MeterCallback
+
+    callback = MeterCallback(every=2)
+    run = trainer(tmp_path, callbacks=[callback], max_steps=4)
+    lora = peft.get_peft_model(run.model, peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    run.model = run.model_wrapped = lora
+    run.optimizer_cls_and_kwargs = (build, {"lr": LR})
+    run.train()
+    optimizer = run.optimizer.optimizer
+    assert type(optimizer) is build
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    assert sizes[0] > 0
+    assert sizes[1:] == [0]
+    assert callback.meter.unknown is None
+    assert callback.meter.metrics()["weight_decay/group0/decay_to_update"] > 0
+    for param in lora.parameters():
+        param.grad = torch.ones_like(param) if param.requires_grad else None
+    assert len(wd.decompose(optimizer)) == sizes[0]
+    if build is not wd.Adam:
+        assert wd.remaining(optimizer, steps=2).groups == (pytest.approx((1 - LR * LAMBDA) ** 2), 1.0)
+
+
 # Lightning ----------------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +303,40 @@ def test_lightning_names_each_of_several_optimizers(tmp_path):
     (path,) = tmp_path.rglob("metrics.csv")
     header = path.read_text().splitlines()[0].split(",")
     assert {"weight_decay/optimizer0/group0/norm", "weight_decay/optimizer1/group0/norm"} <= set(header)
+
+
+@pytest.mark.parametrize("reader", ["auto", "eager"])
+@pytest.mark.parametrize("build", [wd.AdamW, wd.SGD, wd.Lion, wd.AdamC, wd.AdamCPR], ids=lambda cls: cls.__name__)
+def test_lightning_clips_gradients_under_mixed_precision(tmp_path, build, reader):
+    lightning = pytest.importorskip("lightning.pytorch")
+    norms = []
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 1)
+
+        def training_step(self, batch, _):
+            return 100 * self.net(batch).square().mean()
+
+        def configure_optimizers(self):
+            return build(self.parameters(), lr=1e-2, reader=reader)
+
+        def on_before_zero_grad(self, optimizer):
+            grads = [param.grad for param in self.parameters() if param.grad is not None]
+            norms.extend([torch.nn.utils.get_total_norm(grads).item()] if grads else [])
+
+    torch.manual_seed(0)
+    module = Module()
+    run = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", precision="bf16-mixed", gradient_clip_val=1.0, logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    run.fit(module, torch.utils.data.DataLoader(torch.randn(32, 4), batch_size=4))
+    (optimizer,) = run.optimizers
+    assert {state["step"].item() for state in optimizer.state.values()} == {8.0}
+    assert max(norms) == pytest.approx(1.0, abs=1e-2)  # of gradients a hundred times as long
 
 
 # TensorBoard --------------------------------------------------------------------------------------------------------------

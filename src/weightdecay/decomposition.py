@@ -23,8 +23,8 @@ from weightdecay.shrink import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.step import Equation
 from weightdecay.wrappers import innermost
 
-_AS_TORCH = {"differentiable": False, "rounding": "nearest"}
-"""How torch's step is computed, as far as that matters to what is only looked at."""
+_AS_TORCH = {"differentiable": False, "rounding": "nearest", "seed": 0, "weight_decay_schedule": None}
+"""What of torch's step matters here or could be taken for ours: another may keep something under these keys of a group."""
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
 _QUANTILES = (0.05, 0.5, 0.95)

@@ -159,8 +159,9 @@ class _Walk:
         self._done = 0
 
     def go(self) -> None:
-        """Do a step at the group's present numbers, and count it in the group's schedules."""
-        self._step()
+        """Do a step at the group's present numbers, and count it in the group's schedules; an empty group has no weights."""
+        if self._group["params"]:
+            self._step()
         hyperparameters.count(self._group)
 
     def _step(self) -> None:
@@ -187,6 +188,8 @@ class _Walk:
     def left(self) -> float:
         """Return what is left of a weight of 1."""
         left = self._weights[0]
+        if math.isnan(left):
+            return left
         for start, w in zip(self._starts, self._weights, strict=True):
             if not math.isclose(w, start * left, rel_tol=1e-9, abs_tol=1e-290):
                 self._refuse(self._optimizer.equation(self._group))

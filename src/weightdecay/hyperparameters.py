@@ -210,11 +210,21 @@ def unify(group: dict[str, Any], equation: Equation) -> None:
             if isinstance(plain, number_types.Integral) and plain in (0, 1):
                 group[key] = bool(plain)
         elif form is tuple:
-            several = _several(value)
-            if several is not None:
-                group[key] = tuple(map(_plain, several))
+            if key in group:
+                group[key] = unified(value)
         elif value is not None:
             group[key] = _plain(value)
+
+
+def unified(value: Any) -> Any:
+    """Return a number, or several in whatever sequence, in Python's form, and anything else as it is.
+
+    >>> import collections
+    >>> unified(collections.deque([0.9, None])), unified("auto")
+    ((0.9, None), 'auto')
+    """
+    several = _several(value)
+    return _plain(value) if several is None else tuple(map(_plain, several))
 
 
 def _forms(equation: Equation) -> dict[str, type]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from weightdecay import schedules
-from weightdecay.arguments import choice, number, whole
+from weightdecay.arguments import choice, number, unboxed, whole
 from weightdecay.attachment import LAMBDA, Attachment
 from weightdecay.hyperparameters import peak_lr, refuse_following_twice, remember_lr, warn_above_peak
 from weightdecay.optimizer import Optimizer, Schedule
@@ -98,7 +98,8 @@ class WeightDecayScheduler(LRScheduler):
             where = f"param_groups[{index}]"
             if key not in group:
                 raise ValueError(f"{where} of the {type(optimizer).__name__} has no {key!r} that could be scheduled")
-            if isinstance(group[key], bool) or not isinstance(group[key], Real | Tensor):
+            lam = unboxed(group[key])
+            if isinstance(lam, bool) or not isinstance(lam, Real | Tensor):
                 raise TypeError(f"{key}={group[key]!r} in {where} is not a number that could be scheduled")
             if group.get(f"{key}_schedule") is not None:
                 raise ValueError(f"{where} has a {key}_schedule of its own: leave that or the scheduler out")

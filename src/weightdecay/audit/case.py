@@ -286,11 +286,15 @@ class Case:
         lr = plain(group.get("initial_lr", group.get("lr")))
         found: dict[str, Any] = {"lr": lr} if math.isfinite(lr) else {}
         for key, parameter in _keywords(type(self.optimizer)).items():
-            value = group.get(key)
-            differs = key in group and not isinstance(value, Tensor) and value != parameter.default
+            value = hyperparameters.unified(group.get(key))
+            differs = key in group and not _holds_tensor(value) and value != parameter.default
             if differs and key not in ("lr", "params", "weight_decay"):
                 found[key] = value
         return found
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(each, Tensor) for each in value))
 
 
 def _keywords(cls: type) -> dict[str, inspect.Parameter]:

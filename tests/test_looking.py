@@ -1,0 +1,78 @@
+"""Somebody's optimizer is looked at and not used: whatever stands in its groups, no check of a user's call is in the way."""
+
+import collections
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from training import noise
+
+import weightdecay as wd
+
+LR, LAMBDA = 0.01, 0.5
+
+
+def theirs(build, frozen=None, empty=False, written=None, **options):
+    """Return one of torch's optimizers with a gradient, and beside it what a framework or a user may have put there."""
+    w = nn.Parameter(noise((3, 3), torch.float32, 1))
+    w.grad = noise((3, 3), torch.float32, 2)
+    others = [] if frozen is None else [nn.Parameter(frozen, requires_grad=False)]
+    groups = [{"params": [*others, w]}, *([{"params": [], "weight_decay": 0.0}] if empty else [])]
+    optimizer = build(groups, lr=LR, **{"weight_decay": LAMBDA, **options})
+    optimizer.param_groups[0].update(written or {})
+    return optimizer, w
+
+
+ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
+LOOKED_AT = {
+    "an empty group": lambda: theirs(ADAMW, empty=True),
+    "a frozen int8 parameter": lambda: theirs(ADAMW, torch.zeros(3, dtype=torch.int8)),
+    "a frozen bool parameter": lambda: theirs(ADAMW, torch.zeros(3, dtype=torch.bool)),
+    "a frozen float8 parameter": lambda: theirs(ADAMW, torch.zeros(3).to(torch.float8_e4m3fn)),
+    "a frozen expanded parameter": lambda: theirs(SGD, torch.zeros(1).expand(3)),
+    "betas of NumPy's": lambda: theirs(ADAMW, betas=np.array([0.9, 0.99])),
+    "betas in a deque": lambda: theirs(ADAMW, betas=collections.deque([0.9, 0.99])),
+    "numbers of NumPy's": lambda: theirs(ADAMW, written={"lr": np.array(LR), "weight_decay": np.float64(LAMBDA)}),
+    "flags as numbers": lambda: theirs(SGD, nesterov=0, maximize=np.bool_(True)),
+    "a dampening without a momentum": lambda: theirs(SGD, dampening=0.5),
+    "a look-ahead whose momentum is gone": lambda: theirs(SGD, momentum=0.9, nesterov=True, written={"momentum": 0.0}),
+    "foreach": lambda: theirs(ADAMW, foreach=True),
+    "fused": lambda: theirs(ADAMW, fused=True),
+    "keys that look like ours": lambda: theirs(ADAMW, written={"seed": "a", "rounding": "up", "weigth_decay": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", LOOKED_AT.values(), ids=LOOKED_AT)
+def test_looking_at_somebodys_optimizer_refuses_nothing(given):
+    optimizer, w = given()
+    before, split = w.detach().double(), wd.decompose(optimizer)[w]
+    shares = wd.remaining(optimizer, steps=2).groups
+    assert shares[0] == pytest.approx((1 - LR * LAMBDA) ** 2, rel=1e-6)
+    assert shares[1:] in ((), (1.0,))
+    meter = wd.Meter(optimizer, every=1)
+    optimizer.step()
+    exact = split.g.double() * before - split.lr * split.h.double()
+    assert (w.detach() - exact).abs().max() <= 5e-6  # a thousandth of what the decay takes of a weight of 1
+    assert meter.unknown is None
+    assert meter.metrics()["weight_decay/group0/shrink"] == pytest.approx(LR * LAMBDA, rel=1e-6)
+    model = nn.Module()
+    model.params = nn.ParameterList([param for group in optimizer.param_groups for param in group["params"]])
+    assert wd.doctor(model, optimizer).to_dict()
+    wd.WeightDecayScheduler(optimizer, "linear", steps=4)
+
+
+@pytest.mark.parametrize("lr", [-1e-9, math.nan])
+def test_a_number_that_cannot_be_meant_is_shown_as_it_is(lr):
+    """torch's OneCycleLR leaves a negative lr behind."""
+    optimizer, w = theirs(ADAMW, written={"lr": lr})
+    assert wd.decompose(optimizer)[w].lr == pytest.approx(lr, nan_ok=True)
+    assert wd.remaining(optimizer).groups[0] == pytest.approx(1 - lr * LAMBDA, nan_ok=True)
+    assert wd.Meter(optimizer, every=1).unknown is None
+
+
+def test_an_empty_group_keeps_all_that_it_has():
+    groups = [{"params": [], "weight_decay": 0.1}]
+    optimizer = torch.optim.Adam([*groups, {"params": [nn.Parameter(torch.ones(2))], "weight_decay": 0.0}])
+    assert wd.remaining(optimizer, steps=5).groups == (1.0, 1.0)  # of weights under L2 no one number could be told
