@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from weightdecay.step import REGISTRY
+from weightdecay.rule import REGISTRY
 
 try:
     import hypothesis

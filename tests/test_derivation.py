@@ -871,6 +871,17 @@ def test_a_maximum_is_printed_as_mathematics(direction):
     assert "v_t" not in text
 
 
+def test_a_whole_number_keeps_its_sign_in_a_fraction():
+    found = wd.derive("sgd", decay="decoupled", momentum=0.9)
+    assert str(found).endswith("\n\n       -10⋅∇L\n  w* = ──────\n         λ")
+    assert r"w_* &= - \frac{10 \nabla L}{\lambda}" in found.latex
+    for momentum, shown in ((0.5, "-2⋅∇L"), (0.6, "-5⋅∇L"), (0.75, "-4⋅∇L"), (0.3, "-10⋅∇L")):
+        for rules in ({"decay": "decoupled"}, {"penalty": "l2"}, {"decay": "implicit"}):
+            text = str(wd.derive("sgd", momentum=momentum, **rules))
+            assert shown in text or "penalty" in rules or "implicit" in rules.values()
+            assert not re.search(r"(?<![\w.])1⋅|⋅─", text)
+
+
 def test_two_lambdas_are_still_lambdas():
     d = derived("sgd", "l2", "cautious")
     assert "λ" in str(d.notation.plain(d.symbols["lambda_penalty"]))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightdecay import hyperparameters
 from weightdecay.long_run import AtRest, at_rest, fixed_point
-from weightdecay.notation import Notation
+from weightdecay.notation import Notation, readable
 from weightdecay.presets import PRESETS, Preset
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line, System
@@ -118,6 +118,13 @@ class Derivation:
         """Return every symbol by its name."""
         _ = self.system, self.g, self.h, self.at_rest, self.whole_effect  # each may bring symbols of its own
         return {name: symbol for symbol in self.notation.tex_names if not (name := symbol.name).startswith("[")}
+
+    @cached_property
+    def texts(self) -> dict[sp.Symbol, sp.Symbol]:
+        """Return what each symbol is called in `to_dict()`, whose texts SymPy reads."""
+        every = [x for x in (self.g, self.h, self.closed_form, self.half_life, self.fixed_point) if x is not None]
+        every += [x for line in (*self.system, *self.whole_effect) for x in (line.left, line.right)]
+        return _texts(set().union(*(x.free_symbols for x in every)))
 
     @cached_property
     def system(self) -> tuple[Line, ...]:
@@ -256,15 +263,18 @@ class Derivation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the derivation as plain data: every expression as TeX, and as text that SymPy reads, with lam for λ and
-        grad for ∇L.
+        grad for ∇L. A name that SymPy knows as something else has a line behind it: E_, floor_.
         """
 
+        def as_text(x: sp.Expr) -> str:
+            return str(x.xreplace(self.texts))
+
         def both(x: sp.Expr | None) -> dict[str, str] | None:
-            return None if x is None else {"sympy": _as_text(x), "latex": self.notation.tex(x)}
+            return None if x is None else {"sympy": as_text(x), "latex": self.notation.tex(x)}
 
         def listed(lines: Iterable[Line]) -> list[dict[str, Any]]:
             return [
-                {"name": _as_text(line.left), "sympy": _as_text(line.right), "latex": self.notation.tex(line.typed)}
+                {"name": as_text(line.left), "sympy": as_text(line.right), "latex": self.notation.tex(line.typed)}
                 for line in lines
             ]
 
@@ -286,11 +296,18 @@ class Derivation:
 _SHAPE = "wₜ = g·wₜ₋₁ − η·h"
 
 
-def _as_text(x: sp.Expr) -> str:
-    """Return an expression with names that are Python's too: lambda is a keyword, and ∇L none at all."""
-    names = {symbol: re.sub(r"^lambda", "lam", symbol.name).replace("∇L", "grad") for symbol in x.free_symbols}
-    plain = {symbol: re.sub(r"\W", "_", name.replace("∇", "_grad").replace("λ", "_lam")) for symbol, name in names.items()}
-    return str(x.xreplace({symbol: sp.Symbol(name) for symbol, name in plain.items()}))
+def _texts(symbols: Iterable[sp.Symbol]) -> dict[sp.Symbol, sp.Symbol]:
+    """Return a symbol for each whose name Python and SymPy read as one: lambda is a keyword, ∇L no name, E a number."""
+    found: dict[sp.Symbol, sp.Symbol] = {}
+    ours = re.compile(r"^lambda|∇")
+    for symbol in sorted(symbols, key=lambda each: (not ours.search(each.name), each.name)):  # lam and grad are always λ and ∇L
+        name = re.sub(r"^lambda", "lam", symbol.name).replace("∇L", "grad")
+        name = re.sub(r"(?<=\w)∇", "_grad", re.sub(r"(?<=\w)λ(?=_t|$)", "_lam", name))
+        name = readable(re.sub(r"\W", "_", name))
+        while sp.Symbol(name) in found.values():
+            name += "_"
+        found[symbol] = sp.Symbol(name)
+    return found
 
 
 def in_lines(notation: Notation, lines: Iterable[Line]) -> str:

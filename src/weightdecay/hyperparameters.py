@@ -192,7 +192,7 @@ def looks_at_lr(group: Mapping[str, Any]) -> bool:
 
 
 def _value(name: str, group: Mapping[str, Any]) -> Any:
-    if name.startswith("beta") and name[4:].isdigit():
+    if re.fullmatch(r"beta\d", name):
         return group["betas"][int(name[4:]) - 1]
     return group[_USER_NAMES.get(name, name)]
 

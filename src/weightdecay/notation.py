@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import sympy as sp
-from sympy.printing.latex import LatexPrinter
+from sympy.printing.latex import LatexPrinter, greek_letters_set, tex_greek_dictionary
 from sympy.printing.pretty.pretty import PrettyPrinter
 from sympy.printing.pretty.stringpict import prettyForm
 
@@ -36,6 +37,9 @@ _PLAIN = {
 }
 
 
+_GREEK = greek_letters_set | set(tex_greek_dictionary)
+
+
 class Notation:
     """Makes symbols for the names of rules and prints expressions of them.
 
@@ -56,7 +60,7 @@ class Notation:
         if name in REDUCTIONS:
             return self._symbol(name, *REDUCTIONS[name].written)
         tex = _TEX.get(name) or _tex(name)
-        return self._symbol(_NAMES.get(name, name), tex, _PLAIN.get(name, _NAMES.get(name, name)))
+        return self._symbol(symbol_name(name), tex, _PLAIN.get(name, symbol_name(name)))
 
     def value(self, number: sp.Expr) -> sp.Expr:
         """Return what stands for a settled number in a formula as typed, where SymPy would work a fraction into it."""
@@ -138,7 +142,9 @@ class Notation:
             return x
         args = [self.arranged(each) for each in x.args]
         if isinstance(x, sp.Mul):
-            if x.args[0].is_Rational and x.args[0] < 0 and x.args[0] != -1:
+            if (
+                x.args[0].is_Rational and x.args[0] < 0 and decimal(x.args[0])
+            ):  # what stands for it is a symbol, which has no sign
                 args = [sp.Integer(-1), self.arranged(-x.args[0]), *args[1:]]
             args = [part for each in args for part in _fraction(each)]
             return sp.Mul(*sorted(args, key=self._place), evaluate=False)
@@ -165,6 +171,36 @@ class Notation:
     def plain(self, expression: Any) -> str:
         """Return an expression in two dimensions for a terminal."""
         return str(_Plain(self.plain_names).doprint(expression)).rstrip()
+
+
+def symbol_name(name: str) -> str:
+    """Return what the symbol of a rule's number is called.
+
+    >>> symbol_name("lam"), symbol_name("beta1")
+    ('lambda', 'beta1')
+    """
+    return _NAMES.get(name, name)
+
+
+@cache
+def readable(name: str) -> str:
+    """Return a name that SymPy reads as a symbol: of E it makes a number, of floor a function, of print Python's own.
+
+    >>> readable("beta1"), readable("floor"), readable("E")
+    ('beta1', 'floor_', 'E_')
+    """
+    try:
+        if sp.sympify(name) == sp.Symbol(name):
+            return name
+    except (sp.SympifyError, TypeError, AttributeError):
+        pass
+    return readable(f"{name}_")
+
+
+def unknown_function(name: str) -> Any:
+    """Return a function of which nothing but its name is known, whatever SymPy calls so."""
+    known = any(hasattr(printer, f"_print_{name}") for printer in (LatexPrinter, PrettyPrinter))
+    return sp.Function(f"{name}_" if known else readable(name))
 
 
 class _Tex(LatexPrinter):  # type: ignore[misc]
@@ -223,8 +259,11 @@ def _tex(name: str, when: str = "", of: str = "") -> str:
     stem, _, suffix = name.partition("_")
     match = re.fullmatch(r"([a-z]+)(\d+)", stem)
     stem, digits = match.groups() if match else (stem, "")
-    letter = sp.latex(sp.Symbol({"lam": "lambda", "eps": "varepsilon"}.get(stem, stem)))
-    shown = letter if len(stem) == 1 or letter.startswith("\\") else rf"\mathrm{{{stem}}}"
+    called = {"lam": "lambda", "eps": "varepsilon"}.get(stem, stem)
+    if called in _GREEK:
+        shown = tex_greek_dictionary.get(called, rf"\{called}")
+    else:
+        shown = stem if len(stem) == 1 else rf"\mathrm{{{stem}}}"
     if suffix == "hat":
         shown, suffix = rf"\hat{{{shown}}}", ""
     elif suffix not in ("", "max"):

@@ -13,6 +13,7 @@ the others are given by the optimizer (`CONTEXT`) or computed from the whole ten
 import ast
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,10 +41,14 @@ CONTEXT = {
 }
 TAKEN = (
     "params", "param_names", "lr", "lr_max", "lr_at_start", "largest_lr", "initial_lr", "max_lr", "min_lr", "weight_decay",
-    "penalty_weight", "betas", "momentum", "direction", "penalty", "decay", "seed", "rounding", "reader", "maximize", "foreach",
-    "fused", "capturable", "differentiable", "amsgrad", "decoupled_weight_decay",
+    "penalty_weight", "betas", "momentum", "direction", "penalty", "decay", "seed", "rounding", "reader", "maximize",
+    "foreach", "fused", "capturable", "differentiable", "amsgrad", "decoupled_weight_decay", "weight_decay_schedule",
+    "penalty_weight_schedule", "initial_weight_decay", "initial_penalty_weight", "base_lr", "base_momentum", "max_momentum",
+    "swa_lr", "optimizer", "self",
 )  # fmt: skip
 """The keys of a parameter group that are not a rule's own numbers, and so no names for one."""
+FLAGS = ("nesterov", "centered")
+"""The hyper-parameters that are True or False in every rule."""
 _FIRST_ARGUMENTS = {"penalty": ("w",), "direction": ("g",), "decay": ("w", "u")}
 
 
@@ -202,12 +207,19 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
     """All rules by (kind, name); prints as a table."""
 
     def __init__(self) -> None:
-        self._rules: dict[tuple[Kind, str], Rule] = {}
         self.changes = 0
         """How often a rule was added, so that what was made from the rules knows when to look again."""
         self.optimizers: dict[str, str] = {}
         """By the names of the optimizers that have one, such as AdamW, what each is made of: who asks for a direction by
         such a name is told."""
+
+    @cached_property
+    def _rules(self) -> dict[tuple[Kind, str], Rule]:
+        """Return what is registered; whoever looks first brings the package's own rules in, before anybody else's."""
+        found: dict[tuple[Kind, str], Rule] = {}
+        self.__dict__["_rules"] = found  # where the pages put themselves, while this waits for them
+        import_module("weightdecay.pages")
+        return found
 
     def __getitem__(self, key: tuple[Kind, str]) -> Rule:
         return self._rules[key]
@@ -248,8 +260,6 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
 
     def add(self, rule: Rule) -> None:
         """Register a rule; a second of the same kind and name may only come from the same file, or from a notebook again."""
-        if not rule.function.__module__.startswith("weightdecay."):
-            import_module("weightdecay.pages")  # a rule from outside never takes the place of one of ours
         key = rule.kind, rule.name
         places = [(f.__code__.co_filename, f.__module__) for f in (rule.function, self[key].function)] if key in self else []
         again = not places or places[0][0] == places[1][0] or places[0][1] == places[1][1] == "__main__"
@@ -448,6 +458,11 @@ def _describe(
     for kept in keeps:
         if not kept.changes and kept.name not in ("w_0", *(f"{reduction}_0" for reduction in REDUCTIONS)):
             raise RuleError(f"{kind} {name}: a reference is w_0 or a reduction with _0, such as norm_w_0, not {kept.name}")
+    for kept in keeps:
+        if kept.name in ("w", "g", "u"):
+            raise RuleError(
+                f"{kind} {name}: {kept.name} is the weight, the gradient or the step, and nothing that a rule keeps"
+            )
     for number in memory - set(numbers):
         raise RuleError(f"{kind} {name}: {number} is one number per tensor and stands right of the *")
     for number in numbers:
@@ -461,6 +476,14 @@ def _describe(
         if not given and number not in defaults:
             known = ", ".join([*CONTEXT, *REDUCTIONS])
             raise RuleError(f"{kind} {name}: {number} needs a default; without one there are only {known}")
+    for number in FLAGS:
+        if number in defaults and not isinstance(defaults[number], bool):
+            raise RuleError(f"{kind} {name}: {number} is a flag, True or False; choose another name for a number")
+    betas = sorted(number for number in defaults if re.fullmatch(r"beta\d", number))
+    if betas != [f"beta{place}" for place in range(1, len(betas) + 1)]:
+        raise RuleError(
+            f"{kind} {name}: users write betas=(beta1, beta2, …), so {betas[-1]} needs those before it, from beta1 on"
+        )
     used = [name for kept in keeps if kept.changes for name in (kept.unless, kept.start) if isinstance(name, str)]
     for key in (*domain, *used, *beside, *beside.values()):
         if key not in defaults:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weightdecay import pages  # noqa: F401  # whoever makes a step finds every rule
 from weightdecay.reductions import REDUCTIONS, Reduction
 from weightdecay.rule import REGISTRY, Kept, Kind, Rule
 

@@ -94,7 +94,7 @@ def bound(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any
     return _BOUND[function, dtype]
 
 
-def _of_whole(function: Callable[..., Any], g: Tensor, *state: Tensor, **numbers: Any) -> Any:
+def _of_whole(function: Callable[..., Any], g: Tensor, /, *state: Tensor, **numbers: Any) -> Any:
     """Run a direction of whole tensors, and see to it that u is of g's kind."""
     found = function(g, *state, **numbers)
     u, *new = found if isinstance(found, tuple) else (found,)

@@ -103,7 +103,7 @@ class Pass(ABC):
 
     writer: Writes
     number: Mapping[tuple[str, str], Any]
-    """The numbers of one tensor, by kind of rule and name; those of no rule have no kind."""
+    """The numbers of one tensor, by kind of rule and name; those of no rule have no kind, and what is kept is "kept"."""
 
     def __init__(self, signature: Signature, passes: Passes, place: int) -> None:
         self.signature = signature
@@ -148,7 +148,7 @@ class Pass(ABC):
         values.update({kept.name: self.load(f"moment{k}", dtype) for k, (kept, dtype) in enumerate(moments)})
         numbers: dict[str, Any] = {
             rule.kind: {
-                name: self.number["", name] if name == "t" or name in rule.memory else self.number[rule.kind, name]
+                name: self.number["" if name == "t" else "kept" if name in rule.memory else rule.kind, name]
                 for name in rule.numbers
                 if name in rule.shared or name not in rule.reductions
             }

@@ -134,14 +134,14 @@ def split(
         if rule.kind == "direction":
             return read(rule)
 
-        def pulled(weight: Linear, *others: Any, **given: Any) -> Linear:
+        def pulled(weight: Linear, /, *others: Any, **given: Any) -> Linear:
             found = read(rule)(weight, *others, **given)
             if isinstance(found, Linear) and isinstance(found.rest, int | float) and found.rest == 0:
                 return found  # a factor of w already, as L2's is
             pull = whole(found)
             return Linear(pull, *quotient(pull, weight.value))
 
-        def decayed(weight: Linear, step: Any, *others: Any, **given: Any) -> Any:
+        def decayed(weight: Linear, step: Any, /, *others: Any, **given: Any) -> Any:
             u.append(step)
             found = read(rule)(weight, step, *others, **given)
             found, *kept = found if rule.returned else (found,)

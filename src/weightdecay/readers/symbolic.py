@@ -12,7 +12,7 @@ from typing import Any
 
 import sympy as sp
 
-from weightdecay.notation import Notation
+from weightdecay.notation import Notation, symbol_name, unknown_function
 from weightdecay.readers.split import Linear, is_factor, lifted, pieces, split, whole
 from weightdecay.reductions import REDUCTIONS, Reduction
 from weightdecay.rule import Rule, bind
@@ -195,8 +195,15 @@ class Line:
 def _unknown(rule: Rule, elements: Iterable[Any], numbers: Mapping[str, Any]) -> Any:
     """Return what a direction of whole tensors makes, as functions of which nothing is known."""
     names = (rule.name, *(f"{rule.name}_{name}" for name in rule.returned))
-    found = tuple(sp.Function(name)(*elements, *(numbers[each] for each in rule.reductions)) for name in names)
+    found = tuple(unknown_function(name)(*elements, *(numbers[each] for each in rule.reductions)) for name in names)
     return found if rule.returned else found[0]
+
+
+def _free(name: str, rule: Rule, taken: Iterable[str]) -> str:
+    """Return a name of the rule's own whose symbol means nothing else: m_decay where m is what the direction remembers."""
+    while symbol_name(name) in taken:
+        name = f"{name}_{rule.kind}"
+    return name
 
 
 class System:
@@ -209,9 +216,19 @@ class System:
         self.moments = {name: notation.old(name) for name, each in kept.items() if each.per_element and each.changes}
         self.references = {name: notation.at("w", "0") for name, each in kept.items() if each.per_element and not each.changes}
         self.memory = {name: notation.remembered(name) for name, each in kept.items() if not each.per_element}
+        self.t = notation.number("t")
+        values = (self.w, self.gradient, self.t, *self.moments.values(), *self.references.values(), *self.memory.values())
+        made = ("w", "g", "u", *self.moments, *self.memory, *equation.direction.made)
+        given = {name for rule in equation.rules for name in rule.numbers if name not in rule.defaults} - self.memory.keys()
+        self.taken = {symbol.name for symbol in values} | {f"{name}_t" for name in made} | {symbol_name(name) for name in given}
+        """The names of symbols that have a meaning of their own here: what else is called so gets another name."""
+        meant = {name: self._number(rule, name) for rule in equation.rules for name in rule.defaults}
+        self.taken |= {symbol.name for symbol in meant.values()}
         self.numbers: dict[str, dict[str, Any]] = {
             rule.kind: {
-                name: self.memory[name] if name in rule.memory else settings.get(name, notation.number(name))
+                name: self.memory[name]
+                if name in rule.memory
+                else settings.get(name, meant[name] if name in meant else notation.number(name))
                 for name in rule.numbers
             }
             for rule in equation.rules
@@ -225,7 +242,12 @@ class System:
         self.typed = {
             kind: {name: notation.value(value) for name, value in given.items()} for kind, given in self.numbers.items()
         }
-        self.t = notation.number("t")
+
+    def _number(self, rule: Rule, name: str) -> sp.Symbol:
+        """Return the symbol of a hyper-parameter, such as m_decay where m is what the direction remembers."""
+        others = {other for each in self.equation.rules for other in each.defaults if other != name}
+        taken = self.taken | {symbol_name(other) for other in others if other != symbol_name(other)}
+        return self.notation.number(_free(name, rule, taken))
 
     @property
     def values(self) -> dict[str, sp.Expr]:
@@ -260,21 +282,19 @@ class System:
             rule: Rule = function.rule  # type: ignore[attr-defined]
 
             def local(name: str, value: Any) -> sp.Symbol:
-                symbol = notation.local(name)
-                if any(line.left == symbol for line in found):  # the other rule's own name
-                    symbol = notation.local(f"{name}_{rule.kind}")
-                return named(symbol, value)
+                taken = self.taken | {line.left.name for line in found}  # by a number, or by the other rule's own name
+                return named(notation.local(_free(name, rule, taken)), value)
 
             def penalty(*elements: Any, **numbers: Any) -> Any:
                 pulls.append(self.walked(rule, elements, numbers, as_typed(), local))
                 return sp.Integer(0)
 
-            def along(_: Any, *state: Any, **numbers: Any) -> Any:
+            def along(_: Any, /, *state: Any, **numbers: Any) -> Any:
                 right = sp.Add(self.gradient, *pulls, evaluate=False) if pulls else self.gradient
                 g = named(notation.new("g"), right)
                 if rule.whole:
                     asked = (numbers[name] for name in rule.reductions)
-                    u = named(notation.new("u"), sp.Function(rule.name)(g, *state, *asked))
+                    u = named(notation.new("u"), unknown_function(rule.name)(g, *state, *asked))
                     return (u, *(notation.new(name) for name in rule.returned)) if rule.returned else u
                 result = self.walked(rule, (g, *state), numbers, as_typed(), lambda n, v: named(notation.new(n), v))
                 u, *new = result if isinstance(result, tuple) else (result,)
@@ -335,6 +355,7 @@ class System:
             """Name what a tensor remembers, where the step ends before a decay that acts on it, and what is long from there."""
             if name in self.memory:
                 return self.notation.moved(name)
+            name = _free(name, self.equation.decay, self.taken)
             if isinstance(value, Linear) and not is_factor(self.equation.decay) and not ends:
                 ends.append(self.notation.local(name))
                 return Linear(ends[0], value.rest, value.part)
@@ -348,14 +369,14 @@ class System:
             if rule.kind == "decay":
                 return lambda *elements, **numbers: self.walked(rule, elements, numbers, evaluated(words), local)
 
-            def direction(g: Any, *state: Any, **numbers: Any) -> Any:
+            def direction(g: Any, /, *state: Any, **numbers: Any) -> Any:
                 g = Linear(self.notation.new("g"), g.rest, g.part) if isinstance(g, Linear) else g
                 result = self.walked(rule, (g, *state), numbers, evaluated(words), opaque)
                 u, *new = result if isinstance(result, tuple) else (result,)
                 named = Linear(self.notation.new("u"), *pieces(u)) if self.shows_u and not whole(u).is_Symbol else u
                 return (named, *new) if rule.returned else named
 
-            def opaque_direction(_: Any, *state: Any, **numbers: Any) -> Any:
+            def opaque_direction(_: Any, /, *state: Any, **numbers: Any) -> Any:
                 found = (self.notation.new("u"), *(self.notation.new(name) for name in rule.returned))
                 return found if rule.returned else found[0]
 

@@ -192,7 +192,7 @@ class _Pass(Pass):
         for each in self.signature.kept:
             if not each.per_element:
                 kept = b.load(self.column[f"memory_{each.name}"], typ=DOUBLE)
-                found["", each.name] = Value(self.writer, kept)
+                found["kept", each.name] = Value(self.writer, kept)
         found["", "t"] = Value(self.writer, b.fpext(b.load(self.column["step"], typ=FLOAT), DOUBLE))
         return found
 

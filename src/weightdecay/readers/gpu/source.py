@@ -173,7 +173,7 @@ if (g != 0) & (tl.load(skip) == 0):
         found["", "factor"] = found["", "factor"] * unscale
         for each in signature.kept:
             if not each.per_element:
-                found["", each.name] = self._loaded(f"memory_{each.name}", DOUBLE)
+                found["kept", each.name] = self._loaded(f"memory_{each.name}", DOUBLE)
         if signature.counted:
             found["", "t"] = writer.converted(self._loaded("step", FLOAT), DOUBLE) + 1
         else:
