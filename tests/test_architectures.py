@@ -68,7 +68,7 @@ def owned(model):
 
 def check(model):
     params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = param_groups(model, 0.1, names=True)
+    groups = param_groups(model, 0.1)
     group_of = {id(p): group for group in groups for _, p in group["params"]}
     assert len(group_of) == sum(len(group["params"]) for group in groups) == len(params)
     assert set(group_of) == {id(p) for _, p in params}
@@ -98,7 +98,7 @@ def check_trainer(model):
         trainer = importlib.import_module("transformers.trainer").Trainer
     names = set(trainer.get_decay_parameter_names(None, model))
     theirs = {id(p) for name, p in model.named_parameters() if name in names and p.requires_grad}
-    groups = param_groups(model, 0.1, style="hf")
+    groups = param_groups(model, 0.1, style="hf", names=False)
     assert {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]} == theirs
 
 

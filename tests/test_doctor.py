@@ -214,7 +214,7 @@ def test_d1_the_fix_mends_it():
 
 def test_d1_swapped_group_lists():
     model = Block()
-    decay, no_decay = (list(group["params"]) for group in wd.param_groups(model, 0.1))
+    decay, no_decay = (list(group["params"]) for group in wd.param_groups(model, 0.1, names=False))
     groups = [{"params": no_decay, "weight_decay": 0.1}, {"params": decay, "weight_decay": 0.0}]
     (found,) = only("D1", model, torch.optim.AdamW(groups, lr=1e-3))
     assert found.severity == "error"
@@ -371,7 +371,7 @@ def test_d7_a_stale_decay_after_a_resume():
     resumed = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.3)
     assert only("D7", model, resumed) == ()
     resumed.load_state_dict(stepped(model, 0.1).state_dict())
-    (found,) = only("D7", model, resumed)
+    (found,) = only("D7", model, resumed, steps=100)
     assert (found.severity, found.evidence["passed"], found.evidence["live"]) == ("warning", 0.3, [0.1])
     exec(found.fix, {"optimizer": resumed})
     assert resumed.param_groups[0]["weight_decay"] == 0.3
@@ -382,6 +382,9 @@ def test_d7_the_state_of_another_tensor():
     model = nn.ModuleDict({"a": nn.Linear(8, 8, bias=False), "b": nn.Linear(8, 8, bias=False)})
     pairs = list(model.named_parameters())
     saved, fresh = torch.optim.AdamW(pairs), torch.optim.AdamW(pairs[::-1])
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    saved.step()
     assert only("D7", model, fresh) == ()
     fresh.load_state_dict(saved.state_dict())
     (found,) = only("D7", model, fresh)
@@ -407,7 +410,7 @@ def test_d7_schedulers_that_do_not_belong():
     optimizer.param_groups[0]["lr"] = 5e-4
     (found,) = only("D7", model, optimizer, scheduler)
     assert found.evidence["written"] == [1e-3]
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    optimizer.add_param_group({"params": [("late", nn.Parameter(torch.ones(2)))]})
     assert "group" in only("D7", model, optimizer, scheduler)[0].problem
 
 
@@ -853,9 +856,51 @@ def test_what_cannot_be_copied_is_left_where_it_is():
     assert not wd.doctor(model, optimizer, scheduler).subject["scheduler_foreseen"]
 
 
+class Unlisted(nn.Module):
+    def named_parameters(self, *args, **kwargs):
+        raise LookupError("not today")
+
+
+def test_a_model_whose_parameters_cannot_be_listed_is_said_to_be_so_and_where():
+    model = nn.Sequential(nn.Linear(2, 2), Unlisted())
+    with pytest.raises(
+        RuntimeError, match=r"of the model, a Sequential, cannot be listed: LookupError: not today .*test_doctor"
+    ):
+        wd.doctor(model, torch.optim.AdamW(model[0].parameters()))
+
+
+def test_d7_names_of_a_part_of_the_model_are_no_damage():
+    """model.backbone.named_parameters(), two parts in two groups or in one, and the network of a LightningModule."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    module = nn.ModuleDict({"net": nn.Linear(4, 4)})
+    parts = [{"params": each.named_parameters()} for each in model[1]]
+    both = [*model[1][0].named_parameters(), *((f"0.{name}", param) for name, param in model[0].named_parameters())]
+    for whole, params in (
+        (model, model[1].named_parameters()),
+        (model, parts),
+        (model, both),
+        (module, wd.param_groups(module["net"], 0.1)),
+        (model[1], model.named_parameters()),
+    ):
+        optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.01)
+        for _ in range(2):  # without a state, and with one
+            assert only("D7", whole, optimizer) == ()
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    param.grad = torch.ones_like(param)
+            optimizer.step()
+    # Names of a part, one put for the other by a checkpoint.
+    pairs = list(model[1].named_parameters())
+    saved, fresh = torch.optim.AdamW(pairs), torch.optim.AdamW([pairs[2], pairs[1], pairs[0], pairs[3]])
+    saved.step()
+    fresh.load_state_dict(saved.state_dict())
+    (found,) = only("D7", model, fresh)
+    assert found.evidence["state_of"] == {"1.1.weight": "0.weight", "1.0.weight": "1.weight"}
+
+
 def test_states_and_names_of_another_form_are_no_findings_of_their_own():
     model = Block()
-    optimizer = torch.optim.AdamW(wd.param_groups(model, 0.1, names=True))
+    optimizer = torch.optim.AdamW(wd.param_groups(model, 0.1))
     optimizer.state[model.attn.weight] = torch.ones(2)
     optimizer.param_groups[0]["param_names"] = ["attn.weight"]
     assert only("D6", model, optimizer) == ()

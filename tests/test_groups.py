@@ -33,7 +33,7 @@ def decay_of(groups):
 
 def decays(model, **options):
     """Return {name: whether it decays}."""
-    return {name: decay > 0 for name, decay in decay_of(param_groups(model, LAMBDA, names=True, **options)).items()}
+    return {name: decay > 0 for name, decay in decay_of(param_groups(model, LAMBDA, **options)).items()}
 
 
 def reasons(groups):
@@ -167,7 +167,7 @@ def test_scalars_and_vectors_of_any_name_do_not_decay():
 def test_a_bias_is_told_by_a_word_of_its_name_and_not_by_a_substring():
     xlnet = nn.Module()
     xlnet.r_w_bias = nn.Parameter(torch.ones(4, 8))
-    xlnet.unbiased = nn.Parameter(torch.ones(1, 8))
+    xlnet.unbiased = nn.Parameter(torch.ones(2, 8))
     xlnet.bias_proj = nn.Linear(8, 8)
     assert decays(xlnet) == {"r_w_bias": False, "unbiased": True, "bias_proj.weight": True, "bias_proj.bias": False}
 
@@ -186,7 +186,7 @@ def test_embeddings_decay_by_choice_and_a_tied_head_with_them(head_first):
     model = Tied(head_first)
     first, second = ("head.weight", "tokens.weight") if head_first else ("tokens.weight", "head.weight")
     for embeddings in (True, False):
-        groups = param_groups(model, LAMBDA, embeddings=embeddings, names=True)
+        groups = param_groups(model, LAMBDA, embeddings=embeddings)
         assert decay_of(groups) == {first: LAMBDA * embeddings, "body.weight": LAMBDA, "body.bias": 0.0}
         why = "" if embeddings else "; embeddings=False sets weight_decay=0.0"
         assert reasons(groups)[first] == f"embedding{why}; tied with {second}"
@@ -208,13 +208,13 @@ def test_a_module_used_twice_is_grouped_once():
 def test_frozen_parameters_are_listed_and_kept_only_on_request():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    groups = param_groups(model, LAMBDA, names=True)
+    groups = param_groups(model, LAMBDA)
     assert decay_of(groups) == {"1.weight": LAMBDA, "1.bias": 0.0}
     assert [row["group"] for row in groups.to_dict()] == [None, None, 0, 1]
     totals = ["group 0: decay 0.125, tensors 1, values 4", "group 1: decay no, tensors 1, values 2"]
     assert str(groups).splitlines()[-3:] == [*totals, "in no group: decay no, tensors 2, values 6"]
 
-    kept = param_groups(model, LAMBDA, names=True, frozen=True)
+    kept = param_groups(model, LAMBDA, frozen=True)
     assert decay_of(kept) == {"0.weight": LAMBDA, "1.weight": LAMBDA, "0.bias": 0.0, "1.bias": 0.0}
     assert reasons(kept)["0.bias"] == "bias; frozen"
 
@@ -271,7 +271,7 @@ def trains(model):
 @given(trees().filter(trains), st.booleans(), st.booleans())
 def test_groups_are_a_partition_of_what_trains(model, keep_frozen, embeddings):
     wanted = list(model.parameters()) if keep_frozen else trains(model)
-    groups = param_groups(model, LAMBDA, frozen=keep_frozen, embeddings=embeddings)
+    groups = param_groups(model, LAMBDA, frozen=keep_frozen, embeddings=embeddings, names=False)
     grouped = [p for group in groups for p in group["params"]]
     assert sorted(map(id, grouped)) == sorted(map(id, wanted))
     assert len(set(map(id, grouped))) == len(grouped)
@@ -286,7 +286,7 @@ def test_groups_are_a_partition_of_what_trains(model, keep_frozen, embeddings):
 @settings(deadline=None)
 @given(trees().filter(trains))
 def test_the_table_says_what_the_groups_do(model):
-    groups = param_groups(model, LAMBDA, names=True)
+    groups = param_groups(model, LAMBDA)
     rows = groups.to_dict()
     assert decay_of(groups) == {row["name"]: row["weight_decay"] for row in rows if row["group"] is not None}
     for number, group in enumerate(groups):
@@ -301,7 +301,7 @@ def test_neither_lambda_nor_names_change_who_is_together(model):
         groups = param_groups(model, weight_decay, **options)
         return [[id(p[1] if isinstance(p, tuple) else p) for p in group["params"]] for group in groups]
 
-    assert together(0.0) == together(LAMBDA) == together(torch.tensor(LAMBDA)) == together(LAMBDA, names=True)
+    assert together(0.0) == together(LAMBDA) == together(torch.tensor(LAMBDA)) == together(LAMBDA, names=False)
 
 
 @settings(deadline=None)
@@ -386,11 +386,11 @@ def test_a_step_without_gradient_shrinks_the_weights_alone(names, embeddings):
         assert torch.equal(p, (1 - eta * LAMBDA if name in shrinking else 1) * before[name]), name
 
 
-def test_names_reach_the_optimizer_when_asked_for():
+def test_names_reach_the_optimizer_unless_plain_tensors_are_asked_for():
     model = Wrapper(Tied())
-    named = torch.optim.AdamW(param_groups(model, LAMBDA, names=True))
+    named = torch.optim.AdamW(param_groups(model, LAMBDA))
     assert [group["param_names"] for group in named.param_groups] == [["tokens.weight", "body.weight"], ["body.bias"]]
-    plain = torch.optim.AdamW(param_groups(model, LAMBDA))
+    plain = torch.optim.AdamW(param_groups(model, LAMBDA, names=False))
     assert all("param_names" not in group for group in plain.param_groups)
     for group, other in zip(named.param_groups, plain.param_groups, strict=True):
         assert list(map(id, group["params"])) == list(map(id, other["params"]))
@@ -400,7 +400,7 @@ def test_zero_redundancy_optimizer_takes_the_plain_groups(one_process):
     model = transformer()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimizer = ZeroRedundancyOptimizer(param_groups(model, LAMBDA), torch.optim.AdamW, lr=0.5)
+        optimizer = ZeroRedundancyOptimizer(param_groups(model, LAMBDA, names=False), torch.optim.AdamW, lr=0.5)
     before = model.layers[0].linear1.weight.detach().clone()
     zero_gradient_step(model, optimizer)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [LAMBDA, 0.0]
@@ -431,7 +431,7 @@ def network():
 
 def settings_of(model, patterns, **options):
     """Return {name: the settings of its group}."""
-    groups = param_groups(model, LAMBDA, patterns=patterns, names=True, **options)
+    groups = param_groups(model, LAMBDA, patterns=patterns, **options)
     return {name: {k: v for k, v in group.items() if k != "params"} for group in groups for name, _ in group["params"]}
 
 
@@ -569,7 +569,7 @@ def test_a_lazy_parameter_is_refused_until_the_model_has_run():
 def test_both_parts_of_weight_norm_decay_and_the_weight_shrinks_as_it_would_alone(dim):
     linear = parametrizations.weight_norm(nn.Linear(3, 4), dim=dim).double()
     before = linear.weight.detach().clone()
-    groups = param_groups(linear, LAMBDA, names=True)
+    groups = param_groups(linear, LAMBDA)
     parts = {"parametrizations.weight.original0": LAMBDA, "parametrizations.weight.original1": LAMBDA}
     assert decay_of(groups) == {**parts, "bias": 0.0}
     direction_alone = param_groups(linear, LAMBDA, patterns={"original0": 0.0})

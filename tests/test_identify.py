@@ -1,9 +1,11 @@
 """What `wd.identify` finds: torch's optimizers, this package's, and optimizers with a bug that was planted."""
 
 import json
+import random
 import shutil
 from functools import cache, partial
 
+import numpy
 import pytest
 import torch
 from torch.optim import Optimizer
@@ -572,3 +574,84 @@ def test_what_maximize_does(planted, verdict):
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_step_is_compared():
     assert identify(torch.optim.AdamW, compiled=True).findings["compiled"].verdict == "same"
+
+
+class Fails(Planted):
+    """Breaks in its third step."""
+
+    error: type[Exception] = ZeroDivisionError
+
+    def step(self, closure=None):
+        self.made = getattr(self, "made", 0) + 1
+        if self.made == 3:
+            raise self.error("oh")
+        super().step(closure)
+
+
+class FailsByKey(Fails):
+    error = KeyError
+
+
+class FailsOnTwo(Planted):
+    def step(self, closure=None):
+        if len(self.param_groups[0]["params"]) > 1:
+            raise LookupError("one tensor only")
+        super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("cls", "why"), [(Fails, "step 3 fails: ZeroDivisionError: oh"), (FailsByKey, "step 3 fails: KeyError")]
+)
+def test_an_optimizer_that_breaks_after_some_steps_gets_a_reason(cls, why):
+    law = identify(cls)
+    assert law.kind == "unknown"
+    assert why in law.text
+
+
+def test_an_optimizer_that_breaks_on_two_tensors_keeps_its_law():
+    law = identify(FailsOnTwo)
+    assert law.kind == "decoupled"
+    assert {each.verdict for each in law.findings.values()} >= {"refused"}
+
+
+class SetsEverything(Planted):
+    """Draws from every generator there is, and sets what holds for the whole process."""
+
+    def __init__(self, *args, **numbers):
+        torch.set_default_dtype(torch.float64)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.autograd.set_detect_anomaly(True)
+        torch.set_float32_matmul_precision("medium")
+        super().__init__(*args, **numbers)
+
+    def step(self, closure=None):
+        random.random()
+        numpy.random.rand()
+        torch.rand(())
+        super().step(closure)
+
+
+def the_process():
+    return (
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.is_anomaly_enabled(),
+        torch.get_float32_matmul_precision(),
+        random.getstate(),
+        numpy.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+    )
+
+
+def test_what_an_optimizer_draws_and_sets_is_put_back():
+    before = the_process()
+    assert identify(SetsEverything).kind == "decoupled"
+    assert the_process() == before
+    model = torch.nn.Linear(4, 4, bias=False)
+    optimizer = Planted(model.parameters(), weight_decay=0.1)
+    optimizer.__class__ = SetsEverything
+    before = the_process()
+    wd.doctor(model, optimizer, steps=100)
+    assert the_process() == before

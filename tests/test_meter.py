@@ -627,7 +627,7 @@ ROLES = {
 @pytest.mark.parametrize("by_name", [False, True])
 def test_roles_come_from_the_model_or_by_name(by_name):
     model = Model()
-    optimizer = wd.AdamW(wd.param_groups(model, 0.1, names=True), lr=LR, reader="eager")
+    optimizer = wd.AdamW(wd.param_groups(model, 0.1), lr=LR, reader="eager")
     norms = {name: param.detach().double().norm().item() for name, param in model.named_parameters()}
     meter = wd.Meter(optimizer, roles=ROLES if by_name else model)
     trained(model, optimizer)
@@ -981,7 +981,7 @@ def test_what_frameworks_wrap_around_an_optimizer_is_taken_off():
     ({"every": 0}, ValueError, ["every=0"]), ({"every": 2.5}, ValueError, ["every=2.5"]),
     ({"every": "x"}, TypeError, ["every"]),
     ({"steps_per_epoch": -1}, ValueError, ["steps_per_epoch"]), ({"roles": 3}, TypeError, ["roles", "int"]),
-    ({"roles": {"w": "norm"}}, ValueError, ["'w'", "names=True"]), ({"roles": {"w": "group1"}}, ValueError, ["group1"]),
+    ({"roles": {"w": "norm"}}, ValueError, ["'w'", "param_groups"]), ({"roles": {"w": "group1"}}, ValueError, ["group1"]),
 ], ids=str)  # fmt: skip
 def test_it_refuses_what_cannot_be_meant_and_hooks_nothing(options, error, words):
     optimizer = torch.optim.SGD([one()], lr=0.1)

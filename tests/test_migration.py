@@ -143,10 +143,10 @@ def states(optimizer, model):
 
 def test_names_come_from_the_model_and_from_the_old_groups_where_optimizers_have_none():
     model, twin = model_and_twin()
-    old_groups = wd.param_groups(model, 0.1, names=True)
-    old = torch.optim.AdamW(wd.param_groups(model, 0.1))
+    old_groups = wd.param_groups(model, 0.1)
+    old = torch.optim.AdamW(wd.param_groups(model, 0.1, names=False))
     train(old, dict(model.named_parameters()), 2)
-    new = torch.optim.AdamW(wd.param_groups(Wrapper(twin), 0.1, patterns={"head": 0.0}))
+    new = torch.optim.AdamW(wd.param_groups(Wrapper(twin), 0.1, patterns={"head": 0.0}, names=False))
     for saved in (old_groups, [[name for name, _ in group["params"]] for group in old_groups]):
         wd.migrate(new, old.state_dict(), **KEEP, model=Wrapper(twin), saved=saved)
         assert states(new, twin) == states(old, model)
@@ -157,7 +157,7 @@ def test_names_come_from_the_model_and_from_the_old_groups_where_optimizers_have
     with refused(ValueError, "saved has groups of [1] names, and the checkpoint of [2, 2] parameters", unchanged=new):
         wd.migrate(new, old.state_dict(), **KEEP, model=twin, saved=[["body.weight"]])
     with refused(TypeError, "lists of names", unchanged=new):
-        wd.migrate(new, old.state_dict(), **KEEP, model=twin, saved=wd.param_groups(model, 0.1))
+        wd.migrate(new, old.state_dict(), **KEEP, model=twin, saved=wd.param_groups(model, 0.1, names=False))
 
 
 def test_a_tied_tensor_is_found_by_any_of_its_names():
@@ -176,7 +176,7 @@ def test_a_state_keyed_by_names_as_of_distributed_checkpoints_is_read():
     model, twin = model_and_twin()
     old = torch.optim.AdamW(wd.param_groups(model, 0.1))
     train(old, dict(model.named_parameters()), 2)
-    new = wd.AdamW(wd.param_groups(twin, 0.2, embeddings=False, names=True, patterns={"head": 0.5}), reader="eager")
+    new = wd.AdamW(wd.param_groups(twin, 0.2, embeddings=False, patterns={"head": 0.5}), reader="eager")
     wd.migrate(new, get_optimizer_state_dict(model, old), **KEEP)
     assert states(new, twin) == states(old, model)
 
@@ -558,7 +558,7 @@ def attached(params, decay="cautious", **numbers):
 @pytest.mark.parametrize("make", [(torch.optim.AdamW, attached), (attached, torch.optim.AdamW), (attached, attached)])
 def test_lambda_follows_its_policy_to_and_from_an_attached_decay(make, policy):
     model = torch.nn.Linear(2, 2)
-    old, new = (each(wd.param_groups(model, lam, names=True)) for each, lam in zip(make, (0.3, 0.1), strict=True))
+    old, new = (each(wd.param_groups(model, lam)) for each, lam in zip(make, (0.3, 0.1), strict=True))
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     old.step()
@@ -572,8 +572,8 @@ def test_lambda_follows_its_policy_to_and_from_an_attached_decay(make, policy):
 
 def test_an_attached_decay_without_lambda_brings_back_what_it_took_over():
     model = torch.nn.Linear(2, 2)
-    old = attached(wd.param_groups(model, 0.3, names=True), "constrained")
-    new = torch.optim.AdamW(wd.param_groups(model, 0.1, names=True))
+    old = attached(wd.param_groups(model, 0.3), "constrained")
+    new = torch.optim.AdamW(wd.param_groups(model, 0.1))
     wd.migrate(new, old.state_dict(), weight_decay="checkpoint", lr="live")
     assert [group["weight_decay"] for group in new.param_groups] == [0.3, 0.0]
 
@@ -584,7 +584,7 @@ def test_a_schedule_of_lambda_follows_its_policy(policy, step):
     schedule = {"name": "linear", "steps": 10}
 
     def make():
-        return wd.AdamW(wd.param_groups(model, 0.3, names=True), lr=0.1, weight_decay_schedule=schedule, reader="eager")
+        return wd.AdamW(wd.param_groups(model, 0.3), lr=0.1, weight_decay_schedule=schedule, reader="eager")
 
     old, new = make(), make()
     for param in model.parameters():

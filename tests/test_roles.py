@@ -103,7 +103,7 @@ def test_each_tensor_has_the_role_that_it_is_recognised_by():
 
 def test_a_role_decays_as_its_row_of_the_table_says():
     default = {role.name: role.decays for role in ROLES}
-    assert decaying(param_groups(Mixture(), LAMBDA, names=True)) == {name for name, role in EXPECTED.items() if default[role]}
+    assert decaying(param_groups(Mixture(), LAMBDA)) == {name for name, role in EXPECTED.items() if default[role]}
 
 
 def test_the_table_of_roles_gives_each_a_way_and_a_reason():
@@ -128,6 +128,53 @@ def test_a_table_of_positions_is_known_by_what_it_is_called_in_the_model(name):
     assert found[f"{name}.weight"] == "position"
     assert found["embed_tokens.weight"] == "embedding"
     assert found["position_mlp.weight"] == "weight"
+
+
+class Held(nn.Module):
+    """A module of a class that nobody knows, with a tensor that it calls weight."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+
+def test_a_gain_or_a_log_sigma_of_two_axes_is_a_vector_and_a_matrix_of_one_row_or_column_is_not():
+    gains = bare(
+        boft_s=(8, 1), actor_logstd=(1, 6), log_std=(1, 6), gamma=(1, 8), weight_scale=(8, 1), layer_scale=(8, 1), scale=(1, 1),
+        ls1=(1, 8), q_scale=(1, 8), lora_magnitude_vector=(1, 8, 1, 1),
+    )  # fmt: skip
+    gains.ia3_l = nn.ParameterDict({"default": nn.Parameter(torch.ones(8, 1))})
+    gains.ia3_l_conv = nn.ParameterDict({"default": nn.Parameter(torch.ones(1, 8, 1, 1))})
+    gains.scales = nn.ParameterList([nn.Parameter(torch.ones(1, 8))])
+    gains.lora_magnitude = nn.ModuleDict({"lora_magnitude_vector": nn.ModuleDict({"default": Held(1, 8, 1, 1)})})
+    assert set(roles_of(gains).values()) == {"vector"}
+    assert set(roles_of(list(gains.named_parameters())).values()) == {"vector"}
+    matrices = nn.ModuleDict(
+        {
+            "column": nn.Linear(1, 8, bias=False),
+            "row": nn.Linear(8, 1, bias=False),
+            "pointwise": nn.Conv2d(8, 1, 1, bias=False),
+            "lstm": nn.LSTM(1, 1, num_layers=2, bidirectional=True, bias=False),
+            "attention": nn.MultiheadAttention(1, 1, kdim=3, vdim=5, bias=False),
+            "custom": Held(1, 8),
+            "own": bare(W=(8, 1), kernel=(1, 8), q_proj=(8, 1), up_weight=(8, 1), hada_w1_a=(8, 1), weight=(1, 8)),
+            "several": nn.ParameterList([]),
+        }
+    )
+    matrices["weights"] = nn.ParameterList([nn.Parameter(torch.ones(8, 1))])
+    for model in (matrices, list(matrices.named_parameters())):
+        assert set(roles_of(model).values()) == {"weight"}, roles_of(model)
+
+
+def test_virtual_tokens_of_a_prompt_encoder_are_tokens_and_its_layers_are_not():
+    prompt = nn.ModuleDict({"embedding": nn.Embedding(4, 8), "mlp_head": nn.Linear(8, 8, bias=False)})
+    model = nn.ModuleDict({"prompt_encoder": nn.ModuleDict({"default": prompt}), "embedding": nn.Embedding(4, 8)})
+    assert roles_of(model) == {
+        "prompt_encoder.default.embedding.weight": "token",
+        "prompt_encoder.default.mlp_head.weight": "weight",
+        "embedding.weight": "embedding",
+    }
+    assert roles_of(bare(adaption_prompt=(1, 4, 8))) == {"adaption_prompt": "token"}
 
 
 # What the model's author asks for ---------------------------------------------------------------------------------------
@@ -159,7 +206,7 @@ class Asking(nn.Module):
     ids=["bare", "wrapped", "compiled", "inside another model"],
 )
 def test_what_no_weight_decay_names_does_not_decay_wherever_the_model_stands(wrap):
-    groups = param_groups(nn.ModuleList([wrap(Asking()), nn.Linear(4, 4, bias=False)]), LAMBDA, names=True)
+    groups = param_groups(nn.ModuleList([wrap(Asking()), nn.Linear(4, 4, bias=False)]), LAMBDA)
     assert len(decaying(groups)) == 1
     assert groups.to_dict()[0]["reason"] == "weight; Asking.no_weight_decay() asks for none"
 
@@ -167,10 +214,10 @@ def test_what_no_weight_decay_names_does_not_decay_wherever_the_model_stands(wra
 def test_a_flag_on_a_tensor_is_read_and_an_override_goes_before_it():
     model = nn.Linear(3, 3)
     model.weight._no_weight_decay = True
-    assert decaying(param_groups(model, LAMBDA, names=True)) == set()
-    assert decaying(param_groups(model, LAMBDA, names=True, roles={"weight": 0.5})) == {"weight"}
+    assert decaying(param_groups(model, LAMBDA)) == set()
+    assert decaying(param_groups(model, LAMBDA, roles={"weight": 0.5})) == {"weight"}
     model.weight._no_weight_decay = False
-    assert decaying(param_groups(model, LAMBDA, names=True)) == {"weight"}
+    assert decaying(param_groups(model, LAMBDA)) == {"weight"}
 
 
 def test_a_no_weight_decay_that_returns_no_names_is_refused():
@@ -184,7 +231,7 @@ def test_a_no_weight_decay_that_returns_no_names_is_refused():
 
 
 def test_an_override_reaches_all_of_its_role_and_nothing_else():
-    groups = param_groups(Mixture(), LAMBDA, names=True, roles={"lora": 0.5, "lora.b": {"lr": 1e-2}, "norm": 0.25})
+    groups = param_groups(Mixture(), LAMBDA, roles={"lora": 0.5, "lora.b": {"lr": 1e-2}, "norm": 0.25})
     decay = decay_of(groups)
     assert decay["adapter.lora_A.weight"] == 0.5
     assert decay["adapter.lora_B.weight"] == LAMBDA  # the exact name goes before lora
@@ -197,9 +244,9 @@ def test_an_override_reaches_all_of_its_role_and_nothing_else():
 
 def test_a_pattern_goes_before_a_role_and_a_role_before_embeddings():
     model = Tied()
-    groups = param_groups(model, LAMBDA, names=True, embeddings=False, roles={"embedding.tied": 0.5, "bias": 0.25})
+    groups = param_groups(model, LAMBDA, embeddings=False, roles={"embedding.tied": 0.5, "bias": 0.25})
     assert decay_of(groups) == {"tokens.weight": 0.5, "body.weight": LAMBDA, "body.bias": 0.25}
-    groups = param_groups(model, LAMBDA, names=True, roles={"embedding": 0.5}, patterns={"^tokens": 0.0})
+    groups = param_groups(model, LAMBDA, roles={"embedding": 0.5}, patterns={"^tokens": 0.0})
     assert decay_of(groups)["tokens.weight"] == 0.0
 
 
@@ -219,7 +266,7 @@ def test_an_invalid_override_is_refused_by_name(roles, error, message):
 
 def test_scale_invariant_names_make_a_role_of_what_would_be_a_weight():
     names = ["pos_proj.weight", "lm_head.weight", "ln_f.weight"]
-    groups = param_groups(Mixture(), LAMBDA, names=True, scale_invariant=names, roles={"scale_invariant": {"lr_max": 0.1}})
+    groups = param_groups(Mixture(), LAMBDA, scale_invariant=names, roles={"scale_invariant": {"lr_max": 0.1}})
     (own,) = [group for group in groups if "lr_max" in group]
     assert [name for name, _ in own["params"]] == ["pos_proj.weight"]
     with pytest.raises(ValueError, match=r"scale_invariant names 'pos_prj.weight', which is no parameter; .*'pos_proj.weight'"):
@@ -267,10 +314,10 @@ MODELS += [lambda: nn.Sequential(Asking(), nn.LayerNorm(4)), lambda: parametriza
 @pytest.mark.parametrize(("style", "theirs"), [("hf", trainers), ("timm", timms), ("nanogpt", nanogpts)])
 def test_a_style_decays_exactly_what_its_namesake_does(style, theirs, build):
     model = build()
-    groups = param_groups(model, LAMBDA, style=style, names=True)
+    groups = param_groups(model, LAMBDA, style=style)
     assert decaying(groups) == theirs(model)
-    assert decaying(param_groups(Wrapper(model), LAMBDA, style=style, names=True)) == theirs(model)
-    ours = decaying(param_groups(model, LAMBDA, names=True))
+    assert decaying(param_groups(Wrapper(model), LAMBDA, style=style)) == theirs(model)
+    ours = decaying(param_groups(model, LAMBDA))
     for found in (param_groups(model, LAMBDA).diff(style), groups.diff("weightdecay")):
         assert {each.name for each in found} == ours ^ theirs(model)
     assert len(groups.diff(style)) == 0
@@ -278,7 +325,7 @@ def test_a_style_decays_exactly_what_its_namesake_does(style, theirs, build):
 
 def test_the_namesakes_differ_from_each_other_and_from_us():
     def ours(model):
-        return decaying(param_groups(model, LAMBDA, names=True))
+        return decaying(param_groups(model, LAMBDA))
 
     assert len({(*sorted(of(Mixture())), *sorted(of(Asking()))) for of in (ours, trainers, timms, nanogpts)}) == 4
 
@@ -301,7 +348,7 @@ def test_a_difference_says_both_reasons():
 
 
 def test_a_style_is_overridden_by_roles_and_patterns():
-    groups = param_groups(Tied(), LAMBDA, style="nanogpt", roles={"embedding": 0.5}, patterns={"body.bias": 0.25}, names=True)
+    groups = param_groups(Tied(), LAMBDA, style="nanogpt", roles={"embedding": 0.5}, patterns={"body.bias": 0.25})
     assert decay_of(groups) == {"tokens.weight": 0.5, "body.weight": LAMBDA, "body.bias": 0.25}
     assert {each.name for each in groups.diff("nanogpt")} == {"body.bias"}
 

@@ -174,9 +174,7 @@ def test_nothing_changes_by_a_bit_even_if_the_model_raises(at):
 def test_the_corrected_decay_takes_what_was_found():
     model, images = convolutions()
     found = wd.scale_invariant(model, images)
-    groups = wd.param_groups(
-        model, LAMBDA, scale_invariant=found, names=True, roles={"scale_invariant": {"decay": "corrected"}}
-    )
+    groups = wd.param_groups(model, LAMBDA, scale_invariant=found, roles={"scale_invariant": {"decay": "corrected"}})
     optimizer = wd.Optimizer(groups, 0.1, direction="sgd", decay="decoupled", reader="eager")
     assert {name: group["decay"] for group in optimizer.param_groups for name in group["param_names"]} == {
         **dict.fromkeys(("0.weight", "4.weight"), "corrected"),

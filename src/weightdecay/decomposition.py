@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.attachment import Attachment
 from weightdecay.columns import aligned
+from weightdecay.names import without_wrappers
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam, Preset
 from weightdecay.readers import eager, rounding
@@ -167,19 +168,20 @@ class Decomposition(Mapping[Tensor, Split]):
         save(path, lambda: spread(self.title, self.summary(), [split.decoupled for split in self.values()]))
 
 
-def decompose(optimizer: TorchOptimizer) -> Decomposition:
+def decompose(optimizer: TorchOptimizer, model: nn.Module | None = None) -> Decomposition:
     """Split the next step of an optimizer into the factor of each weight and the rest, without doing it.
 
     Args:
         optimizer: any of this package's, or torch.optim's of the same name, with gradients present. It is not changed.
-            Its tensors have names if its groups do: from model.named_parameters(), or weightdecay.param_groups(…, names=True).
+        model: where the tensors get their names from; without it from the groups, which have some where they were made by
+            `weightdecay.param_groups` or from model.named_parameters().
 
     Returns:
         For each parameter with a gradient its `Split`: g·w − lr·h is what `step()` then makes of it, before rounding. Three
         tensors of each parameter's size are held.
 
     Raises:
-        TypeError: an optimizer that is neither.
+        TypeError: an optimizer that is neither, or a model that is none.
         ValueError: no parameter has a gradient, or a decay is attached.
         RuntimeError: a gradient is sparse.
 
@@ -192,10 +194,11 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
 
     Source: the shape is Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
+    names = {} if model is None else _names_in(model)
     ours = as_ours(optimizer)
     with torch.no_grad():
         upcoming = [
-            Upcoming(ours, index, place)
+            Upcoming(ours, index, place, names)
             for index, group in enumerate(ours.param_groups)
             for place, param in enumerate(group["params"])
             if param.grad is not None
@@ -209,6 +212,14 @@ def decompose(optimizer: TorchOptimizer) -> Decomposition:
         title = ", ".join(dict.fromkeys(str(ours.equation(group)) for group in ours.param_groups))
     coupled = [ours.way(group)[:2] for group in ours.param_groups]
     return Decomposition(title, splits, remembers=any(equation.penalty and moments for equation, moments in coupled))
+
+
+def _names_in(model: nn.Module) -> dict[Tensor, str]:
+    """Return the name of each parameter of a model, without what wrappers put before it."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, not a torch.nn.Module: pass the model that has the parameters")
+    names, params = zip(*model.named_parameters(), strict=True) if any(True for _ in model.parameters()) else ((), ())
+    return dict(zip(params, without_wrappers(names), strict=True))
 
 
 def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
@@ -241,14 +252,13 @@ def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
 class Upcoming:
     """The next step of one parameter, with all that it starts from."""
 
-    def __init__(self, optimizer: Optimizer, index: int, place: int) -> None:
+    def __init__(self, optimizer: Optimizer, index: int, place: int, names: Mapping[Tensor, str] | None = None) -> None:
         self.group = group = optimizer.param_groups[index]
         self.param = param = group["params"][place]
         self.name = name_of(group, index, place)
         if param.grad.layout != torch.strided:
             raise RuntimeError(f"the gradient of {self.name} is sparse ({param.grad.layout}), and no step is made with it")
-        if names := group.get("param_names"):
-            self.name = names[place]
+        self.name = (names or {}).get(param) or (group.get("param_names") or {place: self.name})[place]
         self.equation, every, how = optimizer.way(group)
         self.kept = kept_for(param.shape, every)
         self.state = dict(optimizer.state.get(param, {}))

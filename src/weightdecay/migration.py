@@ -117,7 +117,7 @@ def migrate(
         model: the module, or (name, parameter) pairs, that names the optimizer's parameters, if its groups have no
             param_names, or had another name for a tied tensor.
         saved: the groups that the checkpoint's optimizer was made with, if they had names and the checkpoint has none:
-            `param_groups(old_model, λ, names=True)`, or a list of names for each group.
+            `param_groups(old_model, λ)`, or a list of names for each group.
         strict: whether to refuse if the two do not have the same parameters, or one of another shape (an embedding of more
             tokens, a head of more classes). If not, what the checkpoint lacks or has in another shape starts afresh (its own
             state, if it has any, is dropped), and what the optimizer lacks is left behind; all three are reported.
@@ -137,7 +137,7 @@ def migrate(
     >>> old = torch.optim.AdamW(model.named_parameters(), lr=1e-3, weight_decay=0.1)  # everything decays
     >>> model(torch.ones(3, 2)).sum().backward()
     >>> old.step()
-    >>> new = wd.AdamW(wd.param_groups(model, 0.05, names=True), lr=1e-2)
+    >>> new = wd.AdamW(wd.param_groups(model, 0.05), lr=1e-2)
     >>> print(migrate(new, old.state_dict(), weight_decay="live", lr="checkpoint"))
     from group  to group  tensors  weight_decay  lr
     0           0         1        0.1 → 0.05    0.001
@@ -219,7 +219,7 @@ def _live_slots(optimizer: torch.optim.Optimizer, model: nn.Module | Iterable[tu
             slot.names = list(known[id(slot.param)])
     elif not all(slot.names for slot in slots):
         raise ValueError(
-            "the optimizer's groups have no names: pass model=…, or make it with param_groups(model, λ, names=True) or from "
+            "the optimizer's groups have no names: pass model=…, or make it with param_groups(model, λ) or from "
             "model.named_parameters()"
         )
     return _spelled(slots, "the optimizer", "pass model=…, which names them as parts of the whole")
@@ -247,7 +247,7 @@ def _saved_slots(state_dict: Mapping[str, Any], saved: Iterable[Any] | None) -> 
     if not all(slot.names for slot in slots):
         raise ValueError(
             "the checkpoint has no names: pass saved=…, the groups that its optimizer was made with, as in "
-            "saved=param_groups(model, λ, names=True) or saved=[[name, name, …], …]"
+            "saved=param_groups(model, λ) or saved=[[name, name, …], …]"
         )
     return _spelled(slots, "the checkpoint", "pass saved=[[name, …], …], the names in each of its groups as parts of the whole")
 
@@ -259,7 +259,7 @@ def _names_of(group: Any) -> list[str]:
     else:
         entries = group
     if isinstance(entries, str) or not all(isinstance(name, str) for name in entries):
-        raise TypeError("saved must be groups with names, such as param_groups(model, λ, names=True), or lists of names")
+        raise TypeError("saved must be groups with names, such as param_groups(model, λ), or lists of names")
     return list(entries)
 
 

@@ -1,27 +1,25 @@
 """What the checks look at: a model, its optimizer and its schedulers, read once."""
 
-import inspect
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from weightdecay import hyperparameters, presets
+from weightdecay import hyperparameters
 from weightdecay.arguments import number, whole
-from weightdecay.attachment import Attachment
-from weightdecay.audit.law import Law, decay_now, decay_of, laws_of, plain
+from weightdecay.audit.cure import MOST, Run, tempered, was_trained
+from weightdecay.audit.law import Law, decay_now, decay_of, lambda_key, laws_of, plain
 from weightdecay.audit.replay import Step, replay
 from weightdecay.forecast import ahead
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
-from weightdecay.optimizer import Optimizer
-from weightdecay.presets.preset import Options
 from weightdecay.wrappers import innermost
 
 ASSUMED_STEPS = 10_000
@@ -52,35 +50,6 @@ class Member:
         return self.param.tensor
 
 
-@dataclass(frozen=True)
-class Run:
-    """The steps to come of one group."""
-
-    lrs: tuple[float, ...]
-    lams: tuple[float, ...]
-    shares: tuple[float, ...] | None
-    """Of itself, what a weight without a gradient loses in each step; None where weights lose different shares."""
-
-    @cached_property
-    def left(self) -> float | None:
-        """Return what the steps leave of a weight without a gradient."""
-        if self.shares is None:
-            return None
-        if any(share >= 1 for share in self.shares):
-            return math.prod(1 - share for share in self.shares)
-        return math.exp(math.fsum(math.log1p(-share) for share in self.shares))
-
-    @property
-    def peak(self) -> float:
-        """Return the largest learning rate, NaN aside."""
-        return max((lr for lr in self.lrs if lr == lr), default=math.nan)
-
-    @property
-    def largest(self) -> float:
-        """Return the largest share that a step takes, 0 where there is none to tell."""
-        return max(self.shares or (0.0,))
-
-
 class Case:
     """A model, one of its optimizers and what steps its learning rates; it is only read.
 
@@ -89,7 +58,13 @@ class Case:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: TorchOptimizer, scheduler: Any, steps: int | None, steps_per_epoch: float | None
+        self,
+        model: nn.Module,
+        optimizer: TorchOptimizer,
+        scheduler: Any,
+        steps: int | None,
+        steps_per_epoch: float | None,
+        pretrained: bool | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is {_called(model)}, not a torch.nn.Module: pass the model")
@@ -102,8 +77,18 @@ class Case:
         self.schedulers = _schedulers(scheduler)
         self.epoch = None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, "(0, inf)")
         self.told_steps = whole("steps", steps) if steps is not None else _length(self.schedulers)
+        if pretrained not in (None, True, False):
+            raise TypeError(f"pretrained={pretrained!r} is not True, False or None")
+        self.told_pretrained = pretrained
         self.groups: list[dict[str, Any]] = self.optimizer.param_groups
-        self.params  # noqa: B018  # what cannot be read is refused here, and not by the first check
+        try:
+            self.params  # noqa: B018  # what cannot be read is refused here, and not by the first check
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            if Path(last.filename).is_relative_to(Path(__file__).parents[1]):
+                raise
+            what = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}, in {last.name})"
+            raise RuntimeError(f"the parameters of the model, a {type(model).__name__}, cannot be listed: {what}") from error
 
     # The tensors ------------------------------------------------------------------------------------------------------------
 
@@ -229,94 +214,60 @@ class Case:
         ends = f"{min(known):.3g}" if max(known) - min(known) < 1e-3 else f"{min(known):.3g} to {max(known):.3g}"
         return f"without a gradient they end at {ends} of their start: ∏(1 − s) over {self.horizon}"
 
-    @property
-    def call(self) -> str:
-        """Return the optimizer's class as code."""
-        cls = type(self.optimizer)
-        if cls.__module__.startswith("torch.optim"):
-            return f"torch.optim.{cls.__name__}"
-        return f"wd.{cls.__name__}" if cls.__module__.startswith("weightdecay") else cls.__name__
+    # What a fix may do -------------------------------------------------------------------------------------------------------
 
-    def made(self, params: str = "", *, call: str = "", anew: bool = False, **changes: Any) -> str:
-        """Return code that makes the optimizer anew, with the numbers that it has now and the class takes.
+    @cached_property
+    def pretrained(self) -> bool | None:
+        """Return whether the weights were trained before: as it was said, else as the model shows it; None if nobody knows."""
+        return was_trained(self.model, self.params) if self.told_pretrained is None else self.told_pretrained
+
+    def with_lambda(self, index: int, lam: float, law: Law | None = None, lr: float | None = None) -> Run:
+        """Return the steps to come of a group as they would be with another λ at its start, under another law, or at one lr."""
+        run, law, group = self.runs[index], law or self.laws[index], self.groups[index]
+        start = decay_of(group)
+        lams = tuple(lam * each / start for each in run.lams) if start else (lam,) * len(run.lams)
+        numbers = {key: value for key, value in group.items() if key not in hyperparameters.SCHEDULES.values()}
+        key, known = lambda_key(group) or "weight_decay", {}
+        lrs = run.lrs if lr is None else (lr,) * len(run.lrs)
+        for eta, now in dict.fromkeys(zip(lrs, lams, strict=True)):
+            given = {**numbers, "lr": eta, "weight_decay": now, key: now}
+            known[eta, now] = _share(law, given, eta, now)
+        return Run(lrs, lams, _whole([known[each] for each in zip(lrs, lams, strict=True)]))
+
+    def tempered(self, index: int, lam: float, law: Law | None = None, now: float | None = None) -> tuple[float, Run]:
+        """Return the λ that a fix may set in a group, up to one, and the run with it.
+
+        It destroys nothing, and of weights that were trained before, or may have been, it takes no more than a tenth, unless
+        the run takes more as it is.
 
         Args:
-            params: code for what it is to train; by default, groups with the largest λ there is.
-            call: another class, of torch.optim or of this package's presets.
-            anew: whether what the optimizer holds now says nothing of what it is to hold.
-            changes: other keywords.
+            index: the group whose learning rates count.
+            lam: λ as it is wanted.
+            law: what λ does by the fix, where that is another law.
+            now: what the run leaves as it is of the weights that the fix is for; None where that is not known.
         """
-        lam = max((each.lam for each in self.members), default=0.0)
-        params = params or f"wd.param_groups(model, weight_decay={lam:g})"
-        settings, before = self._settings(), ""
-        if len(self.all) > 1:
-            before, params = (f"groups = {params}  # of these, what it is to train\n", "groups") if anew else self._own(params)
-        if call:
-            module, _, name = call.rpartition(".")
-            takes = _keywords(getattr(presets if module == "wd" else torch.optim, name))
-            not_theirs = {"foreach", "fused"} if module == "wd" else set()
-            settings = {key: value for key, value in settings.items() if key in takes and key not in not_theirs}
-        given = "".join(f", {key}={value!r}" for key, value in {**settings, **changes}.items())
-        code = f"{before}{self.name} = {call or self.call}({params}{given})"
-        attachment = Attachment.of(self.optimizer)
-        if attachment is not None and not call and "weight_decay" not in changes:
-            of_decay = {} if attachment.rounding in ("auto", "nearest") else {"rounding": attachment.rounding}
-            given = "".join(f", {key}={value!r}" for key, value in {**of_decay, **attachment.numbers}.items())
-            code += f'\nwd.attach({self.name}, "{attachment.decay.name}"{given})'
-        return f"import weightdecay as wd\n{code}" if "wd." in code else code
-
-    def _own(self, params: str) -> tuple[str, str]:
-        """Return code for what this optimizer is to train, of what several train: what goes before, and the argument."""
-        held = f'held = {{param for group in {self.name}.param_groups for param in group["params"]}}\n'
-        if not params.startswith("wd.param_groups("):
-            return held, f"[param for param in {params} if param in held]"
-        kept = 'kept := [param for param in group["params"] if param in held]'
-        return f'{held}groups = [\n    {{**group, "params": kept}}\n    for group in {params}\n    if ({kept})\n]\n', "groups"
-
-    @property
-    def decoupled(self) -> str:
-        """Return, as code, the optimizer with such a direction whose decay stands beside the step."""
-        if "momentum" in self.groups[0] and "betas" not in self.groups[0]:
-            return "wd.SGDW"
-        return "wd.AdamW" if self.call.startswith("wd.") else "torch.optim.AdamW"
-
-    def _settings(self) -> dict[str, Any]:
-        """Return lr and what else the first group has otherwise than the class's defaults, λ aside."""
-        group = self.groups[0]
-        lr = plain(group.get("initial_lr", group.get("lr")))
-        found: dict[str, Any] = {"lr": lr} if math.isfinite(lr) else {}
-        for key, parameter in _keywords(type(self.optimizer)).items():
-            value = hyperparameters.unified(group.get(key))
-            differs = key in group and not _holds_tensor(value) and value != parameter.default
-            if differs and key not in ("lr", "params", "weight_decay"):
-                found[key] = value
-        return found
+        least = 0.0 if self.pretrained is False else min(1 - MOST, 1.0 if now is None else max(now, 1e-12))
+        return tempered(lam, lambda each: self.with_lambda(index, each, law), least)
 
 
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(each, Tensor) for each in value))
-
-
-def _keywords(cls: type) -> dict[str, inspect.Parameter]:
-    """Return what a class takes by name; this package's presets take the options of all, too."""
-    found = dict(inspect.signature(cls).parameters)
-    if issubclass(cls, presets.Preset):
-        general = inspect.signature(Optimizer).parameters
-        found |= {name: general[name] for name in Options.__annotations__}
-    return found
-
-
-def cases_of(model: nn.Module, optimizers: Any, scheduler: Any, steps: int | None, steps_per_epoch: float | None) -> list[Case]:
+def cases_of(
+    model: nn.Module,
+    optimizers: Any,
+    scheduler: Any,
+    steps: int | None,
+    steps_per_epoch: float | None,
+    pretrained: bool | None = None,
+) -> list[Case]:
     """Return the cases of a model with one optimizer or several, each with the schedulers that write into it.
 
     Raises:
         TypeError, ValueError: as for `Case`; there is no optimizer, or one of them twice.
     """
     if not isinstance(optimizers, list | tuple):
-        return [Case(model, optimizers, scheduler, steps, steps_per_epoch)]
+        return [Case(model, optimizers, scheduler, steps, steps_per_epoch, pretrained)]
     if not optimizers:
         raise ValueError(f"optimizer is an empty {type(optimizers).__name__}: pass the optimizer, or those that there are")
-    found = [Case(model, each, scheduler, steps, steps_per_epoch) for each in optimizers]
+    found = [Case(model, each, scheduler, steps, steps_per_epoch, pretrained) for each in optimizers]
     if len({id(each.optimizer) for each in found}) < len(found):
         raise ValueError("optimizer holds the same one twice: pass each once")
     for index, each in enumerate(found if len(found) > 1 else ()):

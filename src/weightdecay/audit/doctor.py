@@ -1,7 +1,5 @@
 """Examine a model and its optimizer for the ten mistakes that people make with weight decay, and change nothing."""
 
-import random
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +27,7 @@ def doctor(
     steps_per_epoch: float | None = None,
     only: Iterable[str] = (),
     ignore: Iterable[str] = (),
+    pretrained: bool | None = None,
 ) -> Report:
     """Look for mistakes with weight decay in a model, its optimizer and its scheduler, and change nothing.
 
@@ -48,10 +47,13 @@ def doctor(
         steps_per_epoch: the steps of an epoch, for a scheduler that counts epochs: with it its length has to fit into `steps`.
         only: the ids of the checks to make, as "D1"; all by default.
         ignore: the ids of checks to leave out.
+        pretrained: whether the weights were trained before. The decay of no fix then takes more than a tenth of them over the
+            run, unless it takes more as it is. By default as the norms show it, whose gains are all one before training; where
+            a model has none, it is taken as trained before.
 
     Returns:
         The findings with id, severity ("error", "warning" or "info"), problem, tensors, evidence, effect and fix, the gravest
-        first.
+        first. A fix is code; `leaves` is what the run leaves of a weight that decays by the λ that the fix sets or keeps.
 
     Raises:
         TypeError, ValueError: what is no module, optimizer, scheduler, number of steps or id of a check.
@@ -74,7 +76,7 @@ def doctor(
     chosen = [choice("check", each, CHECKS) for each in _ids(only)] or list(CHECKS)
     ignored = {choice("check", each, CHECKS) for each in _ids(ignore)}
     with _untouched():
-        cases = cases_of(model, optimizer, scheduler, steps, steps_per_epoch)
+        cases = cases_of(model, optimizer, scheduler, steps, steps_per_epoch, pretrained)
         made = [each for name, each in CHECKS.items() if name in chosen and name not in ignored]
         findings = [finding for each in made for case in cases for finding in _found(each, case)]
         first = cases[0]
@@ -86,6 +88,7 @@ def doctor(
             "groups": sum(len(case.groups) for case in cases),
             "steps": first.steps,
             "steps_assumed": first.told_steps is None,
+            "pretrained": first.pretrained,
             "scheduler_foreseen": not any(case.unforeseen for case in cases),
         }
     return Report(ranked(findings), tuple(each.id for each in made), subject)
@@ -107,9 +110,7 @@ def _ids(given: Iterable[str]) -> list[str]:
 
 @contextmanager
 def _untouched() -> Iterator[None]:
-    """Put the random states back that schedulers and optimizers of others may draw from, and let no hook hear of the copies."""
-    numpy = sys.modules.get("numpy")
-    states = random.getstate(), None if numpy is None else numpy.random.get_state()
+    """Let no hook hear of the copies that step, and leave no trace of what schedulers and optimizers of others draw and set."""
     everywhere: tuple[dict[int, Any], ...] = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
     hooks = [(each, dict(each)) for each in everywhere]
     for live, _ in hooks:
@@ -120,6 +121,3 @@ def _untouched() -> Iterator[None]:
     finally:
         for live, kept in hooks:
             live.update(kept)
-        random.setstate(states[0])
-        if numpy is not None:
-            numpy.random.set_state(states[1])

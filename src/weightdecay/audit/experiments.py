@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.audit.hypotheses import FITS, Powers
-from weightdecay.audit.trial import LAMBDA, LR, Run, Subject, Weights, described
+from weightdecay.audit.trial import LAMBDA, LR, Run, StepError, Subject, Weights, described
 from weightdecay.optimizer import Optimizer
 from weightdecay.units import Record
 
@@ -160,7 +160,10 @@ def paths(reference: "Reference", *, compiled: bool) -> Iterator[Finding]:
     for flag in ("foreach", "fused"):
         if reference.subject.takes(flag):
             yield reference.compared(flag, lambda flag=flag: reference.run(**{flag: True}))  # type: ignore[misc]
-    made = Run(reference.subject, reference.start, lr=LR, lam=LAMBDA).optimizer
+    try:
+        made = Run(reference.subject, reference.start, lr=LR, lam=LAMBDA).optimizer
+    except StepError:  # on two tensors, where it runs on one
+        made = None
     if isinstance(made, Optimizer) and made.reader != "eager":
         yield reference.compared("reader='eager'", lambda: reference.run(reader="eager"))
     if compiled:
@@ -200,9 +203,9 @@ class Reference:
 
     def compared(self, name: str, other: Callable[[], Weights], same: str = "the same weights") -> Finding:
         """Compare another way to run."""
-        if all(map(torch.equal, self.plain, self.without)):
-            return Finding(name, "not told", f"not told: {_STEPS} steps do not decay")
         try:
+            if all(map(torch.equal, self.plain, self.without)):
+                return Finding(name, "not told", f"not told: {_STEPS} steps do not decay")
             apart = self.apart(other(), self.plain)
         except Exception as error:  # whatever an unknown optimizer raises is its refusal
             return Finding(name, "refused", f"refused ({described(error)})")

@@ -34,6 +34,9 @@ class Finding(Record):
     """What it will do over the run."""
     fix: str = ""
     """Code that mends it."""
+    leaves: float | None = None
+    """What the run leaves of a weight, without a gradient, by the λ that the fix sets or keeps: the least, where groups differ.
+    None where a fix has nothing to do with it, or nobody can tell."""
     optimizer: str = ""
     """Where there are several, which one it is about, as in "optimizers[1], AdamW", or "all"."""
 

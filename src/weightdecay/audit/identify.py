@@ -10,7 +10,7 @@ import torch
 from weightdecay.audit import experiments, hypotheses
 from weightdecay.audit.experiments import Finding
 from weightdecay.audit.hypotheses import FITS, Beside, Constant, Coupled, Hypothesis, Observed, Powers
-from weightdecay.audit.trial import LAMBDA, LR, Factory, Run, Subject, alone, name_of
+from weightdecay.audit.trial import LAMBDA, LR, Factory, Run, StepError, Subject, alone, name_of
 from weightdecay.rule import REGISTRY
 from weightdecay.units import Record
 
@@ -98,7 +98,10 @@ def identify(
 
     Each rule of the registry predicts the next weight from what the same optimizer does at λ = 0; the law is the rule whose
     predictions hold to a ten-thousandth of the decay's effect, step after step, while lr changes. What no rule explains is
-    "unknown", with the numbers. No random numbers of the caller's are drawn.
+    "unknown", with the numbers; so is one whose steps fail.
+
+    No random numbers of the caller's are drawn, torch's, Python's or NumPy's, and what an optimizer sets for the whole process,
+    such as torch's default dtype, is put back.
 
     Args:
         factory: a class, a functools.partial, or a function of (params, lr=…, weight_decay=…) that returns an optimizer.
@@ -134,7 +137,10 @@ def identify(
         if subject.refusal() is None and (refusal := subject.refusal(**{knob: 0.0})) is not None:
             return DecayLaw(subject.name, "none", f"it refuses {knob} ({refusal})")
         subject = subject.that_runs()
-        found = _law(subject)
+        try:
+            found = _law(subject)
+        except StepError as error:
+            return DecayLaw(subject.name, "unknown", f"it does not run on: {error}")
         if found.kind == "none":
             return found
         findings = experiments.all_of(subject, found.strength if found.kind != "coupled" else None, compiled=compiled)

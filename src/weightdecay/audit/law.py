@@ -66,6 +66,11 @@ def decay_now(group: Mapping[str, Any]) -> float:
     return max((each for each in found if math.isfinite(each)), default=0.0)
 
 
+def lambda_key(group: Mapping[str, Any]) -> str | None:
+    """Return the key of a group under which its λ stands; None where it has none."""
+    return max(_lambdas(group), key=lambda key: plain(group[key], 0.0), default=None)
+
+
 def _lambdas(group: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the keys of a group under which λ is found: one alone where a decay is attached, which replaces the others."""
     if LAMBDA in group:
@@ -122,7 +127,7 @@ def _of_decay(decay: Rule, text: str, numbers: Callable[[Mapping[str, Any]], Map
 
 def _of_torch(cls: type, group: Mapping[str, Any]) -> Law | None:
     if cls in _DECOUPLED or (cls in _COUPLED and group.get("decoupled_weight_decay")):
-        return Law("decoupled", "a step takes lr·λ of the weight", "torch.optim", _decoupled)
+        return DECOUPLED
     if cls in _COUPLED:
         direction = "sgd" if cls is _O.SGD else "adaptive"
         return Law("coupled", "λ·w is added to the gradient", "torch.optim", _coupled(direction, "l2"))
@@ -147,6 +152,10 @@ def _is_inherited(cls: type, name: str) -> bool:
 def _decoupled(group: Mapping[str, Any]) -> float:
     eta, lam = plain(group["lr"]), plain(group["weight_decay"])
     return 1 - float(REGISTRY["decay", "decoupled"].function(1.0, 0.0, eta=eta, lam=lam))
+
+
+DECOUPLED = Law("decoupled", "a step takes lr·λ of the weight", "torch.optim", _decoupled)
+"""That of torch's AdamW, and of this package's presets that are called like it."""
 
 
 def _coupled(direction: str, penalty: str) -> Share:
@@ -182,7 +191,7 @@ def _flags(cls: type, group: Mapping[str, Any]) -> dict[str, Any]:
 def _by_experiment(cls: type, flags: Mapping[str, Any]) -> Law:
     try:
         found = identify(partial(cls, **flags) if flags else cls, name=cls.__name__)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever an unknown class raises
         inherited = _of_torch(_without_own_methods(cls), flags)
         return inherited or Law("unknown", f"{cls.__name__} could not be tried: {error}", "nothing", lambda group: None)
     moves = getattr(found.findings.get("grad=None"), "verdict", "") == "moves"

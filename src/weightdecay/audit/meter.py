@@ -107,7 +107,7 @@ class Meter:
             a short run has a picture, too.
         roles: what to sum up beside the groups: a model, whose tensors have the roles that `weightdecay.param_groups` gives
             them (weight, embedding, norm, bias, …), or a role by the name of each parameter, which the optimizer's groups
-            have to know then (`weightdecay.param_groups(…, names=True)`). A tensor may be left out.
+            have to know then (`weightdecay.param_groups` gives them). A tensor may be left out.
         steps_per_epoch: optimizer steps, to know half-life and timescale in epochs as well.
         start: how many steps the run had made before, if it goes on from a checkpoint; they count in the numbers of the steps.
 
@@ -415,7 +415,7 @@ def _roles(given: nn.Module | Mapping[str, str] | None, optimizer: TorchOptimize
         if not isinstance(role, str) or role.startswith(GROUP):
             raise ValueError(f"roles[{name!r}]={role!r}: a role is a word that does not begin with {GROUP!r}")
         if name not in known:
-            why = "its parameters have no names: pass the model, or build its groups with names=True"
+            why = "its parameters have no names: pass the model, or build its groups with weightdecay.param_groups"
             meant = hint(name, known, otherwise=f"it has {', '.join(list(known)[:3])}, …") if known else why
             raise ValueError(f"roles names {name!r}, which is no parameter of the optimizer; {meant}")
     return {known[name]: role for name, role in given.items()}

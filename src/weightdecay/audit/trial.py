@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,7 +49,7 @@ class Subject:
         Raises:
             RuntimeError: nothing runs.
         """
-        first: Exception | None = None
+        first: BaseException | None = None
         for closure in (False, True):
             for dtype in _DTYPES:
                 for shape in _SHAPES:
@@ -57,7 +59,7 @@ class Subject:
                         for gradient in found.gradients(2):
                             run.step([gradient])
                     except Exception as error:  # whatever an unknown optimizer raises says that it does not run
-                        first = first or error
+                        first = first or (error.__cause__ if isinstance(error, StepError) else error)
                         continue
                     w = run.weights[0]
                     if w.isfinite().all():
@@ -80,7 +82,10 @@ class Subject:
             return True
         if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
             return False
-        return self.refusal(**_NONSENSE) is not None or keyword in self._made().param_groups[0]
+        try:
+            return self.refusal(**_NONSENSE) is not None or keyword in self._made().param_groups[0]
+        except Exception:  # see that_runs
+            return True
 
     def refusal(self, **keywords: Any) -> str | None:
         """Return why the optimizer cannot be made with these keywords, or None where it can."""
@@ -127,6 +132,19 @@ class Subject:
         return (size * sign).to(self.device, self.dtype)
 
 
+class StepError(RuntimeError):
+    """An optimizer of which nothing is known raised something; that is the cause of this."""
+
+
+@contextmanager
+def _of_theirs(what: str) -> Iterator[None]:
+    """Say that what is raised here comes from the optimizer under test."""
+    try:
+        yield
+    except Exception as error:
+        raise StepError(f"{what}: {type(error).__name__}: {error}") from error
+
+
 class Run:
     """A training of a few tensors with gradients that are given; the same random numbers in every one."""
 
@@ -135,7 +153,9 @@ class Run:
         self._subject = subject
         self.params = [torch.nn.Parameter(w.clone()) for w in weights]
         knob = {} if lam is None else {subject.knob: lam}
-        self.optimizer = subject.build(self.params, lr=lr, **knob, **more)
+        self._steps = 0
+        with _of_theirs("it cannot be made"):
+            self.optimizer = subject.build(self.params, lr=lr, **knob, **more)
         train = getattr(self.optimizer, "train", None)  # schedule-free optimizers refuse to step without it
         if callable(train):
             train()
@@ -184,11 +204,13 @@ class Run:
             return torch.stack([(p * g).sum() for p, g in given]).sum()
 
         torch.set_rng_state(self._random)  # runs take turns, and each draws as if it were alone
-        if self._subject.closure:
-            self._call(closure)
-        else:
-            closure()
-            self._call()
+        with _of_theirs(f"its step {self._steps + 1} fails"):
+            if self._subject.closure:
+                self._call(closure)
+            else:
+                closure()
+                self._call()
+        self._steps += 1
         self._random = torch.get_rng_state()
         return self.weights
 
@@ -198,7 +220,9 @@ class Run:
 
 
 def described(error: Exception) -> str:
-    """Return what was raised, in one short line."""
+    """Return what was raised, in one short line; what an optimizer raised, without what was said of it."""
+    if isinstance(error, StepError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = " ".join(str(error).split())
     short = text if len(text) <= _LONGEST else f"{text[:_LONGEST].rsplit(' ', 1)[0]} …"
     return f"{type(error).__name__}: {short}" if text else type(error).__name__
@@ -218,15 +242,39 @@ def name_of(factory: Factory) -> str:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let what runs here draw random numbers and warn without a trace, and have gradients whatever the caller has set.
+    """Let what runs here draw random numbers, warn and set what holds for the process without a trace.
 
-    The tensors are small: a second thread costs more than it does.
+    It has gradients whatever the caller has set. The tensors are small: a second thread costs more than it does.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _kept():
+        torch.set_num_threads(1)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), catch_warnings():
+                simplefilter("ignore")
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Put back the random states of Python and NumPy, and what torch is told for the whole process."""
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), None if numpy is None else numpy.random.get_state()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    precision = torch.get_float32_matmul_precision()
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), catch_warnings():
-            simplefilter("ignore")
-            yield
+        yield
     finally:
-        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        if numpy is not None:
+            numpy.random.set_state(states[1])
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        torch.set_anomaly_enabled(*anomaly)
+        torch.set_float32_matmul_precision(precision)

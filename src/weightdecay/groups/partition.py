@@ -50,7 +50,7 @@ def param_groups(
     scale_invariant: Iterable[str] = (),
     embeddings: bool = True,
     frozen: bool = False,
-    names: bool = False,
+    names: bool = True,
 ) -> ParamGroups:
     """Split the parameters of a model into groups that decay and groups that do not, for any torch optimizer.
 
@@ -73,8 +73,11 @@ def param_groups(
             other role takes get the role of that name, and so a group of their own if `roles` sets something for it.
         embeddings: whether nn.Embedding and nn.EmbeddingBag decay, tied or not; False is roles={"embedding": 0}.
         frozen: whether to keep parameters with requires_grad=False; if not, they are listed, in no group.
-        names: whether "params" holds (name, tensor) pairs, which torch keeps as param_names, and by which
-            `weightdecay.migrate` moves a checkpoint into other groups. ZeroRedundancyOptimizer takes plain tensors only.
+        names: whether "params" holds (name, tensor) pairs, which torch's optimizers keep as param_names and save, so that a
+            resume can be checked and `weightdecay.migrate` can move a checkpoint into other groups. False is for what looks
+            into "params" itself and takes tensors alone: torch's ZeroRedundancyOptimizer, optimizers that write a group's
+            "params" down or sort them before torch does, and your own loops over the groups. An optimizer with names asks for
+            names in every group that is added to it later.
 
     Names lose the `module`, `_orig_mod`, `_fsdp_wrapped_module` and `_checkpoint_wrapped_module` of wrappers, wherever
     all parameters of a parent go through that one part. So a module of your own called `module` keeps its name beside

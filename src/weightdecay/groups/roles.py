@@ -37,7 +37,7 @@ TOKEN = re.compile(
     r"""
     (^|_) (cls|class|reg|register|dist|distillation|detection|masks?|masked|group|latent|query|prompt|level|storage|bos|pad|sep)
     _? (reg|register)? _? (tokens?|emb|embeds?|embedding|latent|query|spec_embed) $      # cls_token, class_embedding
-    | ^ (latents(_\w+)?|latent_queries|probe|dummy_node) $
+    | ^ (latents(_\w+)?|latent_queries|probe|dummy_node|adaption_prompt) $
     | ^ (image|view)_(newline|separator|sep|begin|end) $
     """,
     re.VERBOSE,
@@ -45,10 +45,17 @@ TOKEN = re.compile(
 TABLE_OF_TOKENS = re.compile(
     r"^(cls|mask|iou|hq|obj_score|register|presence)_tokens?$|^(object_)?(query|queries)_(pos\w*|embed\w*)$"
 )
+PROMPT_ENCODER = "prompt_encoder"
+"""Where PEFT keeps the virtual tokens of prompt tuning, prefix tuning and p-tuning: a table in it is their embedding."""
 STATE_SPACE = re.compile(r"^(A_logs?|dt_bias|dt_projs?_bias|log_dt|time_decay|time_first|recurrent_param|log_state_decay)$")
 LOGIT_SCALE = re.compile(r"(^|_)(logit_scales?|logits?_scale_\w+|temperature|temp|inv_temp\w*|logit_bias)(_[a-z])?$")
 LORA = {side: re.compile(rf"^lora_(embedding_)?{side}$", re.IGNORECASE) for side in "AB"}
 GENERIC = re.compile(r"^(\d+|weights|embeddings?)$")
+MATRIX = re.compile(
+    r"(^|_)(weights?|kernels?|proj|matrix|w\d*)(_(ih|hh|hr)_l\d+(_reverse)?|_[a-z])?$|^[A-Z]\d*$", re.IGNORECASE
+)
+"""What a bare matrix is called that has one row or column by its sizes alone; a gain of two axes is not."""
+MAGNITUDE = re.compile(r"(^|_)magnitude(_vector)?$")
 EXPERT = re.compile(r"(^|_)experts?$")
 
 
@@ -104,6 +111,11 @@ def _called(param: Param) -> str:
     return next((part for part in reversed(param.path) if not GENERIC.search(part)), param.leaf)
 
 
+def _held_as(param: Param) -> str:
+    """Return what a bare parameter is called; one in a list or a dict of adapters goes by the name of that."""
+    return next((part for part in reversed(param.path) if not re.fullmatch(r"\d+|default", part)), param.leaf)
+
+
 def _is_bare(param: Param) -> bool:
     """Tell whether the tensor is held by the model's own code: a layer's tensors are called weight and bias."""
     return param.leaf not in ("weight", "bias")
@@ -120,6 +132,8 @@ def _position(param: Param) -> str | None:
 
 def _token(param: Param) -> str | None:
     if any(map(TABLE_OF_TOKENS.search, _tables(param))):
+        return "token"
+    if PROMPT_ENCODER in param.path and param.path[-2:] == ["embedding", "weight"]:
         return "token"
     return "token" if _is_bare(param) and TOKEN.search(_called(param)) else None
 
@@ -188,7 +202,12 @@ def _scalar(param: Param) -> str | None:
 def _vector(param: Param) -> str | None:
     if param.ndim == 1:
         return "1-D tensor"
-    return "one vector" if param.ndim > 2 and param.one_vector and not param.leaf.endswith("weight") else None
+    if not param.one_vector or param.ndim < 2:
+        return None
+    if any(MAGNITUDE.search(part) for part in param.path):
+        return "one vector"
+    bare = not param.leaf.endswith("weight") if param.ndim > 2 else _is_bare(param) and not MATRIX.search(_held_as(param))
+    return "one vector" if bare else None
 
 
 def _embedding(param: Param) -> str | None:
@@ -227,7 +246,8 @@ ROLES = Roles(
             "token",
             _token,
             False,
-            "a bare parameter or a small table that is called a class, register, mask or query token (cls_token, latents)",
+            "a bare parameter or a small table that is called a class, register, mask or query token (cls_token, latents); the "
+            "virtual tokens of PEFT's prompt encoders",
             "It is an input that every sample gets, as a bias is. timm exempts it (huggingface/pytorch-image-models #2712).",
         ),
         Role(
@@ -306,7 +326,7 @@ ROLES = Roles(
             "vector",
             _vector,
             False,
-            "one axis; or more than two with one of them longer than 1, if it is not called a weight",
+            "one axis; or several with one of them longer than 1, if it is not called as the matrix of a layer is",
             "It scales or shifts channels, as biases and gains do (LayerScale, PReLU); nanoGPT and timm exempt all of these.",
         ),
         Role(

@@ -223,7 +223,7 @@ def _at(key: str, value: Any, share: float, t: int, w: Tensor) -> Any:
 def _decayed(model: nn.Module) -> list[str]:
     """Return the names of the parameters that a sweep's weight decay reaches."""
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = param_groups(model, weight_decay=1.0)
+    groups = param_groups(model, weight_decay=1.0, names=False)
     return [names[id(p)] for group in groups if group["weight_decay"] > 0 for p in group["params"]]
 
 

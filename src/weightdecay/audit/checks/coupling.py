@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from weightdecay.audit.case import Case, Member, by_group, names
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import decoupled
 
 ID, TITLE = "D4", "coupled where decoupled was meant"
 _OF_ADAMW = 1e-2
@@ -41,7 +42,7 @@ def _constant(case: Case, members: list[Member]) -> Finding:
         names(members),
         {"weight_decay": lam, "peak_lr": lr, "law": case.laws[members[0].group].text},
         f"every weight drifts below zero: by up to {lr * lam * case.steps:.3g} over {case.horizon}",
-        case.made(call=case.decoupled),
+        *decoupled(case),
     )
 
 
@@ -64,7 +65,7 @@ def _coupled(case: Case, members: list[Member], sample: Member) -> Iterator[Find
         evidence,
         "L2 is divided by the size of the gradient: a weight with a small gradient moves towards zero by about lr a step, "
         "whatever λ is, and one with a large gradient hardly decays",
-        case.made(call=case.decoupled),
+        *decoupled(case),
     )
 
 

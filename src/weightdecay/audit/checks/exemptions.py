@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from weightdecay.audit.case import Case, names
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import made
 from weightdecay.groups.params import unheard
 
 ID, TITLE = "D2", "an exemption that matches nothing, or too much"
@@ -26,7 +27,7 @@ def check(case: Case) -> Iterator[Finding]:
             names(asking),
             {"asked_by": sorted({str(each.param.asked) for each in asking}), "weight_decay": sorted({e.lam for e in asking})},
             case.left_in_words([each.group for each in asking]),
-            case.made(),
+            *made(case),
         )
     if case.is_first and not case.is_flattened:
         for who, patterns in unheard(case.model):
@@ -38,7 +39,7 @@ def check(case: Case) -> Iterator[Finding]:
                 {"named": list(patterns), "parameters": len(case.params)},
                 "what it was meant to keep from decay decays with the rest",
                 "# return names as in:\nprint([name for name, _ in model.named_parameters()])",
-                case.everywhere,
+                optimizer=case.everywhere,
             )
     weights = [each for each in case.members if each.role == "weight" and each.tensor.ndim >= 2 and not each.param.asked]
     exempt = [each for each in weights if each.lam == 0 and _SUBSTRING.search(each.name)]
@@ -57,5 +58,5 @@ def check(case: Case) -> Iterator[Finding]:
                 "shapes": [str(tuple(each.tensor.shape)) for each in exempt[:3]],
             },
             "they grow as if λ were 0, which it is for them",
-            case.made(),
+            *made(case, extends=True),
         )

@@ -4,14 +4,17 @@ Source: tinygrad #17709 (a decay computed and thrown away), huggingface/llama-co
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER, Attachment
 from weightdecay.audit.case import Case, names
 from weightdecay.audit.checks.resumed import passed_decay, steps_made
+from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
-from weightdecay.audit.law import plain
+from weightdecay.audit.fixes import decoupled, made, said, written
+from weightdecay.audit.law import DECOUPLED, decay_of, plain
 from weightdecay.near import nearest
+from weightdecay.rule import REGISTRY
 
 ID, TITLE = "D8", "a λ that does nothing or acts twice"
 _OTHER_NAMES = ("wd", "l2", "l2_reg", "weightdecay", "decay", "lambda", "reg")
@@ -28,7 +31,7 @@ def check(case: Case) -> Iterator[Finding]:
             names(dead),
             {"weight_decay": sorted({each.lam for each in dead}), "told_by": case.laws[dead[0].group].source},
             f"nothing decays in {case.horizon}",
-            case.made(call=case.decoupled),
+            *decoupled(case),
         )
     for index, group in enumerate(case.groups):
         tensors = names([each for each in case.members if each.group == index])
@@ -42,7 +45,7 @@ def check(case: Case) -> Iterator[Finding]:
                     tensors,
                     {key: str(group[key])},
                     "the weights grow" if value < 0 and math.isfinite(value) else "the step fails, or makes weights NaN",
-                    f'{case.name}.param_groups[{index}]["{key}"] = {abs(value) if math.isfinite(value) else 0.0:g}',
+                    *_positive(case, index, key, value),
                 )
         yield from _rate(case, index, tensors)
         yield from _misspelt(case, index, tensors)
@@ -56,7 +59,7 @@ def check(case: Case) -> Iterator[Finding]:
             (),
             {"passed": passed, "of_the_groups": sorted({plain(group.get("weight_decay")) for group in case.groups})},
             case.left_in_words(range(len(case.groups))),
-            f"# say it once\n{case.made(f'wd.param_groups(model, weight_decay={passed:g})')}",
+            *_as_it_is(case, passed),
         )
     twice = [
         each
@@ -72,7 +75,7 @@ def check(case: Case) -> Iterator[Finding]:
             names(twice),
             {"penalty_weight": plain(group["penalty_weight"]), "weight_decay": plain(group["weight_decay"])},
             "each shrinks the weights by its own amount",
-            f'for group in {case.name}.param_groups:\n    group["penalty_weight"] = 0.0',
+            *_without_penalty(case, {each.group for each in twice}),
         )
     scaled = {index: plain(group["lr_scale"]) for index, group in enumerate(case.groups) if "lr_scale" in group}
     reads = any(type(each).__module__.startswith("timm") for each in case.schedulers)
@@ -101,8 +104,35 @@ def _rate(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]
         tensors,
         {"lr": str(group.get("lr"))},
         "the steps climb, and the decay makes the weights grow" if lr < 0 else "the step fails, or makes weights NaN",
-        f'{case.name}.param_groups[{index}]["lr"] = 1e-3  # or what was meant',
+        *_rate_of(case, index, lr),
     )
+
+
+def _rate_of(case: Case, index: int, lr: float) -> Cure:
+    """Return code with the learning rate without its sign, or that of the constructor."""
+    told = plain(case.optimizer.defaults.get("lr"))
+    meant = -lr if -math.inf < lr < 0 else told if 0 < told < math.inf else 1e-3
+    left = case.with_lambda(index, decay_of(case.groups[index]), lr=meant).left
+    return said(case, f'{case.name}.param_groups[{index}]["lr"] = {meant:g}  # or what was meant', left)
+
+
+def _positive(case: Case, index: int, key: str, value: float) -> Cure:
+    """Return code with λ without its sign."""
+    wanted = -value if math.isfinite(value) else 0.0
+    lam, run = case.tempered(index, wanted)
+    left = run.left if lam else 1.0
+    return said(case, f'{case.name}.param_groups[{index}]["{key}"] = {lam:g}', left, wanted, lam)
+
+
+def _as_it_is(case: Case, passed: float) -> Cure:
+    """Return code that says no λ that is in no group."""
+    found = made(case)
+    return found._replace(fix=f"# the λ of the groups holds; if {passed:g} is meant, give it to them\n{found.fix}")
+
+
+def _without_penalty(case: Case, groups: Collection[int]) -> Cure:
+    left = min((each for index in groups if (each := case.runs[index].left) is not None), default=None)
+    return said(case, f'for group in {case.name}.param_groups:\n    group["penalty_weight"] = 0.0', left)
 
 
 def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:
@@ -119,9 +149,15 @@ def _misspelt(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Find
                 {key: plain(value), "weight_decay": plain(case.groups[index].get("weight_decay"))},
                 f"the group decays with weight_decay={plain(case.groups[index].get('weight_decay')):g}; "
                 + case.left_in_words([index]),
-                f'group = {case.name}.param_groups[{index}]\ngroup["weight_decay"] = group.pop("{key}")'
-                f"  # or, if {plain(case.groups[index].get('weight_decay')):g} is meant, take {key!r} out",
+                *_spelt(case, index, key, plain(value)),
             )
+
+
+def _spelt(case: Case, index: int, key: str, value: float) -> Cure:
+    """Return code that reads a misspelt λ, unless it would take too much: then the λ that the group has stays."""
+    found = written(case, index, max(value, 0.0), case.runs[index].left)
+    now = plain(case.groups[index].get("weight_decay"))
+    return found._replace(fix=f'del {case.name}.param_groups[{index}]["{key}"]  # that is all if {now:g} is meant\n{found.fix}')
 
 
 def _attached(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Finding]:
@@ -136,7 +172,7 @@ def _attached(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Find
             tensors,
             {LAMBDA: attached, "weight_decay": own},
             "a new process attaches again, before it loads the optimizer's state or after; without that, no weight decays",
-            f'import weightdecay as wd\nwd.attach({case.name}, "{group.get(DECAY, "decoupled")}")',
+            *_again(case, index, group.get(DECAY, "decoupled"), attached),
         )
     if attachment is not None and LAMBDA in group and own > 0:
         yield Finding(
@@ -146,5 +182,12 @@ def _attached(case: Case, index: int, tensors: tuple[str, ...]) -> Iterator[Find
             tensors,
             {LAMBDA: attached, "weight_decay": own},
             "the next step is refused",
-            f'{case.name}.param_groups[{index}]["weight_decay"] = 0.0',
+            *said(case, f'{case.name}.param_groups[{index}]["weight_decay"] = 0.0', case.runs[index].left),
         )
+
+
+def _again(case: Case, index: int, decay: str, lam: float) -> Cure:
+    """Return code that attaches again what was attached when the state was saved: the run goes on as it was."""
+    rule = REGISTRY.find("decay", decay) if decay in REGISTRY.of("decay") else None
+    left = case.with_lambda(index, lam, DECOUPLED).left if rule is not None and rule.name == "decoupled" else None
+    return said(case, f'import weightdecay as wd\nwd.attach({case.name}, "{decay}")', left)

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from weightdecay.audit.case import Case, names
+from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import filtered, made, said
 
 ID, TITLE = "D6", "the wrong set of parameters"
 
@@ -26,7 +28,7 @@ def check(case: Case) -> Iterator[Finding]:
             names(strange),
             {"in_the_optimizer": len(strange), "in_the_model": len(case.params)},
             "the model does not train, unless these are master copies that are written back to it (then ignore D6)",
-            "# after the model is built, wrapped, sharded and moved:\n" + case.made(anew=True),
+            *_commented("# after the model is built, wrapped, sharded and moved:", made(case, anew=True)),
         )
         return
     if strange:
@@ -37,7 +39,7 @@ def check(case: Case) -> Iterator[Finding]:
             names(strange),
             {"tensors": len(strange), "decaying": sum(each.lam > 0 for each in strange)},
             "what they are of may be right; this model does not see them",
-            case.made(),
+            "# if they are to be trained, let the doctor see what they are of, too:\nmodel = torch.nn.ModuleList([model, ...])",
         )
     elsewhere = {id(each.tensor) for other in case.all[: case.all.index(case)] for each in other.members}
     shared = [each for each in case.members if id(each.tensor) in elsewhere]
@@ -60,7 +62,7 @@ def check(case: Case) -> Iterator[Finding]:
             tuple(twice),
             {"times": max(held.values())},
             "twice the lr and twice the λ, and one state for both",
-            "# each parameter once\n" + case.made(),
+            "seen = set()  # each parameter once\n" + filtered(case, "not (param in seen or seen.add(param))"),
         )
     yield from _without_gradient(case)
 
@@ -85,31 +87,43 @@ def _missing(case: Case) -> Iterator[Finding]:
         tuple(each.name for each in missing),
         {"tensors": len(missing), "values": values, "share_of_the_model": values / of if of else 0.0},
         "they stay as they are" + ("" if several else ", unless another optimizer trains them: then pass both, as a list"),
-        _added(case.all[-1]) if several else case.made(),
-        case.everywhere,
+        *_added(case.all[-1]),
+        optimizer=case.everywhere,
     )
 
 
-def _added(case: Case) -> str:
-    """Return code that gives an optimizer what no optimizer has."""
-    lam = max((each.lam for each in case.members), default=0.0)
-    return (
+def _commented(comment: str, cure: Cure) -> Cure:
+    return cure._replace(fix=f"{comment}\n{cure.fix}")
+
+
+def _added(case: Case) -> Cure:
+    """Return code that gives an optimizer what no optimizer has, with the λ of the weights that it has, or that another has."""
+    lams = {each.group: each.lam for each in case.members if each.decays and each.lam > 0}
+    index, wanted = max(lams.items(), key=lambda item: item[1], default=(0, 0.0))
+    wanted = wanted or max((each.lam for one in case.all for each in one.members if each.decays), default=0.0)
+    lam, left = wanted, None
+    if wanted and case.runs:
+        lam, run = case.tempered(index, wanted, now=case.runs[index].left if lams else 1.0)
+        left = run.left
+    named = any(group.get("param_names") for group in case.groups)
+    each, param = ("pair", "pair[1]") if named else ("param", "param")
+    every = case.name if len(case.all) == 1 else "one"
+    of_all = "" if len(case.all) == 1 else " for one in optimizers"
+    code = (
         "import weightdecay as wd\n"
-        'held = {param for each in optimizers for group in each.param_groups for param in group["params"]}\n'
-        f"for group in wd.param_groups(model, weight_decay={lam:g}):\n"
-        '    if params := [param for param in group["params"] if param not in held]:\n'
+        f'held = {{param{of_all} for group in {every}.param_groups for param in group["params"]}}\n'
+        f"for group in wd.param_groups(model, weight_decay={lam:g}{'' if named else ', names=False'}):\n"
+        f'    if params := [{each} for {each} in group["params"] if {param} not in held]:\n'
         f'        {case.name}.add_param_group({{**group, "params": params}})'
     )
+    return said(case, code, left, wanted, lam)
 
 
 def _without(case: Case) -> str:
     """Return code that takes out of an optimizer what those before it have."""
     before = case.all.index(case)
-    return (
-        f'held = {{param for each in optimizers[:{before}] for group in each.param_groups for param in group["params"]}}\n'
-        f"for group in {case.name}.param_groups:  # or better where they are made\n"
-        '    group["params"] = [param for param in group["params"] if param not in held]'
-    )
+    held = f'held = {{param for one in optimizers[:{before}] for group in one.param_groups for param in group["params"]}}\n'
+    return held + filtered(case, "param not in held")
 
 
 def _without_gradient(case: Case) -> Iterator[Finding]:
@@ -125,7 +139,8 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             names(pulled),
             {"weight_decay": sorted({each.lam for each in pulled})},
             case.left_in_words([each.group for each in pulled]),
-            "for param in model.parameters():\n    if not param.requires_grad:\n        param.grad = None\n" + case.made(),
+            "for param in model.parameters():\n    if not param.requires_grad:\n        param.grad = None\n"
+            + filtered(case, "param.requires_grad"),
         )
     reached = [each for each in decaying if each.tensor.requires_grad and each.tensor.grad is not None]
     idle = [each for each in reached if not each.tensor.grad.any()]  # type: ignore[union-attr]
@@ -148,5 +163,5 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             names(unreached),
             {"without_gradient": len(unreached), "with_gradient": len(reached)},
             case.left_in_words([each.group for each in unreached]),
-            case.made("[param for param in model.parameters() if param.grad is not None]"),
+            filtered(case, "param.grad is not None"),
         )

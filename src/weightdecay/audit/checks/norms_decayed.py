@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from weightdecay.audit.case import Case, Member, names
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import made
 
 ID, TITLE = "D1", "norms, biases and other vectors decay"
 _VECTORS = ("norm", "bias", "scalar", "vector")
@@ -39,7 +40,7 @@ def check(case: Case) -> Iterator[Finding]:
             "weights_that_do_not_decay": sum(each.lam == 0 for each in weights),
         },
         case.left_in_words([each.group for each in found]),
-        case.made(),
+        *made(case),
     )
 
 

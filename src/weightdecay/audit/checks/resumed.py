@@ -12,7 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from weightdecay.attachment import Attachment
 from weightdecay.audit.case import Case
+from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import said
 from weightdecay.audit.law import plain
 from weightdecay.names import without_wrappers
 from weightdecay.saved_state import of_another_shape
@@ -29,14 +31,20 @@ def check(case: Case) -> Iterator[Finding]:
 
 
 def _names(case: Case) -> Iterator[Finding]:
-    """Torch keeps the names of the checkpoint beside the tensors that it put the state to by position."""
+    """Torch keeps the names of the checkpoint beside the tensors that it put the state to by position.
+
+    Names alone are no damage: without a state nothing was loaded, and the names of a part of the model lack what stands before
+    them in the whole.
+    """
+    if not steps_made(case):
+        return
     live = {id(param.tensor): param.names for param in case.params}
     wrong = {}
     for group in case.groups:
         names = group.get("param_names") or []
         for tensor, name in zip(group["params"], without_wrappers(list(map(str, names))), strict=False):
             own = live.get(id(tensor), [name])
-            if name not in own:
+            if name not in own and not any(_is_of_a_part(each, name) for each in own):
                 wrong[own[0]] = name
     if wrong:
         known = {name for names in live.values() for name in names}
@@ -49,6 +57,15 @@ def _names(case: Case) -> Iterator[Finding]:
             "moments, λ and lr of one tensor are used for another",
             "# an optimizer that was made anew loads by name\n" + _migrated(case),
         )
+
+
+def _is_of_a_part(own: str, name: str) -> bool:
+    """Tell whether a name is the model's without what stands before it, as model.backbone's own are; or the reverse.
+
+    >>> _is_of_a_part("net.weight", "weight"), _is_of_a_part("b.weight", "a.weight")
+    (True, False)
+    """
+    return own.endswith(f".{name}") or name.endswith(f".{own}")
 
 
 def _shapes(case: Case) -> Iterator[Finding]:
@@ -87,9 +104,19 @@ def _stale_decay(case: Case) -> Iterator[Finding]:
         tuple(each.name for each in case.members if each.lam > 0),
         {"passed": passed, "live": live, "steps_made": steps},
         case.left_in_words(range(len(case.groups))),
-        f"for group in {case.name}.param_groups:\n"
-        f'    if group["weight_decay"] > 0:\n        group["weight_decay"] = {passed:g}',
+        *_passed(case, passed),
     )
+
+
+def _passed(case: Case, passed: float) -> Cure:
+    """Return code that writes the λ that was passed into the groups that decay."""
+    lams = {each.group: each.lam for each in case.members if each.lam > 0}
+    found = [(case.tempered(index, passed, now=case.runs[index].left), lam) for index, lam in lams.items()]
+    # Where what was passed would take too much, no less than what the run has.
+    lam = min((max(allowed, min(lam, passed)) for (allowed, _), lam in found), default=passed)
+    left = [case.with_lambda(index, lam).left for index in lams]
+    code = f'for group in {case.name}.param_groups:\n    if group["weight_decay"] > 0:\n        group["weight_decay"] = {lam:g}'
+    return said(case, code, min((each for each in left if each is not None), default=None), passed, lam)
 
 
 def passed_decay(case: Case) -> float | None:

@@ -4,12 +4,16 @@ Source: the thresholds are those of round-to-nearest; Zamirai et al. 2020, arXiv
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
-from weightdecay.audit.case import Case, Member, Run, by_group, names
+from weightdecay import presets
+from weightdecay.audit.case import Case, Member, by_group, names
+from weightdecay.audit.cure import Cure, Run
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import attached, made, without_decay
+from weightdecay.optimizer import Optimizer
 from weightdecay.shrink import rounded_away
 
 ID, TITLE = "D3", "the decay is lost to rounding"
@@ -60,16 +64,20 @@ def _lost(case: Case, members: list[Member], run: Run, dtype: torch.dtype) -> It
             "moved_by_a_step_of_half_of_that_on_a_copy": step.moved,
         },
         f"of the {meant:.3g} of a weight that {case.horizon} are to take, {reaching:.0%} is taken",
-        _fix(case, dtype),
+        *_fix(case, dtype, {each.group for each in members}),
     )
 
 
-def _fix(case: Case, dtype: torch.dtype) -> str:
+def _fix(case: Case, dtype: torch.dtype, groups: Collection[int]) -> Cure:
+    """Return code with which λ does what it says: nothing in float32, where it is too small to matter, else what it should."""
     cls = type(case.optimizer).__name__
     if dtype == torch.float32:
-        without = case.made("model.parameters()", weight_decay=0.0)
-        return f"# λ is too small for float32 to matter: leave it out, or raise it\n{without}"
-    ours = "wd." + (cls if cls in ("SGDW", "AdamW") else "AdamW")
-    if case.call.startswith("wd."):
-        return case.made(rounding="stochastic")
-    return "# rounds these dtypes stochastically, which keeps the decay\n" + case.made(call=ours)
+        found = without_decay(case, groups)
+        return found._replace(fix=f"# λ is too small for float32 to matter: without it, nothing changes\n{found.fix}")
+    if isinstance(case.optimizer, Optimizer):
+        return made(case, lost=True, rounding="stochastic")
+    ours = next((name for name in (f"{cls}W", cls) if hasattr(presets, name)), None)
+    if not type(case.optimizer).__module__.startswith("torch.optim.") or ours is None:
+        return attached(case)  # which keeps what cannot be written yet
+    found = made(case, call=f"wd.{ours}", lost=True)
+    return found._replace(fix=f"# rounds these dtypes stochastically, which keeps the decay\n{found.fix}")

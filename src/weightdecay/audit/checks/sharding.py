@@ -6,7 +6,9 @@ Source: open_clip #358 and pytorch/pytorch #101343 (FSDP1's flat parameters have
 from collections.abc import Iterator
 
 from weightdecay.audit.case import Case
+from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import made
 
 ID, TITLE = "D10", "sharding breaks the groups"
 
@@ -27,7 +29,7 @@ def check(case: Case) -> Iterator[Finding]:
             tuple(name for name, _, _ in flat),
             {"flat_parameters": len(flat), "groups": len(case.groups), "weight_decay": lams},
             "norms and biases decay with the weights" if many else f"no weight decays in {case.horizon}",
-            "fully_shard(model)  # FSDP2 keeps the parameters and their shapes\n" + case.made(),
+            *_sharded(case, "  # FSDP2 keeps the parameters and their shapes"),
         )
     sharded = [each for each in case.params if hasattr(each.tensor, "placements")]
     held = {id(each.tensor) for one in case.all for each in one.members}
@@ -41,5 +43,10 @@ def check(case: Case) -> Iterator[Finding]:
             tuple(before),
             {"sharded_parameters": len(sharded), "of_them_in_the_optimizer": len(sharded) - len(lost)},
             "the model does not train",
-            "fully_shard(model)\n" + case.made(anew=True),
+            *_sharded(case),
         )
+
+
+def _sharded(case: Case, comment: str = "") -> Cure:
+    found = made(case, anew=True)
+    return found._replace(fix=f"fully_shard(model){comment}\n{found.fix}")

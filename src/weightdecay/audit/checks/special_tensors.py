@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from weightdecay.audit.case import Case, Member, names
 from weightdecay.audit.findings import Finding
+from weightdecay.audit.fixes import made
 
 ID, TITLE = "D9", "special tensors decay"
 _KINDS = {
@@ -27,23 +28,20 @@ def check(case: Case) -> Iterator[Finding]:
     for role, (severity, problem) in _KINDS.items():
         found = [each for each in decaying if each.role == role]
         if found:
-            yield _finding(case, found, severity, problem, f"wd.param_groups(model, weight_decay={found[0].lam:g})")
+            yield _finding(case, found, severity, problem)
     lora = [each for each in decaying if each.role.startswith("lora.")]
     if lora:
         yield _finding(
-            case, lora, "info", "LoRA factors decay: their zero is the base model, not small weights",
-            f'wd.param_groups(model, weight_decay={lora[0].lam:g}, roles={{"lora": 0.0}})',
+            case, lora, "info", "LoRA factors decay: their zero is the base model, not small weights", ', roles={"lora": 0.0}'
         )  # fmt: skip
     for each in decaying:
         if each.role in ("embedding", "expert") and (idle := _idle_rows(each)) >= _IDLE_ROWS:
-            fix = f'wd.param_groups(model, weight_decay={each.lam:g}, roles={{"{each.role}": 0.0}})'
-            found = [each]
-            yield _finding(
-                case, found, "info", "rows decay that the last batch gave no gradient", fix, rows_without_gradient=idle
-            )
+            options = f', roles={{"{each.role}": 0.0}}'
+            problem = "rows decay that the last batch gave no gradient"
+            yield _finding(case, [each], "info", problem, options, rows_without_gradient=idle)
 
 
-def _finding(case: Case, found: list[Member], severity: str, problem: str, groups: str, **evidence: float) -> Finding:
+def _finding(case: Case, found: list[Member], severity: str, problem: str, options: str = "", **evidence: float) -> Finding:
     return Finding(
         ID,
         severity,
@@ -51,7 +49,7 @@ def _finding(case: Case, found: list[Member], severity: str, problem: str, group
         names(found),
         {"weight_decay": sorted({each.lam for each in found}), "largest_value": _largest(found), **evidence},
         case.left_in_words([each.group for each in found]),
-        case.made(groups),
+        *made(case, options=options),
     )
 
 

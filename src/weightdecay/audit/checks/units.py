@@ -6,16 +6,17 @@ Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1/s); mosaicml/co
 import math
 from collections.abc import Iterator
 
-from weightdecay.audit.case import Case, Member, Run, by_group, names
+from weightdecay.audit.case import Case, Member, by_group, names
+from weightdecay.audit.cure import Cure, Run, destroys, forgets, two_digits
 from weightdecay.audit.findings import Finding
-from weightdecay.run_plan import LITTLE, MUCH
+from weightdecay.audit.fixes import written
+from weightdecay.audit.law import decay_of
+from weightdecay.run_plan import LITTLE
 from weightdecay.shrink import steps_to_halve
 
 ID, TITLE = "D5", "λ in the wrong unit for the learning rate"
 _INDEPENDENT = 1e-3
 """A share per step from which packages warn whose λ does not scale with the lr (Composer, optimi)."""
-_SHORT = 0.01
-"""Of the run: a timescale below it averages over almost nothing."""
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -58,33 +59,36 @@ def _of(case: Case, members: list[Member], run: Run) -> Iterator[Finding]:
         "sum_over_the_run": total,
     }
     independent = case.laws[members[0].group].kind == "independent"
-    mean = total / len(run.shares)
-    fix = _with(case, mean, 1 / case.steps)
-    if share >= MUCH:
+    group, mean = members[0].group, run.mean
+    if destroys(run):
         what = f"multiplies a weight by {1 - share:.3g}" if share >= 1 else f"takes {share:.0%} of every weight"
         yield Finding(
             ID, "error", f"a step {what}: the decay destroys the weights", names(members), evidence,
-            f"what was learnt {max(1, round(1 / share))} steps ago is gone", fix,
+            f"what was learnt {max(1, round(1 / share))} steps ago is gone", *_with(case, group, 1 / (case.steps * mean)),
         )  # fmt: skip
     elif independent and share >= _INDEPENDENT:
         yield Finding(
             ID, "warning", "λ is not multiplied by the learning rate here, and is of the size of one that is",
             names(members), evidence, f"a weight without a gradient halves in {steps_to_halve(share):,.0f} steps",
-            _with(case, mean, at * mean),
+            *_with(case, group, at),
         )  # fmt: skip
-    elif case.told_steps and 1 / mean < _SHORT * case.steps and 1 / share < 1000:
+    elif case.told_steps and forgets(run):
         yield Finding(
             ID, "warning", "the weights forget within a hundredth of the run", names(members), evidence,
-            f"the timescale is {1 / share:,.0f} steps of {case.steps:,}", fix,
+            f"the timescale is {1 / share:,.0f} steps of {case.steps:,}", *_with(case, group, 1 / (case.steps * mean)),
         )  # fmt: skip
     elif case.told_steps and total < LITTLE:
         yield Finding(
             ID, "info", "this λ cannot matter over the run", names(members), evidence,
-            case.left_in_words([members[0].group]), fix,
+            case.left_in_words([group]), *_stronger(case, group, 1 / (case.steps * mean)),
         )  # fmt: skip
 
 
-def _with(case: Case, mean: float, wanted: float) -> str:
-    """Return code with the λ whose mean share per step is as wanted."""
-    lam = max(each.lam for each in case.members) * wanted / mean
-    return f"# a timescale of {1 / wanted:,.0f} steps\n" + case.made(f"wd.param_groups(model, weight_decay={lam:.2g})")
+def _with(case: Case, group: int, factor: float) -> Cure:
+    """Return code with λ of a group multiplied by a factor below 1."""
+    return written(case, group, two_digits(factor * decay_of(case.groups[group])))
+
+
+def _stronger(case: Case, group: int, factor: float) -> Cure:
+    """Return code with a λ that matters, where that is known to harm nothing: weights that were trained before lose by it."""
+    return _with(case, group, factor) if case.pretrained is False else Cure("")
