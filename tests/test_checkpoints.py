@@ -954,13 +954,52 @@ def test_a_distributed_checkpoint_resumes_bit_for_bit(how, rules, dtype):
     assert everything(resumed) == everything(optimizer)
 
 
-def test_a_state_that_was_only_asked_for_holds_no_moments_of_its_own():
-    """What the step with lr = 0 leaves behind: zero moments and a step count of one, as in torch."""
-    model = linear()
-    optimizer = wd.AdamW(model.parameters(), **LAM)
-    get_optimizer_state_dict(model, optimizer)
-    for state in optimizer.state.values():
-        assert not state["exp_avg"].any()
-        assert not state["exp_avg_sq"].any()
-    set_gradients(optimizer, 1)
-    optimizer.step()
+@pytest.mark.parametrize("reader", ["auto", "eager"])
+@pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05)], ids=["float", "tensor"])
+@combinations
+def test_asking_for_a_state_before_the_first_step_is_no_step(rules, lr, reader):
+    """torch counts it: the bias correction of the first gradients, λ·w in the moments and schedules of λ are then others."""
+
+    def run(asks):
+        model = linear()
+        given = {"lr": copy.deepcopy(lr), "weight_decay": 0.1, "weight_decay_schedule": {"name": "linear", "steps": 4}}
+        if rules.get("decay") == "constrained":  # which has no λ
+            given = {"lr": given["lr"]}
+        optimizer = wd.Optimizer(model.parameters(), **given, **rules, reader=reader)
+        if asks:
+            get_optimizer_state_dict(model, optimizer)
+            assert len(optimizer.state) == 2
+            assert all(state["step"] == 0 for state in optimizer.state.values())
+        train(optimizer, 3)
+        return everything(optimizer)
+
+    assert run(asks=True) == run(asks=False)
+
+
+def test_a_first_step_counts_where_lr_or_a_gradient_is_not_zero():
+    for lr, grad in ((0.1, 0.0), (0.0, 1.0), (torch.tensor(0.1), 0.0), (torch.tensor(0.0), math.nan)):
+        params = [Parameter(torch.ones(3)), Parameter(torch.ones(3)), Parameter(torch.ones(3))]
+        optimizer = wd.Adam(params, lr=lr, weight_decay=0.1)
+        params[0].grad, params[1].grad = torch.zeros(3), torch.full((3,), grad)
+        optimizer.step()
+        assert [int(optimizer.state[param]["step"]) for param in params[:2]] == [1, 1]
+        assert params[2] not in optimizer.state
+
+
+def test_a_second_step_counts_whatever_it_does():
+    optimizer = wd.AdamW([Parameter(torch.ones(3))], **LAM)
+    train(optimizer, 1)
+    optimizer.param_groups[0]["lr"] = 0.0
+    for param, state in optimizer.state.items():
+        param.grad = torch.zeros(3)
+        optimizer.step()
+        assert state["step"] == 2
+
+
+def test_a_value_that_cannot_be_meant_is_refused_where_only_a_state_is_asked_for():
+    optimizer = wd.AdamW([Parameter(torch.ones(3))], lr=0.0)
+    optimizer.param_groups[0].update(weight_decay=-1.0)
+    optimizer.param_groups[0]["params"][0].grad = torch.zeros(3)
+    with pytest.raises(ValueError, match="weight_decay"):
+        optimizer.step()
+    assert not optimizer.state

@@ -273,6 +273,9 @@ class Optimizer(Checkpointed):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Do one step on every parameter that has a gradient; a parameter whose `grad` is None stays, decay and all.
 
+        A first step in which every lr and every gradient is zero makes the state and is not counted: torch's
+        get_optimizer_state_dict does such a one before a run begins.
+
         Args:
             closure: recomputes the loss with its gradients and returns it.
 
@@ -287,6 +290,9 @@ class Optimizer(Checkpointed):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not torch.compiler.is_compiling() and not self.state and self._is_asked_for_state():
+            self._make_state()
+            return loss
         differentiable = self.defaults["differentiable"]
         by_eager = differentiable or self.reader == "eager" or torch.compiler.is_compiling()
         with torch.set_grad_enabled(differentiable):
@@ -307,6 +313,25 @@ class Optimizer(Checkpointed):
             for group in self.param_groups:
                 hyperparameters.count(group)
         return loss
+
+    def _is_asked_for_state(self) -> bool:
+        """Return whether a first step makes the state and does no more: every lr and every gradient is zero.
+
+        torch's get_optimizer_state_dict does such a one before a run begins. It can change no weight; counted, it would change
+        what is made of the first gradients, and let a schedule of λ run ahead.
+        """
+        if _is_capturing():
+            return False
+        moving = [group for group in self.param_groups if any(param.grad is not None for param in group["params"])]
+        grads = [param.grad for group in moving for param in group["params"] if param.grad is not None]
+        return bool(moving) and all(_is_zero(group["lr"]) for group in moving) and all(map(_is_zero, grads))
+
+    @torch.no_grad()
+    def _make_state(self) -> None:
+        """Give every parameter that has a gradient its state, as it is before the first step."""
+        self._check_changes()
+        for group in self.param_groups:
+            self._init_group(group, [], [])
 
     def _check_capture(self) -> None:
         """Refuse to become part of a CUDA graph whose replays would all be the same step."""
@@ -694,6 +719,16 @@ def _scaling(scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Te
         return None
     inverse = torch.ones_like(known) if scale is None else scale.double().reciprocal().float()
     return torch.zeros_like(known) if found_inf is None else found_inf, inverse
+
+
+def _is_zero(value: Any) -> bool:
+    """Return whether a number, or every element of a tensor, of a whole DTensor, is zero."""
+    if not isinstance(value, Tensor):
+        return bool(value == 0)
+    if value.layout != torch.strided or value.device.type == "meta":
+        return False
+    total = value.detach().abs().sum()
+    return bool((total.full_tensor() if hasattr(total, "full_tensor") else total).item() == 0)
 
 
 def _is_capturing() -> bool:
