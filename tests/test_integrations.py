@@ -3,18 +3,25 @@
 Every test compares with a run that nobody meters, or with a meter that was attached by hand.
 """
 
+import itertools
 import sys
+import tempfile
 
 import pytest
 import torch
 from torch import nn
 
 import weightdecay as wd
+from weightdecay.attachment import Attachment
 from weightdecay.audit.readings import METRICS
 from weightdecay.wrappers import innermost
 
-# Of Lightning's own code.
-pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+# Of the frameworks' own code.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.(script|interface). is deprecated:DeprecationWarning"),
+]
 LR, LAMBDA = 1e-3, 0.1
 KNOWN = {"norm", "change", "angle", "shrink", "realised", "kept", "decay_to_update", "half_life", "timescale", "effective_lr"}
 
@@ -43,11 +50,11 @@ def trainer(folder, *, callbacks=(), report_to="none", **arguments):
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config)
     tokens = torch.randint(64, (48, 16), generator=torch.Generator().manual_seed(0))
-    given = {"per_device_train_batch_size": 4, "num_train_epochs": 1.0, "logging_steps": 3, **arguments}
+    given = {"per_device_train_batch_size": 4, "num_train_epochs": 1.0, "logging_steps": 3, "save_strategy": "no", **arguments}
     return transformers.Trainer(
         model,
         transformers.TrainingArguments(
-            str(folder), report_to=report_to, use_cpu=True, save_strategy="no", learning_rate=LR, weight_decay=LAMBDA,
+            str(folder), report_to=report_to, use_cpu=True, learning_rate=LR, weight_decay=LAMBDA,
             lr_scheduler_type="constant", optim="adamw_torch", disable_tqdm=True, **given,
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
@@ -144,47 +151,176 @@ def test_what_cannot_be_hooked_is_warned_of_and_the_run_goes_on(tmp_path, monkey
     assert run.state.global_step == 3
 
 
-OURS = {
-    "AdamW": lambda groups, lr: wd.AdamW(groups, lr=lr),
-    "SGDW": lambda groups, lr: wd.SGDW(groups, lr=lr, momentum=0.9),
-    "AdamC": lambda groups, lr: wd.AdamC(groups, lr=lr),
-    "Lion": lambda groups, lr: wd.Lion(groups, lr=lr),
-    "Muon and Adam": lambda groups, lr: wd.Optimizer(_split_by_shape(groups), lr, direction="adam", decay="decoupled"),
-    "torch's AdamW": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
-    "torch's SGD": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9),
-    "attached to torch's": lambda groups, lr: _attached(groups, lr),
-}
-"""What is trained in each framework: our optimizers, and torch's with a decay of ours on them."""
+# What is trained, and what looks at it ------------------------------------------------------------------------------------
 
 
-def _split_by_shape(groups):
-    """Return the groups with their matrices in groups of their own, which Muon steps."""
+def split_by_shape(groups):
+    """Return the groups with their matrices in groups of their own, which Muon steps; some may be empty."""
     for group in groups:
-        matrices = [param for param in group["params"] if param.ndim == 2]
-        others = [param for param in group["params"] if param.ndim != 2]
-        yield {**group, "params": matrices, "direction": "muon"}
-        yield {**group, "params": others}
+        is_matrix = [(each[1] if isinstance(each, tuple) else each).ndim == 2 for each in group["params"]]
+        yield {**group, "params": list(itertools.compress(group["params"], is_matrix)), "direction": "muon"}
+        yield {**group, "params": [each for each, matrix in zip(group["params"], is_matrix, strict=True) if not matrix]}
 
 
-def _attached(groups, lr):
+def attached(groups, lr):
     optimizer = torch.optim.AdamW([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
     wd.attach(optimizer, "cautious", weight_decay=LAMBDA)
     return optimizer
 
 
+BUILD = {
+    "AdamW": lambda groups, lr: wd.AdamW(groups, lr=lr),
+    "SGDW": lambda groups, lr: wd.SGDW(groups, lr=lr, momentum=0.9),
+    "Adam with L2": lambda groups, lr: wd.Adam(groups, lr=lr),
+    "AdamC": lambda groups, lr: wd.AdamC(groups, lr=lr),
+    "Lion, eager": lambda groups, lr: wd.Lion(groups, lr=lr, reader="eager"),
+    "Muon and Adam": lambda groups, lr: wd.Optimizer(split_by_shape(groups), lr, direction="adam", decay="decoupled"),
+    "torch's AdamW": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
+    "torch's SGD": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9),
+    "cautious decay on torch's AdamW": attached,
+}
+"""What is trained in each framework: our optimizers, torch's, and torch's with a decay of ours on it."""
+
+
 def audited(model, optimizer, scheduler=None):
-    """Look at an optimizer with all that looks at one, in the middle of a step, and return what was seen."""
+    """Look at an optimizer, in whatever it is wrapped, with all that looks at one, while its gradients are there."""
     report = wd.doctor(model, optimizer, scheduler, steps=1000)
-    assert not [finding for finding in report.findings if finding.severity == "error"], report
-    seen = {"doctor": report}
-    if not hasattr(innermost(optimizer).defaults, "attachment"):  # whose own rules know nothing of the decay
-        seen["decompose"] = wd.decompose(optimizer)
-        assert str(seen["decompose"])
+    assert "not an optimizer" not in str(report)
+    assert not [finding.id for finding in report.findings if finding.severity == "error"], str(report)
+    if Attachment.of(innermost(optimizer)) is not None:  # whose own rules know nothing of the decay
+        return
+    before = [param.detach().clone() for group in optimizer.param_groups for param in group["params"]]
+    splits = wd.decompose(optimizer)
+    assert len(splits) == sum(param.grad is not None for group in optimizer.param_groups for param in group["params"])
+    assert str(splits)
+    if splits.title == "Adam":  # no one number says what its L2 leaves
+        with pytest.raises(ValueError, match="no one number says what is left"):
+            wd.remaining(optimizer, steps=100)
+    else:
         assert str(wd.remaining(optimizer, steps=100))
-    return seen
+    for was, now in zip(before, (p for group in optimizer.param_groups for p in group["params"]), strict=True):
+        assert torch.equal(was, now)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of PEFT's code
+def assert_same(one, other):
+    """Compare two models, bit for bit."""
+    pairs = list(zip(one.parameters(), other.parameters(), strict=True))
+    assert pairs
+    assert all(torch.equal(x, y) for x, y in pairs)
+
+
+# Hugging Face, with LoRA ----------------------------------------------------------------------------------------------------
+
+
+def lora(folder, build, *, callbacks=(), **arguments):
+    """Return a Trainer of a LoRA model, whose second group is empty, since no bias and no norm trains."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = peft.get_peft_model(
+        transformers.GPT2LMHeadModel(config), peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    )
+    tokens = torch.randint(64, (48, 16), generator=torch.Generator().manual_seed(0))
+
+    class Building(transformers.Trainer):
+        def create_optimizer(self, *_, **__):
+            if self.optimizer is None:
+                decayed = [param for param in self.model.parameters() if param.requires_grad]
+                groups = [{"params": decayed, "weight_decay": LAMBDA}, {"params": [], "weight_decay": 0.0}]
+                self.optimizer = build(groups, 1e-2)
+            return self.optimizer
+
+    given = {"per_device_train_batch_size": 4, "max_steps": 8, "logging_steps": 4, "save_strategy": "no", **arguments}
+    return Building(
+        model,
+        transformers.TrainingArguments(
+            str(folder), report_to="none", use_cpu=True, learning_rate=1e-2, disable_tqdm=True, max_grad_norm=1.0,
+            lr_scheduler_type="cosine", warmup_steps=2, dataloader_num_workers=0, seed=0, **given,
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
+        callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
+def test_lora_trains_in_the_trainer_and_is_seen(tmp_path, build, precision):
+    """Of every optimizer, ours or not, all that the decay does is known while it trains."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    from weightdecay.integrations.transformers import MeterCallback
+
+    class Auditing(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, *, model, optimizer, lr_scheduler, **_):
+            if state.global_step == 3:
+                audited(model, optimizer, lr_scheduler)
+                looked.append(state.global_step)
+
+    looked, callback = [], MeterCallback(every=2, roles=True)
+    run = lora(tmp_path, build, callbacks=[callback, Auditing()], bf16=precision == "bf16")
+    start = [param.detach().clone() for param in run.model.parameters()]
+    run.train()
+    assert looked == [3]
+    moved = [not torch.equal(was, now) for was, now in zip(start, run.model.parameters(), strict=True)]
+    assert moved == [param.requires_grad for param in run.model.parameters()]
+    meter = callback.meter
+    assert meter.unknown is None
+    assert [sample.step for sample in meter.history()] == [1, 2, 4, 6, 8]
+    course = meter.summary().courses["group0"]
+    assert course.shrink > 0
+    if build is not BUILD["Adam with L2"] and build is not BUILD["torch's SGD"]:  # whose noise is as large as their decay
+        assert course.kept == pytest.approx(1, abs=0.05)
+    logged = [entry for entry in run.state.log_history if "weight_decay/lora.a/norm" in entry]
+    assert [entry["step"] for entry in logged] == [4, 8]
+
+
+@pytest.mark.parametrize("build", [BUILD[name] for name in ("AdamW", "Muon and Adam", "cautious decay on torch's AdamW")],
+                         ids=["AdamW", "Muon", "attached"])  # fmt: skip
+def test_a_resumed_trainer_is_the_run_that_went_through(tmp_path, build):
+    """With gradients that accumulate; the meter goes on counting where the run was."""
+    pytest.importorskip("transformers")
+    from weightdecay.integrations.transformers import MeterCallback
+
+    options = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    through = lora(tmp_path / "through", build, **options)
+    through.train()
+    callback = MeterCallback(every=2)
+    resumed = lora(tmp_path / "resumed", build, callbacks=[callback], **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "through/checkpoint-4"))
+    assert_same(through.model, resumed.model)
+    assert [sample.step for sample in callback.meter.history()] == [5, 6, 8]
+    assert [entry["step"] for entry in resumed.state.log_history if "weight_decay/group0/norm" in entry] == [8]
+
+
+def test_a_trainers_checkpoint_of_torchs_moves_to_ours(tmp_path):
+    """A run that began with torch's AdamW goes on with wd.AdamW as if nothing had happened."""
+    save = {"save_strategy": "steps", "save_steps": 4}
+    through = lora(tmp_path / "through", BUILD["torch's AdamW"], **save)
+    through.train()
+    resumed = lora(tmp_path / "resumed", BUILD["AdamW"], **save)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "through/checkpoint-4"))
+    for one, other in zip(through.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_migrate_takes_a_trainers_checkpoint_into_our_groups(tmp_path):
+    """The Trainer's groups have no names; those of the model and of its two groups say which tensor is which."""
+    run = trainer(tmp_path, save_strategy="steps", save_steps=6, max_steps=6)
+    run.train()
+    saved = torch.load(tmp_path / "checkpoint-6/optimizer.pt", weights_only=True)
+    names = {param: name for name, param in run.model.named_parameters()}
+    order = [[names[param] for param in group["params"]] for group in run.optimizer.param_groups]
+    optimizer = wd.AdamW(wd.param_groups(run.model, LAMBDA, names=True), lr=LR)
+    wd.migrate(optimizer, saved, saved=order, weight_decay="live", lr="checkpoint")
+    theirs = innermost(run.optimizer).state
+    assert len(optimizer.state) == len(theirs)
+    for param, entry in theirs.items():
+        assert torch.equal(optimizer.state[param]["exp_avg"], entry["exp_avg"])
+
+
 @pytest.mark.parametrize("build", [wd.AdamW, wd.Adam, torch.optim.AdamW], ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
 def test_a_trainer_with_lora_trains_and_is_measured(tmp_path, build):
     """Of such a model no bias and no norm trains, and the second of the two groups that a Trainer makes is empty."""
@@ -337,6 +473,250 @@ def test_lightning_clips_gradients_under_mixed_precision(tmp_path, build, reader
     (optimizer,) = run.optimizers
     assert {state["step"].item() for state in optimizer.state.values()} == {8.0}
     assert max(norms) == pytest.approx(1.0, abs=1e-2)  # of gradients a hundred times as long
+
+
+# Lightning, as people use it ----------------------------------------------------------------------------------------------
+
+
+def fitted(folder, build, callbacks=(), *, scheduled=True, ckpt_path=None, epochs=2, **options):
+    """Fit a small network with an optimizer of `BUILD`; return it with its Trainer."""
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1))
+
+        def training_step(self, batch, _):
+            return self.net(batch).square().mean()
+
+        def configure_optimizers(self):
+            optimizer = build(wd.param_groups(self.net, LAMBDA), 1e-2)
+            if not scheduled:
+                return optimizer
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    torch.manual_seed(0)
+    module = Module()
+    given = {"enable_checkpointing": False, "logger": False, **options}
+    run = lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", callbacks=list(callbacks), enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, **given,
+    )  # fmt: skip
+    data = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    run.fit(module, torch.utils.data.DataLoader(data, batch_size=8), ckpt_path=ckpt_path)
+    return module, run
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])  # on a CPU Lightning knows no float16
+@pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
+def test_lightning_clips_in_any_precision_and_is_seen(tmp_path, build, precision):
+    lightning = pytest.importorskip("lightning.pytorch")
+    from weightdecay.integrations.lightning import MeterCallback
+
+    class Auditing(lightning.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 4:
+                audited(pl_module, optimizer)
+                looked.append(trainer.global_step)
+
+    looked, callback = [], MeterCallback(every=2)
+    module, run = fitted(tmp_path, build, [callback, Auditing()], precision=precision, gradient_clip_val=0.1)
+    assert looked == [4]
+    assert run.global_step == 10
+    (meter,) = callback.meters
+    assert meter.unknown is None
+    assert [sample.step for sample in meter.history()] == [1, 2, 4, 6, 8, 10]
+    assert meter.summary().courses["group0"].kept == pytest.approx(1, abs=0.05)
+    plain, _ = fitted(tmp_path, build, precision=precision, gradient_clip_val=0.1)
+    assert_same(module, plain)
+    unclipped, _ = fitted(tmp_path, build, precision=precision)
+    differs = any(not torch.equal(x, y) for x, y in zip(module.parameters(), unclipped.parameters(), strict=True))
+    assert differs
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])  # on a CPU Lightning knows no float16
+def test_our_adamw_in_lightning_is_torchs(tmp_path, precision):
+    """Clipped, scheduled and accumulated as torch's is."""
+    options = {"precision": precision, "gradient_clip_val": 0.1, "accumulate_grad_batches": 2}
+    ours, _ = fitted(tmp_path, BUILD["AdamW"], **options)
+    theirs, _ = fitted(tmp_path, BUILD["torch's AdamW"], **options)
+    start, _ = fitted(tmp_path, BUILD["AdamW"], epochs=0)
+    for one, other, begun in zip(ours.parameters(), theirs.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(one, begun)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+@pytest.mark.parametrize("build", [
+    BUILD[name] for name in ("AdamW", "AdamC", "Muon and Adam", "cautious decay on torch's AdamW")
+], ids=["AdamW", "AdamC", "Muon", "attached"])  # fmt: skip
+def test_a_resumed_lightning_run_is_the_one_that_went_through(tmp_path, build):
+    checkpoint = pytest.importorskip("lightning.pytorch.callbacks").ModelCheckpoint
+    from weightdecay.integrations.lightning import MeterCallback
+
+    first, second = (checkpoint(tmp_path / name, "{epoch}", save_top_k=-1, every_n_epochs=1) for name in ("through", "resumed"))
+    through, _ = fitted(tmp_path, build, [first], enable_checkpointing=True)
+    callback = MeterCallback(every=4)
+    resumed, _ = fitted(
+        tmp_path, build, [second, callback], enable_checkpointing=True, ckpt_path=tmp_path / "through/epoch=0.ckpt"
+    )
+    assert_same(through, resumed)
+    (meter,) = callback.meters
+    assert [sample.step for sample in meter.history()] == [6, 7, 8]
+
+
+@pytest.mark.filterwarnings("ignore:lr=0.01 in param_groups:UserWarning")  # SWA writes its own rate over `initial_lr`
+@pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
+def test_averages_of_weights_are_kept_beside_any_optimizer(tmp_path, build):
+    """SWA sets the learning rate by itself; an EMA swaps weights in and out."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    from weightdecay.integrations.lightning import MeterCallback
+
+    meters = MeterCallback(every=1)
+    averaging = callbacks.StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1, annealing_epochs=1)
+    module, _ = fitted(tmp_path, build, [averaging, meters], epochs=3, scheduled=False)
+    assert all(param.isfinite().all() for param in module.parameters())
+    (meter,) = meters.meters
+    shrinks = [sample.readings["group0"].shrink for sample in meter.history()]
+    assert shrinks[0] > 5 * shrinks[-1] > 0 or build in (BUILD["Adam with L2"], attached)  # the rate of SWA is a tenth
+    if hasattr(callbacks, "EMAWeightAveraging"):
+        meters = MeterCallback(every=1)
+        module, _ = fitted(tmp_path, build, [callbacks.EMAWeightAveraging(decay=0.9), meters], scheduled=False)
+        assert all(param.isfinite().all() for param in module.parameters())
+        assert meters.meters[0].unknown is None
+
+
+# accelerate, and torch's own ------------------------------------------------------------------------------------------------
+
+
+def accelerated(build, *, steps=6, accumulate=2, resume=None, save=None, seen=None, mixed="no"):
+    """Train in a loop with accelerate: a prepared scheduler, clipping, accumulation, and a state that is saved and loaded."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # which is one for the process
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate, mixed_precision=mixed)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+    optimizer = build(wd.param_groups(model, LAMBDA), 1e-2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * steps)
+    data = torch.randn(8 * accumulate * steps, 4, generator=torch.Generator().manual_seed(1))
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    done = 0
+    if resume is not None:
+        accelerator.load_state(resume)
+        loader, done = accelerator.skip_first_batches(loader, accumulate * (steps // 2)), steps // 2
+    meter = wd.Meter(optimizer, every=1, start=done)
+    for batch in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(batch).square().mean())
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                if seen is not None and done == 2:
+                    audited(accelerator.unwrap_model(model), optimizer, scheduler)
+                    seen.append(done)
+                done += 1
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if save is not None and accelerator.sync_gradients and done == steps // 2:
+            accelerator.save_state(save)
+    accelerator.free_memory()
+    return model, meter
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+@pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
+def test_accelerate_trains_saves_and_resumes(tmp_path, build, mixed):
+    seen = []
+    through, meter = accelerated(build, save=tmp_path / "state", seen=seen, mixed=mixed)
+    assert seen == [2]
+    assert meter.unknown is None
+    assert [sample.step for sample in meter.history()] == [1, 2, 3, 4, 5, 6]
+    assert meter.summary().courses["group0"].kept == pytest.approx(1, abs=0.05)
+    resumed, later = accelerated(build, resume=tmp_path / "state", mixed=mixed)
+    assert_same(through, resumed)
+    assert [sample.step for sample in later.history()] == [4, 5, 6]
+
+
+@pytest.fixture
+def alone():
+    """Be a process group of one."""
+    dist = torch.distributed
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def looped(model, optimizer, steps=4, first=0):
+    """Train for some steps, with gradients that are told by the number of the step."""
+    for step in range(first, first + steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        model(torch.randn(6, 4)).square().mean().backward()
+        optimizer.step()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+
+
+CLASSES = {"AdamW": wd.AdamW, "SGDW": wd.SGDW, "Adam with L2": wd.Adam, "torch's AdamW": torch.optim.AdamW}
+
+
+@pytest.mark.parametrize("build", CLASSES.values(), ids=CLASSES)
+def test_zero_redundancy_steps_as_one_process_does(alone, build):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model, plain = network(), network()
+    sharded = ZeroRedundancyOptimizer(wd.param_groups(model, LAMBDA, names=False), build, lr=1e-2)
+    meter = wd.Meter(sharded.optim if hasattr(sharded, "optim") else sharded, every=1)
+    looped(model, sharded)
+    looped(plain, build(wd.param_groups(plain, LAMBDA), lr=1e-2))
+    assert_same(model, plain)
+    assert meter.unknown is None
+    assert meter.metrics()["weight_decay/group0/kept"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("build", CLASSES.values(), ids=CLASSES)
+def test_fully_shard_steps_saves_and_loads(alone, tmp_path, build):
+    """FSDP2 in one process, with the checkpoints of torch.distributed.checkpoint."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def sharded():
+        model = network()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        return model, build(wd.param_groups(model, LAMBDA), lr=1e-2)
+
+    model, optimizer = sharded()
+    meter = wd.Meter(optimizer, every=1, roles=model)
+    looped(model, optimizer, 3)
+    audited(model, optimizer)
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.save(states, checkpoint_id=tmp_path / "saved")
+    looped(model, optimizer, 3, first=3)
+
+    other, fresh = sharded()
+    looped(other, fresh, 1, first=40)
+    states = dict(zip(("model", "optimizer"), get_state_dict(other, fresh), strict=True))
+    dcp.load(states, checkpoint_id=tmp_path / "saved")
+    set_state_dict(other, fresh, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    looped(other, fresh, 3, first=3)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one.full_tensor(), two.full_tensor())
+
+    plain = network()
+    looped(plain, build(wd.param_groups(plain, LAMBDA), lr=1e-2), 6)
+    for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.full_tensor(), two, rtol=1e-5, atol=1e-7)
+    assert meter.unknown is None
+    assert meter.metrics()["weight_decay/weight/kept"] == pytest.approx(1, abs=0.05)
 
 
 # TensorBoard --------------------------------------------------------------------------------------------------------------

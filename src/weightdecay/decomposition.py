@@ -57,7 +57,8 @@ class Split:
 
     def summary(self) -> "Summary":
         """Return what the factors have in common: quantiles of the shrink 1 − g, its half-life, its spread."""
-        shrink = self.shrink.double().flatten()
+        shrink: Tensor = self.shrink.full_tensor() if hasattr(self.shrink, "full_tensor") else self.shrink  # of every rank
+        shrink = shrink.double().flatten()
         if not shrink.numel():
             shrink = torch.zeros(1, dtype=torch.double)
         some = shrink[:: max(1, shrink.numel() // _MOST_SORTED)]
@@ -195,6 +196,7 @@ def decompose(optimizer: TorchOptimizer, model: nn.Module | None = None) -> Deco
     Source: the shape is Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
     names = {} if model is None else _names_in(model)
+    optimizer = innermost(optimizer)
     ours = as_ours(optimizer)
     with torch.no_grad():
         upcoming = [
