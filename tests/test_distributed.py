@@ -60,8 +60,46 @@ def both(rank, rendezvous, out):
         assert all(isinstance(value, DTensor) == (value.ndim > 0) for value in state.values()), rule.name
         whole = {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in state.items()}
         found[name(rule)] = w.full_tensor(), whole
-    torch.save((found, metered_in_parts(mesh), doctored(mesh)), f"{out}{rank}")
+    torch.save((found, metered_in_parts(mesh), doctored(mesh), shared_out()), f"{out}{rank}")
     dist.destroy_process_group()
+
+
+SHARED_OUT = (wd.AdamW, wd.SGD, wd.Adagrad, wd.AdamC)
+
+
+def stepped(make, preset):
+    """Return two weights after some steps; the second has joined the optimizer later, in a group of its own."""
+    w, history = data()
+    params = [torch.nn.Parameter(w.clone()), torch.nn.Parameter(w[0].clone())]
+    optimizer = make([params[0]], preset)
+    optimizer.add_param_group({"params": [params[1]]})
+    for gradient in history:
+        params[0].grad, params[1].grad = gradient.clone(), gradient[0].clone()
+        optimizer.step()
+    return optimizer, [param.detach() for param in params]
+
+
+def shared_out():
+    """Return what steps on optimizers that are shared out leave of weights, and how many each group has on this rank."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    found = {}
+    for preset in SHARED_OUT:
+        sharded, weights = stepped(
+            lambda params, preset: ZeroRedundancyOptimizer(params, preset, lr=0.1, weight_decay=0.5), preset
+        )
+        found[preset.__name__] = [len(group["params"]) for group in sharded.optim.param_groups], weights
+    return found
+
+
+@pytest.mark.parametrize("preset", SHARED_OUT, ids=lambda cls: cls.__name__)
+def test_a_rank_may_have_no_share_of_a_group(preset, of_two_processes):
+    *_, ranks = of_two_processes
+    _, expected = stepped(lambda params, preset: preset(params, lr=0.1, weight_decay=0.5), preset)
+    sizes = [rank[preset.__name__][0] for rank in ranks]
+    assert sizes == [[1, 0], [0, 1]]
+    for rank in ranks:
+        assert all(torch.equal(found, own) for found, own in zip(rank[preset.__name__][1], expected, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +107,7 @@ def of_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(both, (folder / "rendezvous", folder / "found"), nprocs=2)
     ranks = [torch.load(f"{folder / 'found'}{rank}", weights_only=True) for rank in (0, 1)]
-    return ranks[0][0], [said for _, said, _ in ranks], [seen for _, _, seen in ranks]
+    return ranks[0][0], *([each[place] for each in ranks] for place in (1, 2, 3))
 
 
 @pytest.mark.parametrize("rule", STEPPED, ids=name)
@@ -85,7 +123,7 @@ def test_a_sharded_parameter_steps_as_the_whole_one(rule, of_two_processes):
 
 
 def test_the_doctor_finds_an_optimizer_that_was_made_before_fully_shard(of_two_processes):
-    _, _, reports = of_two_processes
+    _, _, reports, _ = of_two_processes
     for early, late in reports:
         assert ("D10", "error", 4) in early
         assert late == []
@@ -151,7 +189,7 @@ def dtype_of(title):
 
 
 def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_rank(of_two_processes):
-    _, meters, _ = of_two_processes
+    _, meters, _, _ = of_two_processes
     for said in meters:
         for (title, layout), samples in said.items():
             expected = metered(METERED[title], lambda tensor: tensor, dtype_of(title))
