@@ -76,3 +76,15 @@ def test_an_empty_group_keeps_all_that_it_has():
     groups = [{"params": [], "weight_decay": 0.1}]
     optimizer = torch.optim.Adam([*groups, {"params": [nn.Parameter(torch.ones(2))], "weight_decay": 0.0}])
     assert wd.remaining(optimizer, steps=5).groups == (1.0, 1.0)  # of weights under L2 no one number could be told
+
+
+def test_a_decay_is_attached_and_scheduled_whatever_kind_its_numbers_are():
+    optimizer, w = theirs(ADAMW, written={"lr": np.array(LR), "weight_decay": np.array(LAMBDA)})
+    twin, v = theirs(ADAMW)
+    for each in (optimizer, twin):
+        wd.attach(each, "decoupled")
+        scheduler = wd.WeightDecayScheduler(each, "linear", steps=4)
+        for _ in range(2):
+            each.step()
+            scheduler.step()
+    assert torch.equal(w, v)
