@@ -144,6 +144,11 @@ def gradients_are_lazy_negatives_now_and_then(optimizer, named, t):
 
 
 @event(KEEPS, 2, 5)
+def a_contiguous_gradient_is_a_lazy_negative(optimizer, named):
+    named["matrix"].grad = torch._neg_view(-named["matrix"].grad)
+
+
+@event(KEEPS, 2, 5)
 def a_gradient_is_a_parameter(optimizer, named):
     named["matrix"].grad = Parameter(named["matrix"].grad)
 
@@ -189,6 +194,12 @@ def the_data_of_weights_is_a_copy(optimizer, named):
 def the_data_of_weights_lies_another_way(optimizer, named):
     for key in ("matrix", "square", "transposed", "strided"):
         named[key].data = named[key].data.t().contiguous().t()
+
+
+@event(KEEPS, 3)
+def the_data_of_weights_are_lazy_negatives(optimizer, named):
+    for key in ("matrix", "transposed"):
+        named[key].data = torch._neg_view(-named[key].data)
 
 
 @event(CHANGES, 3)
@@ -614,6 +625,242 @@ def test_a_weight_that_became_shorter_than_its_gradient_is_refused():
     with pytest.raises((RuntimeError, ValueError)):
         optimizer.step()
     assert bits(longer) == before
+
+
+def with_state(reader):
+    """Return an optimizer that has stepped and keeps all kinds of state, with a contiguous and a strided parameter by name.
+
+    A number per tensor, an int16 compensation and two moments: each in the state of both parameters.
+    """
+    params = {"plain": noise((6,), torch.bfloat16, 1), "strided": noise((3, 4), torch.bfloat16, 2)[:, ::2]}
+    params = {key: Parameter(value) for key, value in params.items()}
+    rules = {"direction": "nadam", "decay": "constrained"}
+    given = {"lr": 0.05, "rounding": "compensated"}
+    optimizer = wd.Optimizer(list(params.items()), **rules, **given, reader=reader)
+    train(optimizer, 1)
+    return optimizer, params
+
+
+@pytest.mark.parametrize("reader", ["auto", "eager"])
+@pytest.mark.parametrize("which", ["plain", "strided"])
+@pytest.mark.parametrize("key", ["mu_product", "multiplier"])
+def test_a_number_of_a_tensor_may_come_in_any_form_and_stays_in_its_place(key, which, reader):
+    """A kernel reads and writes it as a float64: it must be one."""
+
+    def trained(change):
+        optimizer, params = with_state(reader)
+        state = optimizer.state[params[which]]
+        state[key] = state[key].float().double()  # so that nothing is lost below
+        beside = torch.full((4,), 7.0)
+        state[key], kept = change(state[key], beside), beside.clone()
+        train(optimizer, 2, first=2)
+        assert beside.tolist() == kept.tolist()
+        return everything(optimizer)
+
+    def put(value, beside):
+        beside[1] = value
+        return beside[1]
+
+    expected = trained(lambda value, _: value)
+    for change in (
+        put,
+        lambda value, _: value.float(),
+        lambda value, _: value.item(),
+        lambda value, _: value.reshape(1, 1),
+        lambda value, _: Parameter(value),
+    ):
+        assert trained(change) == expected
+
+
+class Strange(torch.Tensor):
+    """A tensor whose class says what operations do."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __repr__(self):
+        return "Strange"
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return NotImplemented
+
+
+def freed(tensor):
+    tensor = tensor.clone() if tensor.numel() == tensor.untyped_storage().nbytes() // tensor.itemsize else tensor
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def shrunk(tensor):
+    """A tensor at the end of a storage that was cut in half after it was freed, and may lie where it lay."""
+    whole = torch.cat([tensor.reshape(-1), tensor.reshape(-1)])[tensor.numel() :].view(tensor.shape)
+    size = whole.untyped_storage().nbytes()
+    whole.untyped_storage().resize_(0)
+    whole.untyped_storage().resize_(size // 2)
+    return whole
+
+
+IMPOSSIBLE = {
+    "a word": lambda value: "3x",
+    "a list": lambda value: [1.0, 2.0],
+    "on meta": lambda value: value.to("meta"),
+    "of no elements": lambda value: value.new_empty(0),
+    "longer": lambda value: value.new_ones(40),
+    "complex": lambda value: value.to(torch.complex64),
+    "a wrapper": lambda value: Strange(value),
+    "freed": freed,
+}
+OF_MOMENTS = {
+    "a number": lambda value: 0.5,
+    "whole numbers": lambda value: value.to(torch.int64),
+    "of another shape": lambda value: value.reshape(-1, 1, 1),
+    "expanded": lambda value: value.new_ones(()).expand(value.shape),
+    "sparse": lambda value: value.to_sparse(),
+    "shrunk": shrunk,
+}
+
+
+@pytest.mark.parametrize("reader", ["auto", "cpu", "eager"])
+@pytest.mark.parametrize("what", [*IMPOSSIBLE, *OF_MOMENTS])
+@pytest.mark.parametrize("key", ["step", "mu_product", "multiplier", "exp_avg", "exp_avg_sq", "compensation"])
+def test_a_state_that_cannot_be_is_refused_by_name_before_anything_moves(key, what, reader):
+    change = {**IMPOSSIBLE, **(OF_MOMENTS if key in ("exp_avg", "exp_avg_sq", "compensation") else {})}.get(what)
+    if change is None or (key == "compensation" and what == "whole numbers"):
+        pytest.skip("not of this key")
+    for which in ("plain", "strided"):
+        optimizer, params = with_state(reader)
+        set_gradients(optimizer, 2)
+        optimizer.state[params[which]][key] = change(optimizer.state[params[which]][key])
+        before = bits(list(params.values()))
+        with pytest.raises((ValueError, RuntimeError), match=f"the {key} of '{which}'"):
+            optimizer.step()
+        assert bits(list(params.values())) == before
+
+
+TENSORS = {
+    "the weight's storage is freed": lambda param: param.untyped_storage().resize_(0),
+    "the gradient's storage is freed": lambda param: param.grad.untyped_storage().resize_(0),
+    "the gradient's storage is cut": lambda param: setattr(param, "grad", shrunk(param.grad)),
+    "the weight is of whole numbers": lambda param: setattr(param.requires_grad_(False), "data", param.to(torch.int16)),
+    "the weight is expanded": lambda param: setattr(param, "data", param.new_ones(()).expand(param.shape)),
+    "the weight has another shape": lambda param: setattr(param, "data", param.detach().reshape(-1, 1, 1)),
+    "the gradient has another shape": lambda param: setattr(param.grad, "data", param.grad.reshape(-1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("reader", ["auto", "cpu", "eager"])
+@pytest.mark.parametrize("what", TENSORS)
+def test_a_weight_or_gradient_that_cannot_be_is_refused_by_name_before_anything_moves(what, reader):
+    for which in ("plain", "strided"):
+        optimizer, params = with_state(reader)
+        set_gradients(optimizer, 2)
+        TENSORS[what](params[which])
+        others = [param for name, param in params.items() if name != which]
+        before = bits(others)
+        with pytest.raises((ValueError, RuntimeError), match=f"'{which}'"):
+            optimizer.step()
+        assert bits(others) == before
+
+
+@pytest.mark.parametrize("reader", ["auto", "eager"])
+def test_a_moment_that_was_resized_where_it_stands_is_refused(reader):
+    for which in ("plain", "strided"):
+        optimizer, params = with_state(reader)
+        set_gradients(optimizer, 2)
+        optimizer.state[params[which]]["exp_avg"].resize_(2)
+        with refused(ValueError, "the exp_avg of", which, unchanged=optimizer):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("layout", ["plain", "transposed"])
+def test_a_model_that_moves_is_refused_without_its_state(layout):
+    """The same object is then a tensor of another device."""
+    for reader in READERS:
+        param = Parameter(noise((3, 4), torch.float32, 1).t() if layout == "transposed" else noise((3, 4), torch.float32, 1))
+        optimizer = wd.AdamW([("weight", param)], lr=0.1, reader=reader)
+        train(optimizer, 1)
+        moved = Parameter(param.detach().to("meta"))
+        moved.grad = torch.empty_like(moved)
+        torch.utils.swap_tensors(param, moved)
+        with pytest.raises(ValueError, match="'weight' is on cpu, and the parameter is on meta"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        lambda w: (w[:4], w[0:8:2]),
+        lambda w: (w[0:8:2], w[1:8:2]),
+        lambda w: (w[0:8:2], w[2:8:2]),
+        lambda w: (w.view(4, 4)[:, :2], w.view(4, 4)[:, 2:]),
+        lambda w: (w.view(4, 4)[:, :3], w.view(4, 4)[:, 2:]),
+        lambda w: (w.view(4, 4).t()[1:3], w.view(4, 4)[1:3]),
+    ],
+)
+def test_parameters_that_lie_between_each_other_are_stepped_one_after_the_other_where_they_meet(views):
+    def trained(reader):
+        w = torch.ones(16)
+        params = [Parameter(view) for view in views(w)]
+        optimizer = wd.SGDW(params, lr=0.1, momentum=0.0, reader=reader)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.ones(param.shape)
+            optimizer.step()
+        return w.tolist()
+
+    assert trained("auto") == trained("eager")
+
+
+def test_slices_of_one_tensor_that_share_no_place_are_the_kernels():
+    w = torch.ones(16)
+    for views in ((w[0:8:2], w[1:8:2]), (w.view(4, 4)[:, :2], w.view(4, 4)[:, 2:]), (w[:4], w[4:])):
+        train(wd.SGDW([Parameter(view) for view in views], lr=0.1, reader="cpu"), 2)
+    with pytest.raises(ValueError, match="shares memory"):
+        train(wd.SGDW([Parameter(w[:4]), Parameter(w[0:8:2])], lr=0.1, reader="cpu"), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_a_gradient_may_be_a_view_of_weights(dtype):
+    """Shifted, of another parameter, or upon its own weight: each is read before, or after, what eager would have written."""
+
+    def trained(reader):
+        flat = noise((30_000,), dtype, 3)
+        params = [Parameter(flat[:10_000]), Parameter(noise((10_000,), dtype, 4))]
+        optimizer = wd.SGDW(params, lr=0.1, momentum=0.0, reader=reader)
+        for grads in (
+            (noise((10_000,), dtype, 5), noise((10_000,), dtype, 6)),
+            (flat[1:10_001], noise((10_000,), dtype, 7)),
+            (params[0].detach(), flat[:10_000]),
+            (flat[20_000:], flat[10_000:20_000]),
+        ):
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+            optimizer.step()
+        return params
+
+    for ours, theirs in zip(trained("auto"), trained("eager"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_penalty_keeps_its_reference_beside_a_decay_that_has_the_same():
+    """For a direction of whole tensors, whose two halves are stepped by two readers."""
+
+    def trained(reader):
+        w = Parameter(torch.full((4, 4), 3.0, dtype=torch.float64))
+        rules = {"direction": "muon", "penalty": "l2_sp", "penalty_weight": 100.0, "decay": "toward", "weight_decay": 0.1}
+        optimizer = wd.Optimizer([w], 0.1, **rules, reader=reader)
+        for _ in range(3):
+            w.grad = torch.eye(4, dtype=torch.float64)
+            optimizer.step()
+        return w.detach()
+
+    assert (trained("cpu") - trained("eager")).abs().max() <= 1e-12
+    assert (trained("eager") - 3.0).abs().max() <= 0.5  # L2 without its reference would have pulled from 3 towards 0
 
 
 # Readers and checkpoints ------------------------------------------------------------------------------------------------

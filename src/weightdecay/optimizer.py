@@ -1,8 +1,11 @@
 """A torch.optim.Optimizer around the one equation."""
 
 import contextlib
+import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from threading import RLock
 from typing import Any, ClassVar, cast, overload
 from warnings import warn
 
@@ -12,14 +15,13 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed
-from weightdecay.readers import eager, rounding
+from weightdecay.readers import eager, memory, rounding
 from weightdecay.readers.plan import Kernels, Plan
-from weightdecay.readers.table import Entry, Signature, overlapping
+from weightdecay.readers.table import Entry, Signature
 from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.step import Equation, RuleLike
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _SCHEDULED = {"lr", "largest_lr", "weight_decay", "penalty_weight"}
 Schedule = str | Mapping[str, Any]
@@ -306,7 +308,8 @@ class Optimizer(Checkpointed):
             if by_eager:
                 self._step_with_eager(factor, differentiable)
             else:
-                self._step_with_kernels(factor, scaling)
+                with self._one_at_a_time():
+                    self._step_with_kernels(factor, scaling)
             asking = [(f"param_groups[{at}]", group) for at, group in enumerate(self.param_groups) if "lr_at_start" in group]
             if asking and not torch.compiler.is_compiling():
                 hyperparameters.warn_above_peak(asking, type(self).__name__)
@@ -330,8 +333,17 @@ class Optimizer(Checkpointed):
     def _make_state(self) -> None:
         """Give every parameter that has a gradient its state, as it is before the first step."""
         self._check_changes()
+        self._check_tensors()
         for group in self.param_groups:
             self._init_group(group, [], [])
+
+    def _one_at_a_time(self) -> AbstractContextManager[Any]:
+        """Let one thread after the other do a step: tables and copies belong to the optimizer, not to the call.
+
+        A child of `fork` has a lock of its own, since a thread that held the parent's is not there to let it go.
+        """
+        locks: dict[int, RLock] = self.__dict__.setdefault("_locks", {})
+        return locks.setdefault(os.getpid(), RLock())
 
     def _check_capture(self) -> None:
         """Refuse to become part of a CUDA graph whose replays would all be the same step."""
@@ -367,7 +379,7 @@ class Optimizer(Checkpointed):
         if not torch.compiler.is_compiling():
             self._check_changes()
             self._plan = None  # which would not hear of what has changed here
-        self._check_layouts()
+        self._check_tensors(by_torch=True)
         shared = eager.means(self._shares(self.ways(), factor, differentiable))
         first = 0
         for group in self.param_groups:
@@ -385,17 +397,20 @@ class Optimizer(Checkpointed):
             or any(self.way(groups[index]) != plan.ways[index] for index in untold)
         ):
             self._plan = None
-            self._check_layouts()
+            self._check_tensors()
             plan = self._new_plan()
             self._plan = None if _is_capturing() else plan  # what is captured fills no table before the graph is replayed
             untold.update(range(len(groups)))
             if not plan.holds(self.state, groups):
                 self._plan = None
                 raise RuntimeError(
-                    "a gradient has no memory that a kernel could read (is it of torch.func?): use reader='eager'"
+                    "parameters, gradients or state are never twice the same (does another thread replace them?): "
+                    "use reader='eager'"
                 )
-        elif plan.left:
-            self._check_layouts()
+            self._check_tensors(plan.left, by_torch=True)
+        elif plan.by_torch:
+            self._check_tensors(plan.by_torch)
+            self._check_tensors(plan.left, by_torch=True)
         if scaling is not None and not plan.scale(*scaling):
             if scaling[0].item():
                 return
@@ -422,15 +437,16 @@ class Optimizer(Checkpointed):
         if entry.param.grad is None:
             return None
         group = self.param_groups[entry.row]
-        equation, kept, rounding_ = self.way(group)
+        equation, _, rounding_ = self.way(group)
         t = (entry.state["step"] if group["capturable"] else entry.state["step"].item()) + 1
+        numbers = self.numbers(group, t)
         return eager.direct(
             equation,
-            eager.numbers_in(eager.compute_dtype(entry.param.dtype), self.numbers(group, t)),
+            eager.numbers_in(eager.compute_dtype(entry.param.dtype), numbers),
             entry.param,
             entry.param.grad,
             entry.state,
-            kept=[each for each in kept_for(entry.param.shape, kept) if each not in equation.decay.keeps],
+            kept=kept_for(entry.param.shape, equation.halves()[0].kept(numbers)),
             how=rounding.resolve(rounding_, entry.param.dtype),
             factor=-self._factor if group["maximize"] else self._factor,
         )
@@ -441,19 +457,7 @@ class Optimizer(Checkpointed):
         refused: dict[int, str] = {}
         waiting: list[Tensor] = []
         for index, place, number, param in self._every_param():
-            group = self.param_groups[index]
-            state = self.state.get(param, {})
-            wanted = self._shapes(group, param)
-            held = {key: state[key] for key in wanted if isinstance(state.get(key), Tensor)}
-            for key, tensor in {**held, **({} if param.grad is None else {"gradient": param.grad})}.items():
-                shape = wanted.get(key, param.shape)
-                if tensor.shape != shape:
-                    shapes = f"has shape {tuple(tensor.shape)}, not {tuple(shape)}"
-                    raise ValueError(f"the {key} of {name_of(group, index, place)} {shapes}")
-            reader, equation = self._kernels(param.device), self.equation(group)
-            refusal = "no kernel is there for it" if reader is None else reader.refusal(param, param.grad, *held.values())
-            if refusal is None and equation.direction.whole and equation.decay.measures_gradient:
-                refusal = f"{equation.decay.name} measures the gradient, of which {equation.direction.name} hands on u"
+            refusal = self._refusal(index, param, self._state_of(param))
             if refusal is not None and param.grad is not None:
                 self._refuse(index, place, refusal)
                 refused[number] = refusal
@@ -462,21 +466,22 @@ class Optimizer(Checkpointed):
         ways = self.ways()
         asked = _asked_of_all(ways)
         for index, _, number, param in self._every_param():
-            group, state = self.param_groups[index], self.state.get(param, {})
-            memory = (each.key for each in self.way(group)[1] if not each.per_element)
-            keys = ("step", *self._shapes(group, param), *memory)
-            reader = self._kernels(param.device)
+            state, reader = self._state_of(param), self._kernels(param.device)
             if number in refused or reader is None:
                 continue
-            if not all(isinstance(state.get(key), Tensor) for key in keys) or not _counts(state["step"], group, param):
-                waiting.append(param)  # no gradient yet, and so no state
-            elif reader.refusal(param, None, *(state[key] for key in keys[1:])) is not None:
-                waiting.append(param)
-            else:
+            if self._is_complete(index, param, state) and self._refusal(index, param, state) is None:
                 entries[number] = (reader, *self._entry(reader, param, state, index, number, asked))
-        for number in overlapping(entry for *_, entry in entries.values()):
+            elif param.grad is None:
+                waiting.append(param)  # which has no state yet
+            else:
+                refused[number] = "its state is of a kind that no kernel knows"
+        every = [(param, number) for *_, number, param in self._every_param() if number in entries or number in refused]
+        written = [(tensor, k) for param, k in every for tensor in (param, *self._state_of(param).values())]
+        grads = [(param.grad, number) for param, number in every if param.grad is not None]
+        known = ([pair for pair in pairs if memory.has_address(pair[0])] for pairs in (written, grads))
+        for number in memory.overlapping(*known) - refused.keys():
             index, place = next((i, p) for i, p, n, _ in self._every_param() if n == number)
-            self._refuse(index, place, "it shares memory with another parameter")
+            self._refuse(index, place, "it, its state or its gradient shares memory with a parameter or its state")
             refused[number] = ""
         kernels: dict[tuple[Kernels, Signature], list[Entry]] = {}
         halves: dict[tuple[Kernels, Signature], list[Entry]] = {}
@@ -497,6 +502,39 @@ class Optimizer(Checkpointed):
             for place, param in enumerate(group["params"]):
                 yield index, place, number, param
                 number += 1
+
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        """Return what is kept for a parameter: nothing where somebody has put something else there."""
+        state = self.state.get(param, {})
+        return state if isinstance(state, dict) else {}
+
+    def _refusal(self, index: int, param: Tensor, state: Mapping[str, Any]) -> str | None:
+        """Return why no kernel can step a parameter with its gradient and what it has of its state; None if one can."""
+        group, reader = self.param_groups[index], self._kernels(param.device)
+        if reader is None:
+            return "no kernel is there for it"
+        shapes = self._shapes(group, param)
+        moments = [state[key] for key in shapes if key != "compensation" and isinstance(state.get(key), Tensor)]
+        why = reader.refusal(param, param.grad, *moments)
+        strange = (type(value).__name__ for value in state.values() if isinstance(value, Tensor) and memory.is_wrapper(value))
+        kind = next(strange, None)
+        if why is None and kind is not None:
+            why = f"its state holds a {kind}, whose memory is not all there is to it"
+        return _refusal_of_rules(self.equation(group)) if why is None else why
+
+    def _is_complete(self, index: int, param: Tensor, state: Mapping[str, Any]) -> bool:
+        """Return whether a state holds all that a kernel reads, in the dtypes in which it reads it."""
+        group = self.param_groups[index]
+        shapes, numbers = self._shapes(group, param), [each.key for each in self.way(group)[1] if not each.per_element]
+        wanted = {key: (torch.int16 if key == "compensation" else None, shape) for key, shape in shapes.items()}
+        for key, (dtype, shape) in {**wanted, **dict.fromkeys(numbers, (torch.float64, ()))}.items():
+            value = state.get(key)
+            if not isinstance(value, Tensor) or (value.dtype, value.shape) != (dtype or value.dtype, shape):
+                return False
+            if value.device != param.device or not memory.is_readable(value):
+                return False
+        step = state.get("step")
+        return isinstance(step, Tensor) and _counts(step, group, param) and memory.is_readable(step)
 
     def _refuse(self, index: int, place: int, why: str) -> None:
         if self.reader != "auto":
@@ -654,10 +692,18 @@ class Optimizer(Checkpointed):
         elif step.device != device and not torch.compiler.is_compiling():
             state["step"] = step.to(device)  # capturable was set, or taken back
         for each in kept:
-            if state.get(each.key) is None:
+            value = state.get(each.key)
+            if value is None:
                 state[each.key] = eager.start(each, param, equation.asking(each, numbers), moment_dtype(param))
-        if rounding.resolve(group["rounding"], param.dtype) == "compensated" and state.get("compensation") is None:
-            state["compensation"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
+            elif not each.per_element and not group["differentiable"]:
+                state[each.key] = _as_kept(value, torch.float64, param)  # it may be an old checkpoint's, or a user's
+        if rounding.resolve(group["rounding"], param.dtype) == "compensated":
+            value = state.get("compensation")
+            state["compensation"] = (
+                torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
+                if value is None
+                else value.to(torch.int16)
+            )
 
     def _shapes(self, group: Mapping[str, Any], param: Tensor) -> dict[str, tuple[int, ...]]:
         """Return the state's keys of all that a parameter keeps but numbers, with their shapes."""
@@ -669,20 +715,25 @@ class Optimizer(Checkpointed):
         """Return what the group's rules keep, a penalty's with λ = 0 too: λ may change."""
         return self.equation(group).kept(self.numbers(group, 0))
 
-    def _check_layouts(self) -> None:
-        """Refuse a sparse gradient, and a parameter that was frozen and cannot be stepped, while nothing has moved."""
+    def _check_tensors(self, among: Mapping[int, Container[int]] | None = None, *, by_torch: bool = False) -> None:
+        """Refuse what no step can be taken with, while nothing has moved: of all parameters, or of those at places in groups.
+
+        With `by_torch` also what torch's operations would not write.
+        """
         for index, group in enumerate(self.param_groups):
+            places = None if among is None else among.get(index, ())
             for place, param in enumerate(group["params"]):
-                if param.grad is None:
+                if param.grad is None or (places is not None and place not in places):
                     continue
-                if param.grad.layout != torch.strided:
-                    name = name_of(group, index, place)
-                    raise RuntimeError(
-                        f"the gradient of {name} is sparse ({param.grad.layout}): decay touches every weight; "
-                        "build the embedding with sparse=False, or give this tensor to torch.optim.SparseAdam"
-                    )
-                if why := why_unsteppable(param):
-                    raise ValueError(f"{name_of(group, index, place)} is {why}")
+                name = name_of(group, index, place)
+                if torch.compiler.is_compiling():  # memory is the compiler's affair
+                    memory.refuse_sparse(name, param.grad)
+                    continue
+                state = self.state.get(param, {})
+                numbers = (each.key for each in self.way(group)[1] if not each.per_element)
+                memory.check(name, param, param.grad, state, self._shapes(group, param), numbers, _counts_on(group, param))
+                if by_torch:
+                    memory.check_written_by_torch(name, param, state)
             equation = self.equation(group)
             if equation.direction.whole:
                 _refuse_shapes(equation.direction, group["params"], f"param_groups[{index}]")
@@ -740,8 +791,26 @@ def _is_capturing() -> bool:
 
 def _counts(step: Tensor, group: Mapping[str, Any], param: Tensor) -> bool:
     """Return whether a step count is one that a kernel knows, and where this group keeps it."""
-    device = param.device if group["capturable"] else torch.device("cpu")
-    return step.dtype == torch.float32 and step.device == device
+    return step.dtype == torch.float32 and step.ndim == 0 and step.device == _counts_on(group, param)
+
+
+def _as_kept(value: Any, dtype: torch.dtype, param: Tensor) -> Tensor:
+    """Return one number of a parameter as its state keeps it: as it is, or converted into a tensor of its own."""
+    if isinstance(value, Tensor) and (memory.is_wrapper(value) or (value.dtype, value.shape) == (dtype, ())):
+        return value.to(param.device)
+    return torch.as_tensor(value, dtype=dtype, device=param.device).detach().reshape(()).clone()
+
+
+def _counts_on(group: Mapping[str, Any], param: Tensor) -> torch.device:
+    """Return where a group keeps the step count of a parameter."""
+    return param.device if group["capturable"] else torch.device("cpu")
+
+
+def _refusal_of_rules(equation: Equation) -> str | None:
+    """Return why no kernel can do the second half of a step whose u torch makes; None if one can, or does all of it."""
+    if equation.direction.whole and equation.decay.measures_gradient:
+        return f"{equation.decay.name} measures the gradient, of which {equation.direction.name} hands on u"
+    return None
 
 
 def _asked_of_all(ways: Iterable[tuple[Equation, Any, Any]]) -> tuple[str, ...]:
@@ -763,12 +832,12 @@ def _refuse_unsteppable(params: Iterable[Any], where: str) -> None:
 
 def why_unsteppable(param: Tensor) -> str | None:
     """Return what a parameter is that no step can be made of; None for any other."""
-    if param.dtype not in _DTYPES:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+    if param.dtype not in memory.WEIGHTS:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in memory.WEIGHTS)
         return f"a {param.dtype} tensor: only {known} parameters can be optimized"
     if param.layout in _SPARSE:
         return f"sparse ({param.layout}), and decay touches every weight: to_dense() it first"
-    if param.layout == torch.strided and _shares_places(param):
+    if memory.is_expanded(param):
         return "expanded: several of its elements share a place in memory; clone() it first"
     return None
 
@@ -816,7 +885,3 @@ def _as_seen(value: Any) -> Any:
 
 def _holds_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(each, Tensor) for each in value))
-
-
-def _shares_places(param: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))

@@ -1,6 +1,7 @@
 """Which parameters of an optimizer the kernels step, table by table, and which are left to the eager reader."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from operator import is_
 from typing import Any, Protocol
 
@@ -8,14 +9,15 @@ import torch
 from torch import Tensor
 
 from weightdecay.readers.eager import Share
-from weightdecay.readers.table import Entry, Signature, Table
+from weightdecay.readers.memory import has_address
+from weightdecay.readers.table import Entry, Signature, Table, Written
 
 
 class Kernels(Protocol):
     """What a reader that makes kernels, a module of `weightdecay.readers`, has for an optimizer."""
 
-    def refusal(self, param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
-        """Return why no kernel can step a parameter with this gradient and state; None if one can."""
+    def refusal(self, param: Tensor, grad: Tensor | None, *moments: Tensor) -> str | None:
+        """Return why no kernel can step a parameter with this gradient and moments; None if one can."""
 
     def signature(self, param: Tensor, capturable: bool, **given: Any) -> Signature:
         """Return which kernel steps a parameter; what is given are the fields of a Signature."""
@@ -58,6 +60,22 @@ class Plan:
         self.halves = [
             (entry, reader.table(signature, [entry])) for (reader, signature), own in halves.items() for entry in own
         ]
+        self.by_torch: dict[int, list[int]] = {index: list(places) for index, places in left.items()}
+        """By group, the places of the parameters that torch's operations step, or of which they make u."""
+        place_of = {param: (index, k) for index, group in enumerate(groups) for k, param in enumerate(group["params"])}
+        for entry, _ in self.halves:
+            index, place = place_of[entry.param]
+            self.by_torch.setdefault(index, []).append(place)
+        first = list(accumulate((len(group["params"]) for group in groups), initial=0))
+        others = [(groups[index]["params"][place], first[index] + place) for index, places in left.items() for place in places]
+        every = [entry for own in (*entries.values(), *halves.values()) for entry in own]
+        by_kernels = [(tensor, entry.index) for entry in every for tensor in entry.written()]
+        by_torch = ((tensor, k) for param, k in others for tensor in (param, *state.get(param, {}).values()))
+        self._by_kernels = Written(by_kernels)
+        written = Written([*by_kernels, *((tensor, number) for tensor, number in by_torch if has_address(tensor))])
+        for table in (*self.tables, *(table for _, table in self.halves)):
+            table.written = written
+        self._others = [*others, *((entry.param, entry.index) for entry, _ in self.halves)]
         self._params = [list(group["params"]) for group in groups]
         self._states = list(state.values())
 
@@ -70,7 +88,14 @@ class Plan:
             and all(param.grad is None for param in self.waiting)
             and all(table.read([param.grad for param in table.params]) for table in self.tables)
             and all(table.is_as_it_was() and _is_dense(entry.param.grad) for entry, table in self.halves)
+            and all(self._is_apart(param.grad, number) for param, number in self._others)
         )
+
+    def _is_apart(self, grad: Tensor | None, number: int) -> bool:
+        """Return whether a gradient that torch's operations read lies where no kernel writes before."""
+        if grad is None or not has_address(grad) or id(grad.untyped_storage()) not in self._by_kernels.storages:
+            return True
+        return self._by_kernels.are_apart([(grad, number)])
 
     def write_row(self, group: int, numbers: Mapping[str, Mapping[str, Any]], factor: float, seed: int) -> None:
         """Set the numbers of one parameter group."""

@@ -5,27 +5,36 @@ the gradients are: with hundreds of small parameters that is most of the work, s
 """
 
 import struct
+import weakref
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress, repeat
-from operator import attrgetter, is_, itemgetter
+from operator import add, call, ge, is_, itemgetter, mul
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from weightdecay.readers.eager import Share
+from weightdecay.readers.memory import (
+    ORDINARY,
+    Likeness,
+    Spans,
+    contiguous_form,
+    form,
+    is_dense,
+    is_readable,
+    is_wrapper,
+    lies_like,
+)
 from weightdecay.rule import Kept
 from weightdecay.step import Equation
 
-ORDINARY = {Tensor, torch.nn.Parameter}
-"""What a gradient may be an instance of: torch's own, with no other meaning of an operation."""
 _MASK = 2**64 - 1
-_DTYPE = attrgetter("dtype")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int16)
-"""What parameters, gradients and what the state holds for each element may be."""
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What the elements of parameters, gradients and moments may be."""
 _NOWHERE = 1
 """The address of a gradient that has no elements: not that of none."""
 
@@ -89,7 +98,7 @@ class Entry:
     """One parameter of a table."""
 
     param: Tensor
-    state: Mapping[str, Tensor]
+    state: Mapping[str, Any]
     keys: tuple[str, ...]
     """Of the tensors in the state that the kernel reads, in the order of its columns."""
     row: int
@@ -106,10 +115,35 @@ class Entry:
         every = [self.param, *self.tensors(), *([] if self.param.grad is None else [self.param.grad])]
         return self.param.numel() > 0 and all(tensor.is_contiguous() and not tensor.is_neg() for tensor in every)
 
-    def layouts(self) -> list[tuple[torch.Size, torch.dtype]]:
-        """Return what the parameter and its state are, if not where: shapes and dtypes, nothing for what is gone."""
+    def written(self) -> list[Tensor]:
+        """Return the tensors that a step writes."""
+        return [self.param, *self.tensors()]
+
+    def forms(self) -> list[Any]:
+        """Return what the parameter and its state are, and where."""
         every = [self.param, *(self.state.get(key) for key in self.keys)]
-        return [(tensor.shape, tensor.dtype) for tensor in every if tensor is not None]
+        return [(form(each), each.data_ptr() if isinstance(each, Tensor) else None) for each in every]
+
+    def has_memory(self) -> bool:
+        """Return whether the memory of the parameter and its state is there."""
+        return all(map(is_readable, self.written()))
+
+
+class Written:
+    """What a step writes, for gradients that might lie there: a kernel would read what another thread has written."""
+
+    def __init__(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Take tensors with the places of their parameters in the optimizer."""
+        self._tensors = list(tensors)
+        self.storages = {id(tensor.untyped_storage()) for tensor, _ in self._tensors}
+        """By their identities: a gradient with another has memory of its own."""
+        self._spans: Spans | None = None
+
+    def are_apart(self, grads: Iterable[tuple[Tensor, int]]) -> bool:
+        """Return whether each gradient lies beside it all, or upon a tensor of its own parameter's, element by element."""
+        if self._spans is None:
+            self._spans = Spans(self._tensors)
+        return not any(next(self._spans.foreign(grad, owner), None) is not None for grad, owner in grads if grad.numel())
 
 
 class Table:
@@ -126,13 +160,21 @@ class Table:
         self.fixed = [list(map(itemgetter(key), self.states)) for key in self.keys]
         """Of the plain parameters, the tensors of their states, by key."""
         self.sizes = list(map(Tensor.numel, self.params))
-        self.single = [place for place, size in enumerate(self.sizes[: self.plain]) if size == 1]
-        """The plain parameters of one element, of which alone a negative view is contiguous."""
         self.groups = {entry.row for entry in entries}
         self.grads: list[Tensor | None] = []
         self.copies: list[tuple[Tensor | None, Tensor]] = []
         self.addresses = self._where()
-        self.layouts = [entry.layouts() for entry in entries[self.plain :]]
+        plain = self.params[: self.plain]
+        self.elements = [*plain, *chain(*self.fixed[1 : len(self.keys) - len(signature.memory)])]
+        """Of the plain parameters, the weights and what is kept for each of their elements."""
+        self.own_forms = Likeness(list(map(form, self.elements)))
+        self.grad_forms = Likeness([contiguous_form(param, signature.grad) for param in plain])
+        self.grad_bytes = [size * signature.grad.itemsize for size in self.sizes[: self.plain]]
+        self.storages = [weakref.ref(tensor.untyped_storage()) for tensor in self.elements]
+        self.storage_sizes = self._storage_sizes()
+        self.written = Written((tensor, entry.index) for entry in entries for tensor in entry.written())
+        """All that the step writes; a plan adds what others do."""
+        self.forms = [entry.forms() for entry in entries[self.plain :]]
         self.columns = array("q", bytes(8 * len(entries) * len(signature.columns)))
         for place, name in enumerate(signature.addresses):
             self._write(name, self.addresses[place * self.plain : (place + 1) * self.plain])
@@ -208,27 +250,34 @@ class Table:
     def read(self, grads: list[Tensor | None]) -> bool:
         """Take the gradients; return whether the kernel can read them, and all else is as when the table was made."""
         every: list[Any] = grads
-        plain, sizes, moving = every[: self.plain], self.sizes, self.params
-        is_partial = any(map(is_, grads, repeat(None)))
-        if is_partial:
+        plain, which, moving = every[: self.plain], None, self.params
+        bytes_: Iterable[int] = self.grad_bytes
+        places: Iterable[int] = range(len(every))
+        if any(map(is_, grads, repeat(None))):
             there = [grad is not None for grad in grads]
-            every, plain = list(compress(grads, there)), list(compress(plain, there))
-            sizes, moving = list(compress(sizes, there)), list(compress(moving, there))
-        if not (set(map(type, every)) <= ORDINARY and self._are_alike(every, self.signature.grad, sizes)):
-            return False
-        if not all(map(Tensor.is_contiguous, plain)) or any(map(_is_neg, map(grads.__getitem__, self.single))):
-            return False
-        if any(grad is not None and grad.layout != torch.strided for grad in grads[self.plain :]):
-            return False
+            which = there[: self.plain]
+            every, plain, bytes_ = list(compress(grads, there)), list(compress(plain, which)), compress(bytes_, which)
+            moving, places = list(compress(self.params, there)), compress(places, there)
         try:
+            if not self.grad_forms.holds(plain, which):
+                return False
             found = list(map(Tensor.data_ptr, plain))
+            storages = list(map(Tensor.untyped_storage, every))
         except RuntimeError:  # a tensor that stands for none
             return False
-        if not all(found) or not self.is_as_it_was():
+        offsets: Iterable[Any] = map(Tensor.storage_offset, plain)
+        ends = map(add, bytes_, map(mul, offsets, repeat(self.signature.grad.itemsize)))
+        if not all(found) or not all(map(ge, map(UntypedStorage.nbytes, storages), ends)):
             return False
-        if is_partial:
+        if not all(map(self._can_copy, every[len(plain) :], moving[len(plain) :])) or not self.is_as_it_was():
+            return False
+        if not self.written.storages.isdisjoint(map(id, storages)):
+            near = ((grad, self.entries[place].index) for grad, place in zip(every, places, strict=True))
+            if not self.written.are_apart(near):
+                return False
+        if which is not None:
             following = iter(found)
-            found = [next(following) if is_there else 0 for is_there in there[: self.plain]]
+            found = [next(following) if is_there else 0 for is_there in which]
         self._write("g", found)
         self.grads, self.moving = grads, moving
         return True
@@ -236,25 +285,36 @@ class Table:
     def is_as_it_was(self) -> bool:
         """Return whether parameters and state are what and where they were when the table was made.
 
-        Anyone may put another tensor into a state, or other memory into a tensor: a kernel would write into the old.
+        Anyone may put another tensor into a state, or other memory into a tensor: a kernel would write into the old. Numbers
+        are looked at for their places only: what is read there is there.
         """
         try:
             if not all(
                 all(map(is_, map(itemgetter(key), self.states), then)) for key, then in zip(self.keys, self.fixed, strict=True)
             ):
                 return False
-        except KeyError:
+            return (
+                self.own_forms.holds(self.elements)
+                and self._where() == self.addresses
+                and self._storage_sizes() == self.storage_sizes
+                and all(
+                    entry.forms() == then and entry.has_memory()
+                    for entry, then in zip(self.entries[self.plain :], self.forms, strict=True)
+                )
+            )
+        except (KeyError, RuntimeError, TypeError):  # an entry is gone, a tensor has no address, a storage is no more
             return False
-        return (
-            self._are_alike(self.params, self.signature.weight, self.sizes)
-            and all(map(Tensor.is_contiguous, chain(self.params[: self.plain], *self.fixed[1:])))
-            and self._where() == self.addresses
-            and all(entry.layouts() == then for entry, then in zip(self.entries[self.plain :], self.layouts, strict=True))
-        )
 
-    @staticmethod
-    def _are_alike(tensors: list[Tensor], dtype: torch.dtype, sizes: list[int]) -> bool:
-        return list(map(_DTYPE, tensors)) == [dtype] * len(tensors) and list(map(Tensor.numel, tensors)) == sizes
+    def _can_copy(self, grad: Tensor, param: Tensor) -> bool:
+        """Return whether a gradient can be read beside a parameter that is not contiguous: by address, or else from a copy."""
+        kind, dtype, device, layout, shape, _, (_, conj, zero) = form(grad)
+        expected = Tensor, self.signature.grad, param.device, torch.strided, param.shape
+        return (kind, dtype, device, layout, shape) == expected and not (conj or zero) and is_readable(grad)
+
+    def _storage_sizes(self) -> list[int]:
+        """Return how large the storages of the plain parameters and their moments are; TypeError if one is gone."""
+        alive: Iterable[Any] = map(call, self.storages)
+        return list(map(UntypedStorage.nbytes, alive))
 
     def _where(self) -> list[int]:
         """Return where the plain parameters and their states lie."""
@@ -274,7 +334,7 @@ class Table:
         copies: list[tuple[Tensor | None, Tensor]] = []
 
         def address(tensor: Tensor, *, written: bool = True) -> int:
-            if tensor.is_neg() or not _lies_like(tensor, layout):
+            if tensor.is_neg() or not lies_like(tensor, layout):
                 copy = torch.empty_like(layout, dtype=tensor.dtype).copy_(tensor)
                 copies.append((tensor if written else None, copy))
                 tensor = copy
@@ -290,68 +350,19 @@ class Table:
         return copies
 
 
-def _is_neg(grad: Tensor | None) -> bool:
-    return grad is not None and grad.is_neg()
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Return whether the elements fill a piece of memory without gaps and without sharing a place, in any order."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _lies_like(tensor: Tensor, layout: Tensor) -> bool:
-    """Return whether two tensors of one shape have their elements in the same order in memory, without gaps."""
-    sizes = zip(tensor.shape, tensor.stride(), layout.stride(), strict=True)
-    return all(size == 1 or ours == theirs for size, ours, theirs in sizes)
-
-
-def overlapping(entries: Iterable[Entry]) -> set[int]:
-    """Return the places, among all parameters, of those whose weight or state shares memory with another's.
-
-    They have to be stepped one after the other, and a kernel does all at once. What lies with gaps is copied anyway.
-    """
-    spans = [
-        (tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, entry.index)
-        for entry in entries
-        for tensor in (entry.param, *entry.tensors())
-        if tensor.numel() and is_dense(tensor)
-    ]
-    found: set[int] = set()
-    end, last = 0, -1
-    for start, stop, index in sorted(spans):
-        if start < end:
-            found |= {last, index}
-        if stop > end:
-            end, last = stop, index
-    return found
-
-
-def unreadable(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
-    """Return why no kernel at all can step a parameter with this gradient and state; None if one might."""
+def unreadable(param: Tensor, grad: Tensor | None, *moments: Tensor) -> str | None:
+    """Return why no kernel at all can step a parameter with this gradient and moments; None if one might."""
     if grad is not None and type(grad) not in ORDINARY:
         return f"its gradient is a {type(grad).__name__}"
-    if grad is not None and not _has_memory(grad):
+    if grad is not None and (grad._is_zerotensor() or not is_readable(grad)):
         return "its gradient has no memory of its own"
-    for tensor in (param, *state) if grad is None else (param, grad, *state):
-        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    for tensor in (param, *moments) if grad is None else (param, grad, *moments):
+        if is_wrapper(tensor):
             return f"it is a {type(tensor).__name__}, whose memory is not all there is to it"
         if tensor.layout != torch.strided:
             return f"it is {tensor.layout}"
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in _DTYPES:
             return f"it is {tensor.dtype}"
+        if not is_readable(tensor):
+            return "it has no memory of its own"
     return None
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    try:
-        return tensor.numel() == 0 or tensor.data_ptr() != 0
-    except RuntimeError:  # a wrapper of torch.func's, or a sparse tensor
-        return False

@@ -20,10 +20,10 @@ def signature(param: Tensor, capturable: bool, **given: Any) -> Signature:
     return Signature(**given)
 
 
-def refusal(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
-    """Return why no kernel can step a parameter with this gradient and state; None if one can."""
-    why = unreadable(param, grad, *state)
-    for tensor in (param, *state) if grad is None else (param, grad, *state):
+def refusal(param: Tensor, grad: Tensor | None, *moments: Tensor) -> str | None:
+    """Return why no kernel can step a parameter with this gradient and moments; None if one can."""
+    why = unreadable(param, grad, *moments)
+    for tensor in (param, *moments) if grad is None else (param, grad, *moments):
         if why is None and tensor.device.type != "cpu":
             why = f"it is on {tensor.device}"
         if why is None and not can_hold(tensor.dtype):

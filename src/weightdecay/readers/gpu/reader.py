@@ -29,17 +29,17 @@ def signature(param: Tensor, capturable: bool, **given: Any) -> Signature:
     return Signature(**given, device=param.device, counted=capturable)
 
 
-def refusal(param: Tensor, grad: Tensor | None, *state: Tensor) -> str | None:
-    """Return why no kernel can step a parameter with this gradient and state; None if one can."""
-    why = unreadable(param, grad, *state)
+def refusal(param: Tensor, grad: Tensor | None, *moments: Tensor) -> str | None:
+    """Return why no kernel can step a parameter with this gradient and moments; None if one can."""
+    why = unreadable(param, grad, *moments)
     if why is not None:
         return why
     if param.device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"it is on {param.device}"
     if param.device.type == "cuda" and torch.version.hip is None and _capability(param.device) < _OLDEST:
         return f"it is on {torch.cuda.get_device_name(param.device)}, for which Triton does not compile"
-    elsewhere = next((each for each in (*state, *([] if grad is None else [grad])) if each.device != param.device), None)
-    return None if elsewhere is None else f"its state or gradient is on {elsewhere.device}"
+    elsewhere = next((each for each in (*moments, *([] if grad is None else [grad])) if each.device != param.device), None)
+    return None if elsewhere is None else f"its moments or gradient are on {elsewhere.device}"
 
 
 @cache
