@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib
 import pickle
+import subprocess
 import sys
 import threading
 import weakref
@@ -1339,6 +1340,58 @@ def rule_file(tmp_path, monkeypatch):
 def test_an_edited_rule_is_compiled_anew_in_the_next_process(rule_file):
     for factor, expected in ((1, "0.5 1.5"), (20, "-9.0 -8.0")):
         assert output(USE, PYTHONPATH=str(rule_file(factor)), PYTHONDONTWRITEBYTECODE="1") == expected
+
+
+def test_kernels_that_no_optimizer_uses_are_freed_but_for_the_last(monkeypatch):
+    """A notebook that defines its rule again and again, or a search over rules, does not fill the memory with code."""
+    from weightdecay.readers.cpu import kernel
+    from weightdecay.readers.recent import Recent
+
+    monkeypatch.setattr(kernel, "KERNELS", Recent(2))
+
+    def stepped(decay):
+        weight = Parameter(torch.ones(3))
+        optimizer = wd.Optimizer([weight], 0.1, direction="sgd", decay=decay, weight_decay=0.5)
+        weight.grad = torch.ones(3)
+        optimizer.step()
+        return optimizer, weight, weakref.ref(optimizer._plan.tables[0].kernel.code)
+
+    kept, weight, in_use = stepped("decoupled")
+    dropped = [stepped(decay)[2] for decay in ("cautious", "implicit", "independent", "soft_threshold")]
+    gc.collect()
+    assert [code() is not None for code in dropped] == [False, False, True, True]
+    assert in_use() is not None
+    weight.grad = torch.zeros(3)
+    kept.step()
+    torch.testing.assert_close(weight, torch.full((3,), (1 - 0.05) * ((1 - 0.05) * 1 - 0.1)))
+
+
+@pytest.mark.slow
+def test_the_memory_stays_flat_over_two_thousand_optimizers():
+    script = """
+import gc
+import torch, weightdecay as wd
+decays = [rule.name for rule in wd.rules().values() if rule.kind == "decay" and "lam" in rule.numbers]
+dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+def resident():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+def drop(k):
+    weight = torch.nn.Parameter(torch.ones(5, dtype=dtypes[k // 7 % 4]))
+    direction = ("sgd", "adam", "lion", "rmsprop")[k % 4]
+    optimizer = wd.Optimizer([weight], 0.01, direction=direction, decay=decays[k % len(decays)], weight_decay=0.01)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+for k in range(300):
+    drop(k)
+before = resident()
+for k in range(300, 2000):
+    drop(k)
+print(resident() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+    assert float(run.stdout) < 60, run.stdout
 
 
 def test_an_edited_rule_that_is_loaded_again_is_compiled_anew(rule_file, monkeypatch, own_registry):

@@ -112,8 +112,8 @@ def bits(tree: Any) -> Any:
     Parameters as keys become their order, tensors their dtype, shape and bytes; −0 differs from 0, and NaN equals itself.
     """
     if isinstance(tree, Tensor):
-        flat = tree.detach().contiguous().reshape(-1)
-        flat = torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
+        flat = tree.detach().resolve_neg().contiguous().reshape(-1)
+        flat = torch.view_as_real(flat.resolve_conj()).reshape(-1).resolve_neg() if flat.is_complex() else flat
         return str(tree.dtype), tuple(tree.shape), flat.view(torch.uint8).tolist()
     if isinstance(tree, Mapping):
         return {place if isinstance(key, Tensor) else key: bits(value) for place, (key, value) in enumerate(tree.items())}

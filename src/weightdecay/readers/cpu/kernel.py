@@ -1,7 +1,7 @@
 """From three rules and the dtypes at hand to machine code: one function that steps every tensor of a list.
 
-The code is made by LLVM at the first step and kept in memory. That takes tens of milliseconds, so there is no cache on disk,
-and none that could be stale.
+The code is made by LLVM at the first step and kept in memory, of the last 64 kernels and of those in use. That takes tens of
+milliseconds, so there is no cache on disk, and none that could be stale.
 
 A kernel's table names tensors by their addresses. Each tensor is cut into chunks of `CHUNK` elements, the chunks of all
 tensors into parts, and every thread takes the next part until there are none. What a number comes to therefore depends
@@ -18,9 +18,10 @@ import torch
 from llvmlite import ir
 
 from weightdecay.readers import rounding, table
-from weightdecay.readers.cpu.machine import compiled, converts_float16, counted
+from weightdecay.readers.cpu.machine import Code, compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
 from weightdecay.readers.passes import Pass, Passes, Sum
+from weightdecay.readers.recent import Recent
 from weightdecay.readers.written import Pair
 
 CHUNK = 4096
@@ -62,19 +63,17 @@ class Kernel:
     """How many sums a chunk leaves."""
     settle: int
     """The address of the function that moves on the numbers that are kept per tensor."""
-    engine: Any
-    """Owns the code."""
+    code: Code
+    """What the addresses are of."""
 
 
-_KERNELS: dict[Signature, Kernel] = {}
+KERNELS: Recent[Kernel] = Recent(64)
+"""About a megabyte each."""
 
 
 def kernel(signature: Signature) -> Kernel:
-    """Return the kernel for a signature, made at the first call."""
-    found = _KERNELS.get(signature)
-    if found is None:  # two threads may both make it, and one is kept
-        found = _KERNELS.setdefault(signature, _compile(signature))
-    return found
+    """Return the kernel for a signature, which lives as long as whoever has it, and a while longer."""
+    return KERNELS.get(signature, lambda: _compile(signature))
 
 
 def can_hold(dtype: torch.dtype) -> bool:
@@ -89,11 +88,10 @@ def _compile(signature: Signature) -> Kernel:
         _Pass(module, signature, passes, place).write()
     _write_advance(module, signature)
     _write_settle(module, signature)
-    engine, addresses = compiled(module)
-    order = tuple(addresses[f"pass{place}"] for place in range(len(passes.wanted)))
-    return Kernel(
-        signature, addresses["advance"], order, passes.begun, passes.shares, len(passes.sums), addresses["settle"], engine
-    )
+    code = compiled(module)
+    order = tuple(code.addresses[f"pass{place}"] for place in range(len(passes.wanted)))
+    advance, settle = code.addresses["advance"], code.addresses["settle"]
+    return Kernel(signature, advance, order, passes.begun, passes.shares, len(passes.sums), settle, code)
 
 
 class _Pass(Pass):

@@ -6,6 +6,7 @@ machines should all run the same instructions. It is read when the first kernel 
 """
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -61,10 +62,24 @@ def converts_float16() -> bool:
     return bool(features.get("f16c", not target.triple.startswith(("x86", "i686"))))
 
 
-def compiled(module: ir.Module) -> tuple[Any, dict[str, int]]:
-    """Return the engine that holds a module's functions, which live as long as it does, and their addresses by name."""
+class Code:
+    """The machine code of a module's functions, which lives as long as this does."""
+
+    def __init__(self, engine: Any, addresses: dict[str, int]) -> None:
+        self.addresses = addresses
+        """Of the functions, by name."""
+        weakref.finalize(self, _free, engine).atexit = False
+
+
+def _free(engine: Any) -> None:
     with _LLVM:
-        return _compiled(module)
+        engine.close()
+
+
+def compiled(module: ir.Module) -> Code:
+    """Return a module's functions as machine code."""
+    with _LLVM:
+        return Code(*_compiled(module))
 
 
 def _compiled(module: ir.Module) -> tuple[Any, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import linecache
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import triton.language as tl
 
 from weightdecay.readers.gpu import partials, words
 from weightdecay.readers.gpu.source import BLOCK, SIZES, Signature, source
+from weightdecay.readers.recent import Recent
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 """How every kernel is compiled; without fusion a product is rounded before it is added, as decisions/0010 says."""
@@ -31,19 +33,22 @@ class Kernel:
     """How many partial sums a part leaves."""
 
 
-_KERNELS: dict[tuple[Any, ...], Kernel] = {}
+KERNELS: Recent[Kernel] = Recent(64)
 
 
 def kernel(signature: Signature) -> Kernel:
-    """Return the kernel for a signature, written at the first call; devices share it."""
+    """Return the kernel for a signature, which lives as long as whoever has it, and a while longer; devices share it."""
     known = tuple(value for name, value in vars(signature).items() if name != "device")
-    found = _KERNELS.get(known)
-    if found is None:
-        text = source(signature)
-        passes, settle = tuple(map(function, text.passes)), text.settle and function(text.settle)
-        made = Kernel(passes, text.begun, text.shares, settle, text.sums)
-        found = _KERNELS.setdefault(known, made)  # two threads may both make it, and one is kept
-    return found
+    return KERNELS.get(known, lambda: _written(signature))
+
+
+def _written(signature: Signature) -> Kernel:
+    text = source(signature)
+    passes, settle = tuple(map(function, text.passes)), text.settle and function(text.settle)
+    made = Kernel(passes, text.begun, text.shares, settle, text.sums)
+    for each in (*passes, *([] if settle is None else [settle])):
+        weakref.finalize(each, linecache.cache.pop, each.fn.__code__.co_filename, None)
+    return made
 
 
 def function(source: str) -> Any:
