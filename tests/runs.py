@@ -192,19 +192,19 @@ def decays_of_ones_own():
     """Register decays of shapes that the library may not have: after the step, and by norms. For tests with `own_registry`."""
 
     @wd.decay(source="nobody")
-    def soft(w, u, *, eta, lam):
+    def my_soft(w, u, *, eta, lam):
         stepped = w - eta * u
         return sign(stepped) * maximum(absolute(stepped) - eta * lam, 0)
 
     @wd.decay(source="nobody")
-    def divided(w, u, *, eta, lam):
+    def my_divided(w, u, *, eta, lam):
         return (w - eta * u) / (1 + eta * lam)
 
     @wd.decay(source="nobody")
-    def by_norm(w, u, *, eta, lam, norm_w, norm_u):
+    def my_by_norm(w, u, *, eta, lam, norm_w, norm_u):
         return (1 - eta * lam * norm_u / norm_w) * w - eta * u
 
-    return [soft, divided, by_norm]
+    return [my_soft, my_divided, my_by_norm]
 
 
 # What kernels are compared on -----------------------------------------------------------------------------------------

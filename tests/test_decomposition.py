@@ -512,7 +512,7 @@ def own_rules():
 
 
 @pytest.mark.parametrize("penalty", [None, "l2", "l1"])
-@pytest.mark.parametrize("decay", ["soft", "divided", "by_norm", "cubed", "after", "cautious"])
+@pytest.mark.parametrize("decay", ["my_soft", "my_divided", "my_by_norm", "cubed", "after", "cautious"])
 @pytest.mark.parametrize("direction", ["sgd", "adam", "turned"])
 def test_rules_of_ones_own_are_split_as_they_step(own_registry, direction, decay, penalty):
     own_rules()

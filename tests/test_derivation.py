@@ -758,7 +758,7 @@ def own_rules():
     return [*found, strong, squared]
 
 
-@pytest.mark.parametrize("decay", ["soft", "divided", "by_norm", "strong", "squared"])
+@pytest.mark.parametrize("decay", ["my_soft", "my_divided", "my_by_norm", "strong", "squared"])
 @pytest.mark.parametrize("direction", ["sgd", "adam"])
 def test_a_decay_of_ones_own_is_split_as_it_steps(own_registry, direction, decay):
     own_rules()

@@ -17,6 +17,7 @@ import weightdecay as wd
 from weightdecay.cli import main
 
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 NEW_RULE = '''\
 """Sign decay: every weight loses the same amount, whatever its size."""
@@ -99,6 +100,44 @@ def test_the_tests_take_it_up(contributed, tmp_path):
     (asked_for,) = [test for outcome, test in outcomes if outcome == "FAILED"]
     assert "test_every_rule_has_an_oracle" in asked_for
     assert "write tests/oracles/decay_signed.py" in report
+
+
+@pytest.mark.slow
+def test_the_tutorial_to_the_letter(tmp_path):
+    """Whoever does what "A decay in ten minutes" says gets what it says: one test fails, and asks for the oracle."""
+    for name in ("src", "tests", "docs", "conftest.py", "pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## A decay in ten minutes")[2]
+    code = re.search(r"```python\n(.*?)```\n\nThat is all\.(.*?)\n\n", page, re.DOTALL)
+    place = tmp_path / re.search(r"Save it as `(.*?)`", page).group(1)
+    assert not place.exists()
+    place.write_text(code[1], encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(*command):
+        command = [sys.executable, *command]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    said = re.findall(r"`(.*?)`", code[2].replace("\n", " "))
+    listing, sweep, optimizer, tests = (
+        next(each for each in said if each.startswith(start))
+        for start in ("weightdecay rules", "weightdecay sweep", "wd.Optimizer", "pytest")
+    )
+    assert re.search(r"^decay +divided ", run("-m", *listing.split()).stdout, re.MULTILINE)
+    swept = run("-m", *sweep.split())
+    assert swept.returncode == 0, swept.stderr
+    assert (tmp_path / "runs/digits/index.html").is_file()
+    step = f"import torch, weightdecay as wd\nw = torch.nn.Parameter(torch.ones(2))\nparams, lr = [w], 0.1\no = {optimizer}\n"
+    trained = run("-c", f"{step}w.grad = torch.zeros(2)\no.step()\nprint(w.tolist())")
+    assert json.loads(trained.stdout) == pytest.approx([1 / 1.01] * 2)
+    report = run("-m", *tests.split(), "-q", "-rA", "-p", "no:cacheprovider").stdout
+    outcomes = re.findall(r"^(PASSED|FAILED|ERROR) (\S+)", report, re.MULTILINE)
+    assert sum(outcome == "PASSED" for outcome, _ in outcomes) > 100
+    assert [test for outcome, test in outcomes if outcome != "PASSED"] == [
+        "tests/test_oracles.py::test_every_rule_has_an_oracle[decay-divided]"
+    ]
+    assert "write tests/oracles/decay_divided.py" in report
 
 
 @pytest.fixture
