@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,13 +253,83 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path):
         wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
 
 
-@pytest.mark.parametrize("damage", ["not json\n", '{"optimizer": "SGD"}\n', "[]\n"])
-def test_a_damaged_file_is_refused_by_line(tmp_path, damage):
+DAMAGE = {
+    "not json": "it is not JSON",
+    '"\u2028': "it is not JSON",
+    "[]": "it is no object",
+    "[" * 5000: "it is nested too deeply",
+    '{"optimizer": "SGD"}': "its lr is null",
+    '{**row, "optimizer": 3}': "its optimizer is 3",
+    '{**row, "lr": [0.1]}': r"its lr is \[0\.1\]",
+    '{**row, "lr": "0.1"}': 'its lr is "0.1"',
+    '{**row, "lr": True}': "its lr is true",
+    '{**row, "weight_decay": 10**400}': "its weight_decay is 1000.*…",
+    '{**row, "seed": 0.5}': r"its seed is 0\.5",
+    '{**row, "test_right": "high"}': 'its test_right is "high"',
+    '{**row, "valid_right": []}': r"its valid_right is \[\]",
+    '{**row, "train_loss": 10**400}': "its train_loss is 1000",
+    '{**row, "history": "long"}': 'its history is "long"',
+    '{**row, "history": {"train_loss": 3}}': 'its history of "train_loss" is 3',
+    '{**row, "history": {"train_loss": [10**400]}}': 'its history of "train_loss" is',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda text: text[:50])
+def test_a_damaged_line_is_named_and_the_others_are_kept(tmp_path, damage):
+    before = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text().splitlines()
+    lines[4] = json.dumps(eval(damage, {"row": json.loads(lines[4])})) if damage.startswith("{**row") else damage
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(SweepError, match=f"line 5: not a result of a sweep \\({DAMAGE[damage]}.*keeps the other 15 runs"):
+        wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    assert path.read_text() == "\n".join(lines) + "\n"
+    path.write_text("\n".join(lines[:4] + lines[5:]) + "\n")  # as the message says
+    again = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+    assert path.read_text().splitlines()[:15] == lines[:4] + lines[5:]
+    assert {key(row) for row in again.rows} == {key(row) for row in before.rows}
+
+
+def test_all_damaged_lines_are_named_at_once(tmp_path):
     wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
     path = tmp_path / "results.jsonl"
-    path.write_text(path.read_text() + damage)
-    with pytest.raises(SweepError, match="line 17"):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(["x", *lines[1:8], "y", *lines[9:]]) + "\n")
+    with pytest.raises(SweepError, match=r"lines 1, 9: .*the other 14 runs"):
         wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"identity": []}', "[]", "{", "[" * 5000, '{"identity": "mine"}', "3"], ids=lambda text: text[:20]
+)
+def test_a_damaged_description_is_refused(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(SweepError, match=r"sweep\.json is not a sweep's description"):
+        wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
+
+
+def test_only_files_are_read_and_appended_to(tmp_path):
+    """Nothing is cut off of what a link leads to, and nobody waits for a pipe."""
+    for place, make in enumerate((Path.mkdir, os.mkfifo)):
+        folder = tmp_path / f"described{place}"
+        folder.mkdir()
+        make(folder / "sweep.json")
+        with pytest.raises(SweepError, match=r"sweep\.json is not a sweep's description"):
+            wd.sweep(TINY, folder, **SMALL_GRID, report=False)
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_text("a torn line")
+    for kind, make in (
+        ("a link", lambda path: path.symlink_to(elsewhere)), ("a pipe", os.mkfifo), ("a folder", Path.mkdir),
+    ):  # fmt: skip
+        folder = tmp_path / kind
+        wd.sweep(TINY, folder, **SMALL_GRID, report=False)
+        (folder / "results.jsonl").unlink()
+        make(folder / "results.jsonl")
+        with pytest.raises(SweepError, match=f"results\\.jsonl is {kind}"):
+            wd.sweep(TINY, folder, **SMALL_GRID, report=False)
+    assert elsewhere.read_text() == "a torn line"
+    with pytest.raises(SweepError, match="cannot write"):
+        wd.sweep(TINY, tmp_path / "a folder", **SMALL_GRID, report=False, fresh=True)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -359,7 +430,9 @@ def test_the_seed_decides_weights_and_batches_and_leaves_the_callers_random_stat
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"optimizers": ["AdmaW"]}, "AdmaW.*SGDW.*AdamW"),
+        ({"optimizers": ["AdmaW"]}, "'AdmaW' is unknown: did you mean 'AdamW'"),
+        ({"optimizers": ["nonsense"]}, "nonsense.*SGDW.*AdamW"),
+        ({"seeds": 10**9}, "a sweep of 8,000,000,000 runs"),
         ({"optimizers": ["adam+cautius"]}, "did you mean 'cautious'"),
         ({"optimizers": []}, "at least one optimizer"),
         ({"lr": [0.0]}, "lr=0.0"),
@@ -423,14 +496,16 @@ def test_numbers_and_names_need_no_list(tmp_path):
 
 
 def test_an_error_in_a_users_loss_comes_through(tmp_path):
-    """And not as "cannot be stacked" alone."""
+    """And nothing is said of stacking."""
 
     def loss(output, target):
         raise KeyError("my own mistake")
 
+    watcher = Notes()
     with pytest.raises(KeyError, match="my own mistake"):
-        wd.sweep(replace(TINY, loss=loss), tmp_path, **SMALL_GRID, report=False)
+        wd.sweep(replace(TINY, loss=loss), tmp_path, **SMALL_GRID, report=False, watcher=watcher)
     assert (tmp_path / "results.jsonl").read_text() == ""
+    assert not watcher.notes
 
 
 def test_a_custom_grid_of_the_task_is_used(tmp_path):

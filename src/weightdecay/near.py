@@ -15,15 +15,35 @@ def nearest(name: object, known: Iterable[str], *, most: int = 1, cutoff: float 
         most: how many names to return at most.
         cutoff: how near a name has to be: 1 is equal, 0 is any.
 
-    >>> nearest("adamw", ["Adam", "AdamW", "RAdamW"])
-    ['AdamW']
+    >>> nearest("adamw", ["Adam", "AdamW", "RAdamW"]), nearest("AdmaW", ["AdamaxW", "AdamW"])
+    (['AdamW'], ['AdamW'])
     >>> nearest("cosin", ["constant", "cosine"]), nearest("nonsense", ["constant", "cosine"])
     (['cosine'], [])
     """
     names: dict[str, list[str]] = {}
     for each in known:
         names.setdefault(each.casefold(), []).append(each)
-    return [each for key in get_close_matches(str(name).casefold(), names, most, cutoff) for each in names[key]][:most]
+    asked = str(name).casefold()
+    close = get_close_matches(asked, names, max(most, _LIKE), cutoff)
+    return [each for key in sorted(close, key=lambda key: _slips(asked, key)) for each in names[key]][:most]
+
+
+_LIKE = 10
+"""How many names that share letters are looked at for the one with the fewest slips."""
+
+
+def _slips(typed: str, meant: str) -> int:
+    """Return how many letters are too many, too few, wrong or in the place of their neighbour."""
+    before: list[int] = []
+    row = list(range(len(meant) + 1))
+    for i, letter in enumerate(typed):
+        older, before, row = before, row, [i + 1]
+        for j, other in enumerate(meant):
+            fewest = min(before[j + 1] + 1, row[j] + 1, before[j] + (letter != other))
+            if i and j and letter == meant[j - 1] and typed[i - 1] == other:
+                fewest = min(fewest, older[j - 1] + 1)
+            row.append(fewest)
+    return row[-1]
 
 
 def hint(name: object, known: Iterable[str], *, otherwise: str = "") -> str:

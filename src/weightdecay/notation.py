@@ -194,7 +194,7 @@ def readable(name: str) -> str:
             return name
     except (sp.SympifyError, TypeError, AttributeError):
         pass
-    return readable(f"{name}_")
+    return str(readable(f"{name}_"))
 
 
 def unknown_function(name: str) -> Any:
@@ -261,7 +261,7 @@ def _tex(name: str, when: str = "", of: str = "") -> str:
     stem, digits = match.groups() if match else (stem, "")
     called = {"lam": "lambda", "eps": "varepsilon"}.get(stem, stem)
     if called in _GREEK:
-        shown = tex_greek_dictionary.get(called, rf"\{called}")
+        shown = str(tex_greek_dictionary.get(called, rf"\{called}"))
     else:
         shown = stem if len(stem) == 1 else rf"\mathrm{{{stem}}}"
     if suffix == "hat":

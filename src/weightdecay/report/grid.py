@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
+from numbers import Real
 from statistics import fmean, median
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ class Run:
     def of(cls, row: Row, metric: str) -> "Run":
         """Read a row of `results.jsonl`."""
         valid, test = finite(row.get(f"valid_{metric}")), finite(row.get(f"test_{metric}"))
+        history = row["history"] if isinstance(row.get("history"), Mapping) else {}
         return cls(
             diverged=bool(row.get("diverged")) or valid is None or test is None,
             valid=valid,
@@ -47,7 +49,7 @@ class Run:
             train_loss=finite(row.get("train_loss")),
             weight_norm=finite(row.get("weight_norm")),
             initial_weight_norm=finite(row.get("initial_weight_norm")),
-            history={name: [finite(x) for x in values] for name, values in (row.get("history") or {}).items()},
+            history={name: [finite(x) for x in values] for name, values in history.items() if isinstance(values, Sequence)},
         )
 
     @property
@@ -270,9 +272,13 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def finite(value: Any) -> float | None:
     """Return a number that arithmetic can be done with, else None."""
-    if value is None or not isfinite(value) or abs(value) > _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond any float
+        return None
+    return number if isfinite(number) and abs(number) <= _LARGEST else None
 
 
 def nominal(value: float) -> float:

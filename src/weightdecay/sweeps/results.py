@@ -5,8 +5,11 @@ flight; a torn last line is cut off at the next start. A lock keeps a second pro
 """
 
 import json
+import math
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,20 +56,25 @@ class Results:
     def __enter__(self) -> Self:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise SweepError(f"cannot write to {self.directory}: {error.strerror}; choose another folder with --out") from error
-        try:
+            self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
             if fcntl is not None:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._check_identity()
+            if _kind(self.path, follow=False) not in ("", "a file"):  # nothing is cut off of what lies elsewhere
+                raise SweepError(
+                    f"{self.path} is {_kind(self.path, follow=False)}, not a file that results can be appended to; "
+                    "choose another folder with --out"
+                )
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             self._read()
         except BlockingIOError:
-            os.close(self._lock)
+            self.__exit__(None, None, None)
             raise SweepError(
                 f"another sweep is writing to {self.directory}; wait for it, or choose another folder with --out"
             ) from None
+        except OSError as error:
+            self.__exit__(None, None, None)
+            raise SweepError(f"cannot write to {self.directory}: {error.strerror}; choose another folder with --out") from error
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -108,16 +116,19 @@ class Results:
         if self.fresh:
             self.path.unlink(missing_ok=True)
             described.unlink(missing_ok=True)
-        if not described.exists():
-            if self.path.exists() and self.path.stat().st_size:
+        if not _kind(described):
+            if _kind(self.path) == "a file" and self.path.stat().st_size:
                 raise SweepError(
-                    f"{self.path} is there without sweep.json: not a sweep's folder, or a damaged one; see --fresh"
+                    f"{self.path} is there without sweep.json: not a sweep's folder, or a damaged one; choose another folder "
+                    "with --out, or throw its results away with --fresh"
                 )
             return
         try:
-            found = json.loads(described.read_text(encoding="utf-8"))["identity"]
-        except (ValueError, KeyError, TypeError):
-            raise SweepError(f"{described} is not a sweep's description; choose another folder with --out") from None
+            found = json.loads(described.read_text(encoding="utf-8"))["identity"] if _kind(described) == "a file" else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            found = None
+        if not isinstance(found, Mapping):
+            raise SweepError(f"{described} is not a sweep's description; choose another folder with --out")
         differing = [name for name in self.identity if found.get(name) != self.identity[name]]
         if differing:
             changes = ", ".join(f"{name} {found.get(name)!r} → {self.identity[name]!r}" for name in differing)
@@ -134,10 +145,74 @@ class Results:
         if whole < len(data):
             os.ftruncate(self._file, whole)
             os.fsync(self._file)
-        for number, line in enumerate(data[:whole].decode("utf-8", errors="replace").splitlines(), 1):
+        bad: dict[int, str] = {}
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
             try:
                 row = json.loads(line)
-                key(row)
-            except (ValueError, KeyError, TypeError):
-                raise SweepError(f"{self.path}, line {number}, is not a result of a sweep; see --fresh") from None
-            self.rows.append(row)
+                refuse_impossible(row, self.identity["metric"])
+            except RecursionError:
+                bad[number] = "it is nested too deeply"
+            except ValueError as error:
+                unreadable = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+                bad[number] = "it is not JSON" if unreadable else str(error)
+            else:
+                self.rows.append(row)
+        if bad:
+            places = f"line {next(iter(bad))}" if len(bad) == 1 else f"lines {', '.join(map(str, list(bad)[:10]))}"
+            rest = f" and {len(bad) - 10} more lines" if len(bad) > 10 else ""
+            raise SweepError(
+                f"{self.path}, {places}{rest}: not a result of a sweep ({next(iter(bad.values()))}). Take {places}{rest} "
+                f"out of the file: the same command then keeps the other {len(self.rows)} runs and does what is missing"
+            )
+
+
+def refuse_impossible(row: Any, metric: str) -> None:
+    """Refuse a line that no sweep has written.
+
+    Raises:
+        ValueError: with what is wrong.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("it is no object")
+    if not isinstance(row.get("optimizer"), str):
+        raise ValueError(f"its optimizer is {_shown(row.get('optimizer'))}")
+    for name in ("lr", "weight_decay"):
+        if not _is_number(row.get(name)):
+            raise ValueError(f"its {name} is {_shown(row.get(name))}")
+    if not isinstance(row.get("seed"), int) or isinstance(row["seed"], bool):
+        raise ValueError(f"its seed is {_shown(row.get('seed'))}")
+    parts = [f"{part}_{what}" for part in ("train", "valid", "test") for what in ("loss", metric)]
+    for name in (*parts, "weight_norm", "initial_weight_norm"):
+        if row.get(name) is not None and not _is_number(row[name]):
+            raise ValueError(f"its {name} is {_shown(row[name])}")
+    history = row.get("history") or {}
+    if not isinstance(history, dict):
+        raise ValueError(f"its history is {_shown(history)}")
+    for name, values in history.items():
+        if not isinstance(values, list) or any(value is not None and not _is_number(value) for value in values):
+            raise ValueError(f"its history of {_shown(name)} is {_shown(values)}")
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a number that a float can be."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _kind(path: Path, *, follow: bool = True) -> str:
+    """Return what is at a path, in words; nothing if nothing is."""
+    try:
+        mode = (path.stat() if follow else path.lstat()).st_mode
+    except FileNotFoundError:
+        return ""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe"}
+    return kinds.get(stat.S_IFMT(mode), "a device")

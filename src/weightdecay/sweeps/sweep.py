@@ -19,6 +19,8 @@ from weightdecay.sweeps.results import Results, Row, SweepError, key
 from weightdecay.sweeps.task import Grid, Task
 from weightdecay.sweeps.train import NotStackable, Progress, train_alone, train_stacked
 
+_MOST = 1_000_000
+
 
 class Watcher(Protocol):
     """What a sweep tells while it runs."""
@@ -118,6 +120,9 @@ def sweep(
     if not choices:
         raise ValueError("a sweep needs at least one optimizer")
     chosen = {choice.name: _grid(choice, task, lr, weight_decay) for choice in choices}
+    count = seeds * sum(len(grid.lr) * len(grid.weight_decay) for grid in chosen.values())
+    if count > _MOST:
+        raise ValueError(f"a sweep of {count:,} runs is more than {_MOST:,}: give fewer values or seeds (seeds={seeds})")
     directory = Path(out)
     with Results(directory, task.fingerprint(), fresh=fresh) as results:
         manifest = _manifest(task, choices, chosen, seeds)

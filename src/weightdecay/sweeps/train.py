@@ -47,6 +47,7 @@ def train_stacked(
 
     Raises:
         NotStackable: the model cannot be stacked. Nothing has been trained.
+        Exception: what the task's own functions raise on a single model.
     """
     with lock:
         model, data = begin(task, runs[0].seed)
@@ -56,6 +57,7 @@ def train_stacked(
         stack.gradients(*(part[: task.batch_size] for part in data.train))
         stack.measured(data, ("valid",))
     except Exception as error:
+        try_alone(task, model, data)
         raise NotStackable(str(error).strip().split("\n")[0]) from error
     for name, buffer in model.named_buffers():
         if (id(buffer), buffer._version) != before.get(name):
@@ -65,6 +67,18 @@ def train_stacked(
         _row(task, run, [(step, {key: values[i] for key, values in record.items()}) for step, record in history], stacked=True)
         for i, run in enumerate(runs)
     ]
+
+
+def try_alone(task: Task, model: nn.Module, data: Data) -> None:
+    """Take one batch through a copy of the model as a user would: an error of the task's own comes out as what it is."""
+    model = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        x, y = (part[: task.batch_size] for part in data.train)
+        task.loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+        model.eval()
+        with torch.no_grad():
+            x, y = data.valid
+            task.metric(model(x), y)
 
 
 def train_alone(
