@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import weightdecay as wd
-from weightdecay.cli import main
+from weightdecay.cli import main, options
 
 TASK = """
 import torch
@@ -60,10 +60,10 @@ def run(*arguments):
 
 
 def commands():
-    return [[], *([name] for name in main.commands)]
+    return [[], *([name] for name in main.NAMES)]
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words) or "none")
 def test_every_command_has_help(command):
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -73,6 +73,308 @@ def test_every_command_has_help(command):
     for option in target.params:
         if isinstance(option, click.Option):
             assert option.help, f"{option.name} has no help"
+
+
+WITHOUT_TORCH = [
+    (["--help"], 0),
+    (["--version"], 0),
+    ([], 2),
+    (["swep"], 2),
+    *(([name, "--help"], 0) for name in main.NAMES),
+    *(([name, "--nothing"], 2) for name in main.NAMES),
+    (["derive", "adam", "--latex", "--json"], 2),
+    (["derive", "sgd", "--set", "momentum=much"], 2),
+    (["doctor"], 2),
+    (["doctor", "train:make", "--only", "D11"], 2),
+    (["groups", "train:make", "--style", "gpt"], 2),
+    (["identify"], 2),
+    (["identify", "torch.optim:Adam", "--expect", "l2"], 2),
+    (["plan", "--lr", "1"], 2),
+    (["plan", "--lr", "1", "-w", "1", "--steps", "3", "--schedule", "cos"], 2),
+    (["sweep"], 2),
+    (["sweep", "digits", "--lr", "a"], 2),
+    (["sweep", "digits", "--lr", "1e-3:1e-1:1000000000"], 2),
+    (["sweep", "mnist"], 1),
+]
+SEEN = """
+import contextlib, io, json, sys
+from weightdecay.cli import main, options
+seen = []
+for arguments in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            main(arguments)
+    except SystemExit as end:
+        seen.append([end.code, [name for name in ("torch", "sympy", "numpy") if name in sys.modules]])
+print(json.dumps(seen))
+"""
+
+
+def test_help_and_errors_of_usage_import_no_torch():
+    """In one process, since what one of them imports the next would have, too."""
+    asked = json.dumps([arguments for arguments, _ in WITHOUT_TORCH])
+    done = subprocess.run([sys.executable, "-c", SEEN, asked], capture_output=True, text=True, check=True)
+    for (arguments, code), (ended, modules) in zip(WITHOUT_TORCH, json.loads(done.stdout), strict=True):
+        assert (ended, modules) == (code, []), arguments
+
+
+def test_what_options_take_is_what_there_is():
+    """They are written down a second time, for help to be quick."""
+    from weightdecay import run_plan, schedules, sweeps
+    from weightdecay.audit import checks, identify
+    from weightdecay.groups import styles
+
+    assert tuple(checks.CHECKS) == options.CHECKS
+    assert tuple(run_plan.CONVENTIONS) == options.CONVENTIONS
+    assert tuple(run_plan._LOSING) == options.DTYPES
+    assert tuple(identify.KINDS) == options.LAWS
+    assert sweeps.grid.DEFAULT_OPTIMIZERS == options.OPTIMIZERS
+    assert schedules.SCHEDULES == options.SCHEDULES
+    assert tuple(styles.STYLES) == options.STYLES
+    assert sweeps.tasks.NAMES == options.TASKS
+
+
+def test_dir_has_the_public_names():
+    assert set(dir(wd)) == {*wd.__all__, "__version__"}
+    assert all(getattr(wd, name) is not None for name in dir(wd))
+    assert {"plan", "derive", "AdamW", "rules"} <= set(dir(wd))
+    assert not {"pkgutil", "import_module", "api", "decays"} & set(dir(wd))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        wd.nothing  # noqa: B018
+
+
+NEAR = [
+    (["swep"], "did you mean 'sweep'?"),
+    (["derive", "adamw"], "did you mean AdamW: adam + decoupled?"),
+    (["derive", "AdamaxWW"], "did you mean AdamaxW: adamax + decoupled?"),
+    (["derive", "adam", "--decay", "Decoupled"], "did you mean 'decoupled'?"),
+    (["derive", "sgd", "--set", "Momentum=0.9"], "did you mean momentum?"),
+    (["sweep", "Digits"], "did you mean 'digits'?"),
+    (["sweep", "digits", "-o", "admw"], "did you mean 'AdamW'?"),
+    (["sweep", "digits", "-o", "sgd+L1"], "did you mean 'l1'?"),
+    (["plan", "--lr", "1", "-w", "1", "--steps", "3", "--schedule", "Cosine"], "did you mean 'cosine'?"),
+    (["groups", "train:net", "--style", "nano-gpt"], "did you mean 'nanogpt'?"),
+    (["identify", "torch.optim:Adam", "--expect", "couple"], "did you mean 'coupled'?"),
+    (["identify", "torch.optim:adamw"], "did you mean 'AdamW'?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), NEAR, ids=lambda value: str(value)[:40])
+def test_every_name_has_a_nearest_one(arguments, says):
+    result = run(*arguments)
+    assert result.exit_code in (1, 2)
+    assert says in " ".join(result.stderr.split())
+
+
+# Where a user's code is -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a user's code, some of it named as Python's own modules and as what the command line needs."""
+    (tmp_path / "train.py").write_text(
+        "import torch, near_by\nprint('on its way')\n"
+        "def make():\n    print('made')\n    return near_by.net, torch.optim.AdamW(near_by.net.parameters(), lr=1e-3)\n"
+        "class inner:\n    make = make\nnet = near_by.net\nmodel = lambda: near_by.net\n"
+    )
+    (tmp_path / "near_by.py").write_text("import torch\nnet = torch.nn.Linear(4, 4)\n")
+    for name in ("random", "click", "rich", "statistics", "copy"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('this is not {name}')\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def outside(*arguments, script=True, **options):
+    """Run the installed command, or the module, in a process of its own."""
+    start = "import sys; sys.argv[0] = 'weightdecay'; from weightdecay.cli import main; main()"
+    # As the installed script starts, with the script's folder and not the current one on the path.
+    command = [sys.executable, "-P", "-c", start] if script else [sys.executable, "-m", "weightdecay"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "module"])
+def test_the_current_folder_is_looked_in_last(project, script):
+    found = outside("doctor", "train:make", "--json", script=script)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["counts"]["warning"] == 1
+    assert found.stderr.split("\n")[:2] == ["on its way", "made"]
+
+
+def test_a_file_and_a_dotted_name_are_ways_to_it(folder, monkeypatch):
+    Path("below").mkdir()
+    Path("below/nearby_models.py").write_text("import torch\nlayer = torch.nn.Linear(4, 4)\n")
+    Path("below/random.py").write_text("from nearby_models import layer\n")
+    Path(f"{folder}.py").write_text(MODELS)
+    expected = run("groups", f"{folder}:model").output
+    for name in (f"{folder}.py:model", f"./{folder}.py:make", f"{folder}.model", str(Path(f"{folder}.py:model").absolute())):
+        assert run("groups", name).output == expected
+    import random
+
+    assert "4" in run("groups", "below/random.py:layer").output
+    assert sys.modules["random"] is random
+    monkeypatch.delitem(sys.modules, "nearby_models")
+
+
+PLACES = [
+    ("train:make", "did you mean 'trains'?"),
+    ("trains.py:mak", "has no 'mak'; did you mean 'make'?"),
+    ("trains:inner.mak", "did you mean 'make'?"),
+    ("trian.py:make", "did you mean 'trains.py'?"),
+    ("trains", "written module:attribute, as in trains:make"),
+    ("trains.py", "written module:attribute, as in trains.py:make"),
+    ("trains:", "module:attribute"),
+    (":make", "module:attribute"),
+    ("a..b:c", "no module 'a'"),
+    ("exits:make", "importing exits ended the program, with exit code 3"),
+    ("trains:leave", "trains:leave() ended the program, with exit code 4"),
+    ("broken_here:make", "SyntaxError"),
+]
+
+
+@pytest.mark.parametrize(("name", "says"), PLACES)
+def test_a_slip_in_where_it_is_gets_a_reason(folder, name, says):
+    """With a file `trains.py`, which no other test imports."""
+    Path("trains.py").write_text("class inner:\n    make = None\ndef make(): ...\ndef leave():\n    raise SystemExit(4)\n")
+    Path("exits.py").write_text("raise SystemExit(3)\n")
+    Path("broken_here.py").write_text("def (:\n")
+    try:
+        result = run("doctor", name)
+    finally:
+        sys.modules.pop("trains", None)
+    assert result.exit_code == 1
+    assert says in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_a_module_that_is_another_than_the_file_here_says_so(folder):
+    Path("statistics.py").write_text("def make(): ...\n")
+    result = run("doctor", "statistics:make")
+    assert "write statistics.py:make for the file in this folder" in " ".join(result.stderr.split())
+
+
+PRINTING = """
+import torch
+print("while imported")
+class Loud(torch.optim.AdamW):
+    def step(self, closure=None):
+        print("stepping")
+        super().step(closure)
+def make():
+    print("while made")
+    net = torch.nn.Linear(4, 4)
+    return net, Loud(net.parameters(), lr=1e-3)
+def net():
+    print("while made")
+    return torch.nn.Linear(4, 4)
+"""
+
+
+@pytest.mark.parametrize("command", ["doctor {}:make", "identify {}:Loud", "groups {}:net", "--import {} rules"])
+def test_what_a_users_code_prints_is_no_result(folder, command):
+    Path(f"{folder}.py").write_text(PRINTING)
+    result = run(*command.format(folder).split(), "--json")
+    assert result.exit_code == 0, result.output
+    json.loads(result.stdout)
+    assert "while imported" in result.stderr
+
+
+def test_what_a_task_prints_is_no_result(folder):
+    with Path(f"{folder}.py").open("a") as file:
+        file.write("\nclean = data\ndef data(seed):\n    print('drawing')\n    return clean(seed)\n")
+        file.write("from dataclasses import replace\nloud = replace(task, data=data)\n")
+    result = run("sweep", f"{folder}:loud", "--out", "out", "--json", *GRID)
+    assert json.loads(result.stdout)["runs"] == 6
+    assert "drawing" in result.stderr
+
+
+# Ctrl-C -----------------------------------------------------------------------------------------------------------------
+
+INTERRUPTED = {
+    "while imported": "raise KeyboardInterrupt\n",
+    "while made": "def make():\n    raise KeyboardInterrupt\n",
+    "while used": "import torch\nclass make(torch.optim.SGD):\n    def step(self):\n        raise KeyboardInterrupt\n",
+}
+
+
+@pytest.mark.parametrize("command", ["doctor", "identify", "groups", "sweep"])
+@pytest.mark.parametrize("moment", INTERRUPTED)
+def test_an_interrupt_is_a_line_and_130(folder, command, moment):
+    if moment == "while used" and command != "identify":
+        pytest.skip("nothing of the user's is used so")
+    if moment == "while made" and command == "identify":
+        pytest.skip("identify makes it itself")
+    Path(f"{folder}.py").write_text(INTERRUPTED[moment])
+    result = run(command, f"{folder}:make")
+    assert result.exit_code == 130
+    assert (result.stdout, result.stderr) == ("", "interrupted\n")
+
+
+# Terminals --------------------------------------------------------------------------------------------------------------
+
+
+def in_terminal(columns, *arguments):
+    """Return what a command prints in a terminal of so many columns, without its colours, and whether it has any."""
+    import pty
+    import re
+    import threading
+
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "weightdecay", *arguments], stdout=theirs, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(theirs)
+    parts = []
+
+    def read():
+        try:
+            while part := os.read(ours, 1 << 16):
+                parts.append(part)
+        except OSError:  # the end of a terminal
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    _, errors = process.communicate(timeout=120)
+    reader.join()
+    os.close(ours)
+    assert process.returncode == 0, errors.decode()
+    text = b"".join(parts).decode().replace("\r\n", "\n")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return plain, plain != text
+
+
+TABLES = [
+    ["rules"],
+    ["plan", "--lr", "1e-3", "-w", "0.1", "--steps", "1000", "--dtype", "bfloat16"],
+    ["groups", "models_here:net"],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", TABLES, ids=lambda words: words[0])
+def test_tables_are_as_wide_as_the_terminal(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    net = "torch.nn.ModuleDict({'a_name_that_is_long' * 3: torch.nn.Linear(4, 4)})"
+    Path("models_here.py").write_text(f"import torch\nnet = {net}\n")
+    piped = outside(*arguments, script=False, env={**os.environ, "COLUMNS": "20", "FORCE_COLOR": "1"}).stdout
+    assert "\x1b" not in piped
+    for columns in (40, 80, 300):
+        shown, coloured = in_terminal(columns, *arguments)
+        assert coloured
+        assert max(map(len, shown.splitlines())) <= columns
+        assert "".join(shown.split()) == "".join(piped.split())  # nothing is cut off
+    assert shown.split() == piped.split()
+
+
+def test_a_pipe_has_a_line_for_each_row():
+    lines = run("rules").stdout.splitlines()
+    assert len(lines) == 1 + len(wd.rules())
+    assert str(wd.rules()).splitlines() == lines
+    plan = ["plan", "--lr", "1e-3", "-w", "0.1", "--steps", "1000"]
+    assert run(*plan).stdout == f"{wd.plan(1e-3, 0.1, 1000)}\n"
 
 
 def test_rules_prints_every_rule():

@@ -82,10 +82,10 @@ def sweep(
 
     A sweep that was stopped goes on where it was.
     """
-    from weightdecay.sweeps import SweepError
-
     look_in(app_dir)
     found = _task(task)
+    from weightdecay.sweeps import SweepError
+
     directory = folder or Path("runs") / (re.sub(r"[^\w-]+", "-", found.name).strip("-") or "task")
     watcher = _Watcher()
     try:

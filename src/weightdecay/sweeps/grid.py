@@ -104,7 +104,11 @@ def choose(name: str) -> Choice:
             raise ValueError(
                 f"optimizer {name!r}: {other} is a penalty and a decay; write {direction}+penalty:{other} or +decay:{other}"
             )
-        kind = kinds[0] if kinds else "decay"
+        if not kinds:
+            known = [name for kind in ("penalty", "decay") for name in REGISTRY.of(kind)]
+            meant = hint(other, known, otherwise="see weightdecay rules")
+            raise ValueError(f"optimizer {name!r}: {other!r} is neither a penalty nor a decay: {meant}")
+        kind = kinds[0]
     if kind not in ("penalty", "decay"):
         raise ValueError(f"optimizer {name!r}: {kind!r} is neither penalty nor decay: {hint(kind, ('penalty', 'decay'))}")
     found = REGISTRY.find("direction", direction)
