@@ -86,6 +86,8 @@ class Optimizer(Checkpointed):
 
     _lambdas: ClassVar = {"penalty": "penalty_weight", "decay": "weight_decay"}
     """Which key of a group is λ, by kind of rule."""
+    reader: str = "auto"
+    """Which reader was asked for."""
     _plan: Plan | None = None
     _factor = 1.0
 
@@ -142,6 +144,7 @@ class Optimizer(Checkpointed):
         defaults = {**defaults, **_FLAGS, **given}
         hyperparameters.unify(defaults, self.equation(defaults))
         super().__init__(params, defaults)
+        self.reader = readers.resolve(reader)  # again: torch.compile, around a construction, forgets what came before torch's
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

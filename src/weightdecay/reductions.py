@@ -104,3 +104,6 @@ REDUCTIONS = {
 what the direction calls so on its page, this step's.
 
 The n of `norm_n_w` is the rule's own hyper-parameter n."""
+
+OF_ALL = tuple(name for name, each in REDUCTIONS.items() if each.of_all)
+"""Those that are of all tensors together."""

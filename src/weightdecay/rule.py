@@ -111,6 +111,12 @@ class Rule:
     """Hyper-parameters that count only beside another, and are zero where that is zero."""
     body: tuple[ast.stmt, ...] = field(default=(), repr=False)
     """The statements of the function, as the lint read them; none of one of whole tensors."""
+    _cut: dict[str, "Rule"] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Fill the properties that a step reads: torch.compile, which follows a step, stops where one is filled."""
+        for name in ("elements", "state", "returned", "memory", "reductions", "shared", "measures_gradient", "made"):
+            getattr(self, name)
 
     @cached_property
     def elements(self) -> tuple[str, ...]:
@@ -157,13 +163,21 @@ class Rule:
         """Return the hyper-parameters with zero for each that does nothing, since the one it counts beside is zero."""
         found = dict(numbers)
         for name, other in self.beside.items():
-            if hasattr(found[name], "dtype") or found[name] != 0:
-                counts = found[other] != 0  # a tensor if the other is one, and then nobody reads it here
-                found[name] = found[name] * counts.double() if hasattr(counts, "dtype") else found[name] if counts else 0.0
+            value, beside = found[name], found[other]
+            if not isinstance(value, int | float) or value != 0:
+                if not isinstance(beside, int | float):
+                    found[name] = value * (beside != 0).double()  # a tensor, which nobody reads here
+                elif beside == 0:
+                    found[name] = 0.0
         return found
 
     def up_to(self, name: str) -> "Rule":
-        """Return the rule that ends where this one has made a name, and returns that alone."""
+        """Return the rule that ends where this one has made a name, and returns that alone; the same one every time."""
+        if name not in self._cut:
+            self._cut[name] = self._up_to(name)
+        return self._cut[name]
+
+    def _up_to(self, name: str) -> "Rule":
         last = max(place for place, line in enumerate(self.body) if name in replace(self, body=(line,)).made)
         body = (*self.body[: last + 1], ast.Return(ast.Name(name, ast.Load())))
         lines = "".join(f"    {ast.unparse(line)}\n" for line in body)

@@ -13,7 +13,7 @@ from torch import Tensor
 from weightdecay import rule, words
 from weightdecay.readers import rounding
 from weightdecay.readers import split as lifting
-from weightdecay.reductions import REDUCTIONS, Reduction
+from weightdecay.reductions import OF_ALL, REDUCTIONS, Reduction
 from weightdecay.rule import Kept
 from weightdecay.step import Equation
 from weightdecay.step import step as one_step
@@ -65,6 +65,8 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
         if isinstance(beta, Tensor):
             beta, t = tensors((beta, t))
             return -torch.expm1(t * torch.log(beta))
+        if torch.compiler.is_compiling():  # a graph computes the logarithm of a number; Python's would be a constant in it
+            return -torch.expm1(t * torch.log(torch.full((), beta, dtype=torch.float64, device=t.device)))
         return -torch.expm1(t * words.log(beta))  # log β in float64: 1 − β has few digits in float32
 
     return {
@@ -81,17 +83,19 @@ def vocabulary(dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
     }
 
 
-_BOUND: dict[tuple[Callable[..., Any], torch.dtype], Callable[..., Any]] = {}
+_BOUND = {torch.float32: "_bound_float32", torch.float64: "_bound_float64"}
 
 
 def bound(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
     """Return the function of words as a function of tensors; one of whole tensors is that already."""
-    known = getattr(function, "rule", None)
-    if known is not None and known.whole:
-        return partial(_of_whole, function)
-    if (function, dtype) not in _BOUND:  # a dict, since torch.compile sees through a dict and not through a cache
-        _BOUND[function, dtype] = rule.bind(function, vocabulary(dtype))
-    return _BOUND[function, dtype]
+    # Kept with the function: a table of all of them would have torch.compile compile again whenever it grows.
+    found: Callable[..., Any] | None = getattr(function, _BOUND[dtype], None)
+    if found is None:
+        known = getattr(function, "rule", None)
+        is_whole = known is not None and known.whole
+        found = partial(_of_whole, function) if is_whole else rule.bind(function, vocabulary(dtype))
+        setattr(function, _BOUND[dtype], found)
+    return found
 
 
 def _of_whole(function: Callable[..., Any], g: Tensor, /, *state: Tensor, **numbers: Any) -> Any:
@@ -112,6 +116,11 @@ def prepare(equation: Equation, dtype: torch.dtype) -> None:
         for name in each.reductions:
             bound(REDUCTIONS[name].term, torch.float64)
             bound(REDUCTIONS[name].finish, torch.float64)
+    for name in OF_ALL:
+        if equation.supplies(name):
+            for each in (rule for element in REDUCTIONS[name].elements for rule in equation.up_to(element).rules):
+                bound(each.function, compute_dtype(dtype))
+            bound(REDUCTIONS[name].term, torch.float64)
 
 
 def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
