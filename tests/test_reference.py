@@ -55,22 +55,19 @@ def test_its_values_are_those_of_the_eager_reader_in_float64(rules):
 
 
 def nudged(dtype, generator):
-    """Return words whose every result on float32 is as far from torch's as the word allows, up or down at random.
-
-    Torch's own may be off by as much: what is left for the nudge is counted from the exact result.
-    """
+    """Return words whose every result on float32 is as far from the exact one as the word allows, up or down at random."""
 
     def worse(word):
         def read(*given):
             found = torch_s[word](*given)
-            if not isinstance(found, torch.Tensor) or found.dtype != torch.float32 or not ULPS[word]:
+            if not isinstance(found, torch.Tensor) or found.dtype != torch.float32:
                 return found
-            exact = EXACTLY[word](*(x.double() if isinstance(x, torch.Tensor) else x for x in given)).float()
-            for _ in range(math.floor(ULPS[word])):
-                up = torch.rand(exact.shape, generator=generator) < 0.5
-                towards = torch.where(up, torch.tensor(math.inf), torch.tensor(-math.inf))
-                exact = torch.where(exact == 0, exact, torch.nextafter(exact, towards))
-            return exact
+            exact = EXACTLY[word](*(x.double() if isinstance(x, torch.Tensor) else x for x in given))
+            up = torch.rand(exact.shape, generator=generator) < 0.5
+            off = torch.where(up, next_in(exact, torch.float32, 1), next_in(exact, torch.float32, -1))
+            for _ in range(math.floor(ULPS[word]) - 1):
+                off = torch.nextafter(off, torch.where(up, torch.tensor(math.inf), torch.tensor(-math.inf)))
+            return torch.where(exact == 0, found, off)
 
         return read
 
