@@ -16,11 +16,13 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from click.testing import CliRunner
 from runs import assert_close
 from sklearn import linear_model, neural_network
 from torch.nn import Parameter
 
 import weightdecay as wd
+from weightdecay.cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -67,6 +69,50 @@ def test_the_decay_of_contributing_works_as_typed(tmp_path, own_registry):
     w.grad = torch.tensor([0.5])
     optimizer.step()
     assert w.item() == module.divided(1.0, 0.5, eta=0.5, lam=2.0) == 0.375
+
+
+TRAIN = """
+import torch
+from torch import nn
+
+
+def make_model():
+    return nn.Linear(8, 8)
+
+
+def make():
+    model = make_model()
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+setup = make
+"""
+
+
+def commands():
+    """Return every command line of this package that a document shows, in a block or in a sentence, but the sweeps'."""
+    found = {}
+    for document in ("README.md", "CONTRIBUTING.md", *WRITTEN):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        typed = [*re.findall(r"`(weightdecay \S+ [^`\n]+)`", text), *re.findall(r"^(weightdecay [^`\n]*)$", text, re.MULTILINE)]
+        found.update(dict.fromkeys(line for line in typed if " sweep " not in line))
+    return list(found)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_works_as_typed(command, tmp_path, monkeypatch):
+    """In the folder of a user's train.py."""
+    (tmp_path / "train.py").write_text(TRAIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    done = CliRunner().invoke(main, shlex.split(command)[1:])
+    sys.modules.pop("train", None)
+    assert done.exit_code == 0, done.output
+    assert done.stdout
+
+
+def test_the_documents_show_commands():
+    assert len(commands()) >= 8
 
 
 @pytest.mark.slow

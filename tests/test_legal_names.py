@@ -174,6 +174,19 @@ def test_a_name_that_two_rules_use_means_two_things(define):  # noqa: F811
     assert str(set_.g) == "-eta*lambda/8 + 1"
 
 
+@pytest.mark.parametrize(("kept", "key"), [("m", "mine"), ("mine", "exp_avg")], ids=["name", "key"])
+def test_what_two_rules_would_keep_in_one_place_is_refused(define, kept, key):  # noqa: F811
+    rule = define(f"""
+        @decay(source="a test", memory={{"{kept}": ("{key}", 0.25)}})
+        def odd(w, u, *, eta, lam, {kept}):
+            return (1 - eta * lam * {kept}) * w - eta * u, {kept}
+    """).odd
+    param = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"direction adam and the decay odd both keep something .* cannot be used together"):
+        wd.Optimizer([param], 0.1, direction="adam", decay=rule, weight_decay=0.1)
+    wd.Optimizer([param], 0.1, direction="adagrad", decay=rule, weight_decay=0.1)
+
+
 REFUSED = {
     "seed": "means something else in a parameter group",
     "weight_decay_schedule": "means something else in a parameter group",

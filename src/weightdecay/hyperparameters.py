@@ -334,6 +334,16 @@ def _refuse_shared(equation: Equation, where: str) -> None:
                     f"{where}: the {other.kind} {other.name} and the {rule.kind} {rule.name} both have a number called "
                     f"{_USER_NAMES.get(name, name)} and mean different things by it; they cannot be used together"
                 )
+    held: dict[tuple[str, str], Rule] = {}
+    for rule in equation.rules:
+        for kept in rule.keeps:
+            for way in (("name", kept.name), ("key", kept.key)) if kept.changes else ():
+                other = held.setdefault(way, rule)
+                if other is not rule:
+                    raise ValueError(
+                        f"{where}: the {other.kind} {other.name} and the {rule.kind} {rule.name} both keep something from "
+                        f"step to step under the {way[0]} {way[1]!r}; they cannot be used together"
+                    )
 
 
 def _betas(betas: Any, equation: Equation, domains: Mapping[str, Any], where: str) -> tuple[Any, ...]:
