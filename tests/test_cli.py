@@ -640,6 +640,15 @@ def test_groups_prints_the_table_that_the_library_makes(models):
     assert [row["weight_decay"] for row in json.loads(result.output)] == [0.1, 0.0]
 
 
+def test_groups_folds_layers_of_one_kind_and_shows_all_if_asked(models):
+    with open(f"{models}.py", "a") as file:
+        file.write("\ndeep = nn.Sequential(*(nn.Linear(2, 2) for _ in range(32)))\n")
+    assert "{0…31}.weight × 32" in run("--app-dir", ".", "groups", f"{models}:deep").output
+    shown = run("--app-dir", ".", "groups", f"{models}:deep", "--all").output
+    assert all(f"  {place}.weight " in shown for place in range(32))
+    assert len(json.loads(run("--app-dir", ".", "groups", f"{models}:deep", "--json").output)) == 64
+
+
 def test_groups_shows_what_a_style_would_do_otherwise_and_lists_the_roles(models):
     result = run("--app-dir", ".", "groups", f"{models}:model", "--diff", "hf")
     assert "1 of 3 tensors, 4 values, are treated otherwise by hf." in result.output

@@ -761,3 +761,25 @@ def test_an_optimizer_with_an_attached_decay_is_refused_and_not_called_one_witho
             look(running)
     attachment.detach()
     assert_close(wd.decompose(running)[param].g, torch.full((3,), 1 - LR * LAMBDA, dtype=torch.float64), tolerance=1e-15)
+
+
+def test_names_come_from_the_model_else_from_the_groups():
+    model = torch.nn.ModuleDict({"module": torch.nn.ModuleDict({"net": torch.nn.Linear(3, 2)})})  # as in a wrapper
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    plain = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
+    names = ["net.weight", "net.bias"]
+    assert [split.name for split in wd.decompose(plain, model=model).values()] == names
+    assert [split.name for split in wd.decompose(plain).values()] == [
+        "param_groups[0]['params'][0]",
+        "param_groups[0]['params'][1]",
+    ]
+    assert [split.name for split in wd.decompose(torch.optim.AdamW(wd.param_groups(model, 0.5))).values()] == names
+    part = torch.optim.AdamW(model["module"]["net"].named_parameters())
+    assert [split.name for split in wd.decompose(part).values()] == ["weight", "bias"]
+    assert [split.name for split in wd.decompose(part, model).values()] == names
+    late = torch.nn.Parameter(torch.ones(2))
+    late.grad = torch.ones(2)
+    assert wd.decompose(torch.optim.AdamW([("late", late)]), model)[late].name == "late"
+    with pytest.raises(TypeError, match="model is a generator"):
+        wd.decompose(plain, model.parameters())

@@ -8,6 +8,7 @@ import random
 import threading
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -833,6 +834,63 @@ def test_learning_rates_that_are_none():
         json.dumps(found.to_dict(), allow_nan=False)
         exec(found.fix, {"optimizer": optimizer})
         assert wd.doctor(model, optimizer, steps=1000).findings == ()
+
+
+@pytest.mark.parametrize("state", [None, 3, [], {"step": torch.ones(2)}, {"step": math.nan}, {"step": 10**400}, {3: 4}])
+def test_a_state_of_any_kind_is_looked_at(state):
+    model = Block()
+    optimizer = adamw(model)
+    optimizer.state[model.mlp.weight] = state
+    assert wd.doctor(model, optimizer, steps=1000).findings == ()
+
+
+@pytest.mark.parametrize("names", [None, 3, "abcdefgh", ["a"], range(2), [None] * 8])
+def test_names_that_do_not_fit_are_none(names):
+    model = Block()
+    optimizer = adamw(model)
+    for group in optimizer.param_groups:
+        group["param_names"] = names
+    assert wd.doctor(model, optimizer, steps=1000).findings == ()
+
+
+@pytest.mark.parametrize("lr", [numpy.float32(1e-3), numpy.array(1e-3), torch.tensor([1e-3])])
+def test_numbers_of_any_kind_are_read(lr):
+    model = Block()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer.param_groups[0].update(lr=lr, weight_decay=numpy.float32(0.1))
+    (found,) = wd.doctor(model, optimizer, steps=10_000).findings
+    assert (found.id, found.leaves) == ("D1", pytest.approx(math.exp(-1), rel=1e-3))
+    optimizer.param_groups[0]["weight_decay"] = 10**400
+    assert ids(wd.doctor(model, optimizer, steps=1000), "error") == ["D8"]
+    optimizer.param_groups[0].update(weight_decay=0.1, lr=10**400)
+    assert "D8" in ids(wd.doctor(model, optimizer, steps=1000), "error")
+
+
+FROZEN = [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FROZEN)
+def test_a_quantised_frozen_base_raises_no_alarm(dtype):
+    model = Block()
+    model.attn.weight = nn.Parameter(torch.zeros(8, 8).to(dtype), requires_grad=False)
+    for params in (wd.param_groups(model, 0.1, names=False), wd.param_groups(model, 0.1, names=False, frozen=True)):
+        assert wd.doctor(model, torch.optim.AdamW([*params, {"params": []}], lr=1e-3), steps=1000).findings == ()
+
+
+def test_a_gain_of_two_axes_that_decays_is_found():
+    class Gains(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 8, bias=False)
+            self.ia3_l, self.log_std = nn.Parameter(torch.ones(8, 1)), nn.Parameter(torch.zeros(1, 6))
+            self.lora_magnitude_vector = nn.ModuleDict({"default": nn.Conv2d(8, 1, 1, bias=False)})
+
+    model = Gains()
+    (found,) = only("D1", model, torch.optim.AdamW(model.parameters(), weight_decay=0.1))
+    assert found.tensors == ("ia3_l", "log_std", "lora_magnitude_vector.default.weight")
+    assert only("D1", model, adamw(model)) == ()
+    prompts = nn.ModuleDict({"prompt_encoder": nn.ModuleDict({"embedding": nn.Embedding(4, 8)})})
+    (found,) = only("D9", prompts, torch.optim.AdamW(prompts.parameters(), weight_decay=0.1))
+    assert found.tensors == ("prompt_encoder.embedding.weight",)
 
 
 def test_d5_a_schedule_that_goes_on_after_its_end():

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from weightdecay.groups import ParamGroups, param_groups
+from weightdecay.groups.folding import folded
 
 with warnings.catch_warnings():  # torch warns about its own code when these are imported
     warnings.simplefilter("ignore")
@@ -610,6 +611,78 @@ def test_the_table_is_aligned_plain_text_with_a_line_per_tensor():
         start = lines[0].index(column)
         assert all(line[start] != " " and (start == 0 or line[start - 1] == " ") for line in lines)
     assert repr(groups) == str(groups)
+
+
+def lines_of(model, **options):
+    """Return the names that the table shows, without its header and totals."""
+    table = param_groups(model, LAMBDA, **options).table().split("\n\n")[0].splitlines()
+    start, end = table[0].index("tensor"), table[0].index("shape")
+    return [line[start:end].rstrip() for line in table[1:]]
+
+
+class Layer(nn.Module):
+    def __init__(self, experts=0):
+        super().__init__()
+        self.proj = nn.Linear(2, 2, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(2, 3, bias=False) for _ in range(experts))
+
+
+def test_layers_of_one_kind_share_a_line_of_the_table():
+    model = nn.ModuleDict({"layers": nn.ModuleList(Layer() for _ in range(32)), "head": nn.Linear(2, 4)})
+    assert lines_of(model) == ["layers.{0…31}.proj.weight × 32", "head.weight", "head.bias"]
+    groups = param_groups(model, LAMBDA)
+    assert len(groups.to_dict()) == 34
+    assert groups.table(every=True).count(".proj.weight") == 32
+    assert groups._repr_html_().count("<tr>") == 4
+    assert "{0…31}" in str(groups.diff("hf")) or not groups.diff("hf")
+    # Two layers are shown as they are.
+    assert lines_of(nn.ModuleList(Layer() for _ in range(2))) == ["0.proj.weight", "1.proj.weight"]
+
+
+def test_what_differs_in_more_than_numbers_has_a_line_of_its_own():
+    layers = nn.ModuleList(nn.Linear(2 + (place == 3), 2, bias=False) for place in range(8))
+    assert lines_of(layers) == ["{0…2,4…7}.weight × 7", "3.weight"]
+    numbered = nn.ModuleDict({str(place): nn.Linear(2, 2, bias=False) for place in (0, 2, 3, 10, 11, 12, 20)})
+    assert lines_of(numbered) == ["{0,2,3,10…12,20}.weight × 7"]
+    assert lines_of(numbered, patterns={r"^(2|3)\.": 0.5}) == ["{0,10…12,20}.weight × 5", "2.weight", "3.weight"]
+    named = nn.ModuleDict(
+        {name: nn.Linear(2, 2, bias=False) for name in ("01", "1", "layer1", "layer2", "layer3", "٣", "4", "5")}
+    )
+    assert lines_of(named) == ["01.weight", "{1,4,5}.weight × 3", "layer1.weight", "layer2.weight", "layer3.weight", "٣.weight"]
+
+
+def test_names_of_several_numbers_fold_in_each_that_takes_many():
+    stages = nn.ModuleList(nn.ModuleList(Layer() for _ in range(4)) for _ in range(3))
+    assert lines_of(stages) == ["{0…2}.{0…3}.proj.weight × 12"]
+    uneven = nn.ModuleList(nn.ModuleList(Layer() for _ in range(depth)) for depth in (3, 3, 5, 3))
+    assert lines_of(uneven) == ["{0,1,3}.{0…2}.proj.weight × 9", "2.{0…4}.proj.weight × 5"]
+    two = nn.ModuleList(nn.ModuleList(Layer() for _ in range(4)) for _ in range(2))
+    assert lines_of(two) == ["0.{0…3}.proj.weight × 4", "1.{0…3}.proj.weight × 4"]
+    mixture = nn.ModuleDict({"layers": nn.ModuleList(Layer(experts=8) for _ in range(6))})
+    assert lines_of(mixture) == ["layers.{0…5}.proj.weight × 6", "layers.{0…5}.experts.{0…7}.weight × 48"]
+    every_other = nn.ModuleDict({"layers": nn.ModuleList(Layer(experts=4 * (place % 2)) for place in range(6))})
+    assert lines_of(every_other) == ["layers.{0…5}.proj.weight × 6", "layers.{1,3,5}.experts.{0…3}.weight × 12"]
+
+
+@settings(deadline=None)
+@given(st.sets(st.tuples(st.integers(0, 5), st.sampled_from("ab"), st.integers(0, 5)), min_size=1), st.data())
+def test_every_name_is_in_one_line_of_the_table(points, data):
+    names = [f"l.{a}.{word}.{b}.weight" for a, word, b in points]
+    kinds = [data.draw(st.integers(0, 1)) for _ in names]
+    found = folded(names, kinds)
+    assert sorted(place for _, places in found for place in places) == list(range(len(names)))
+    for text, places in found:
+        assert len({kinds[place] for place in places}) == 1
+        assert text.endswith(f" × {len(places)}") if len(places) > 1 else text == names[places[0]]
+    assert [places[0] for _, places in found] == sorted(places[0] for _, places in found)
+
+
+def test_frozen_tensors_share_a_line():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    model[:3].requires_grad_(False)
+    assert lines_of(model) == ["3.weight", "3.bias", "6 tensors"]
+    assert "-      6 tensors  18 values  no     frozen" in str(param_groups(model, LAMBDA))
+    assert "-      0.weight" in param_groups(model, LAMBDA).table(every=True)
 
 
 def test_rows_are_json_and_survive_copy_and_pickle():

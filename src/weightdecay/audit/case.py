@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from weightdecay import hyperparameters
 from weightdecay.arguments import number, whole
 from weightdecay.audit.cure import MOST, Run, tempered, was_trained
-from weightdecay.audit.law import Law, decay_now, decay_of, lambda_key, laws_of, plain
+from weightdecay.audit.law import Law, decay_now, decay_of, lambda_key, laws_of, names_of, plain
 from weightdecay.audit.replay import Step, replay
 from weightdecay.forecast import ahead
 from weightdecay.groups.params import Param, params_of
@@ -111,9 +111,7 @@ class Case:
         known = {id(param.tensor): param for param in self.params}
         found = []
         for index, group in enumerate(self.groups):
-            names = group.get("param_names") or ()
-            if len(names) != len(group["params"]):
-                names = [f"param_groups[{index}][{place}]" for place in range(len(group["params"]))]
+            names = names_of(group) or [f"param_groups[{index}][{place}]" for place in range(len(group["params"]))]
             for tensor, name in zip(group["params"], names, strict=True):
                 param = known.get(id(tensor)) or params_of([(str(name), tensor)])[0]
                 role, called = role_of(param)

@@ -12,7 +12,7 @@ from weightdecay import hyperparameters, presets
 from weightdecay.attachment import Attachment
 from weightdecay.audit.case import Case, Member
 from weightdecay.audit.cure import Cure, Run, two_digits
-from weightdecay.audit.law import DECOUPLED, Law, decay_of, lambda_key, plain
+from weightdecay.audit.law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets.preset import Options
 from weightdecay.wrappers import calls_hooks
@@ -182,7 +182,7 @@ def _of_own_groups(
     value = f"{factor:g} * {value}" if factor < 1 else value
     differing = [each for each in _differing(case) if not call or each in _keywords(_class_of(call))]
     kept = "".join(f', "{each}": {_code_of(case, each)}' for each in differing)
-    named = all(group.get("param_names") for group in case.groups)
+    named = all(map(names_of, case.groups))
     each, param, held = ("pair", "pair[1]", 'zip(group["param_names"], group["params"])') if named else (
         "param", "param", 'group["params"]'
     )  # fmt: skip

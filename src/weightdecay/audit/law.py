@@ -2,9 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -44,14 +45,21 @@ class Law:
 
 
 def plain(value: Any, default: float = math.nan) -> float:
-    """Return a number of a group, a tensor's too, as a float; what is no number is NaN.
+    """Return a number of a group, a tensor's or NumPy's too, as a float; what is no number is NaN.
 
-    >>> plain(torch.tensor(0.5)), plain("x")
-    (0.5, nan)
+    >>> plain(torch.tensor(0.5)), plain("x"), plain(10**400)
+    (0.5, nan, inf)
     """
-    if isinstance(value, Tensor):
-        return float(value) if value.numel() == 1 else default
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+    single = getattr(value, "item", None) if getattr(value, "size", None) == 1 or isinstance(value, Tensor) else None
+    if isinstance(value, Tensor) and (value.numel() != 1 or value.is_meta):
+        return default
+    found = single() if callable(single) else value
+    if not isinstance(found, Real):
+        return default
+    try:
+        return float(found)
+    except OverflowError:
+        return math.inf if found > 0 else -math.inf
 
 
 def decay_of(group: Mapping[str, Any]) -> float:
@@ -76,6 +84,14 @@ def _lambdas(group: Mapping[str, Any]) -> tuple[str, ...]:
     if LAMBDA in group:
         return () if group.get(DECAY) == "none" else (LAMBDA,)
     return tuple(key for key in ("weight_decay", "penalty_weight") if key in group)
+
+
+def names_of(group: Mapping[str, Any]) -> list[str]:
+    """Return the names of a group's tensors, in their order; none where what stands there does not fit them."""
+    names = group.get("param_names")
+    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != len(group["params"]):
+        return []
+    return list(map(str, names))
 
 
 def laws_of(optimizer: TorchOptimizer) -> list[Law]:

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 @click.option("--weight-decay", "-w", type=float, default=0.1, show_default=True, help="λ of what decays.")
 @click.option("--style", type=Word(STYLES), default="weightdecay", show_default=True, help="Whose choices.")
 @click.option("--diff", "other", type=Word(STYLES), help="Show what this style would do otherwise, alone.")
+@click.option("--all", "every", is_flag=True, help="Give every tensor a line: else layers of one kind share one.")
 @click.option("--roles", "list_roles", is_flag=True, help="List the roles that a parameter can have.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def groups(model: str | None, weight_decay: float, style: str, other: str | None, list_roles: bool, as_json: bool) -> None:
+def groups(
+    model: str | None, weight_decay: float, style: str, other: str | None, every: bool, list_roles: bool, as_json: bool
+) -> None:
     """Print which parameters of a model decay, and why.
 
     The model is your own: a module, or a function or class that returns one when it is called. For example:
@@ -36,14 +39,15 @@ def groups(model: str | None, weight_decay: float, style: str, other: str | None
     made = _model(model)
     with users_code():
         found = wd.param_groups(made, weight_decay, style=style)
-    _print(found if other is None else found.diff(other), as_json)
+    table = found if other is None else found.diff(other)
+    _print(table, as_json, table.table(every=every))
 
 
-def _print(table: Any, as_json: bool) -> None:
+def _print(table: Any, as_json: bool, text: str = "") -> None:
     if as_json:
         click.echo(json.dumps(table.to_dict(), indent=1, ensure_ascii=False))
     else:
-        show(str(table), {r"\A.*": "bold"})
+        show(text or str(table), {r"\A.*": "bold"})
 
 
 def _model(name: str) -> "nn.Module":

@@ -10,6 +10,7 @@ from weightdecay.audit.case import Case, names
 from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import filtered, made, said
+from weightdecay.audit.law import names_of
 
 ID, TITLE = "D6", "the wrong set of parameters"
 
@@ -105,7 +106,7 @@ def _added(case: Case) -> Cure:
     if wanted and case.runs:
         lam, run = case.tempered(index, wanted, now=case.runs[index].left if lams else 1.0)
         left = run.left
-    named = any(group.get("param_names") for group in case.groups)
+    named = any(map(names_of, case.groups))
     each, param = ("pair", "pair[1]") if named else ("param", "param")
     every = case.name if len(case.all) == 1 else "one"
     of_all = "" if len(case.all) == 1 else " for one in optimizers"

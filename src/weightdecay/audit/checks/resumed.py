@@ -5,7 +5,7 @@ Source: NVIDIA/Megatron-LM #7468, NVIDIA-NeMo/Automodel #3882; torch.optim.Optim
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,7 +15,7 @@ from weightdecay.audit.case import Case
 from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import said
-from weightdecay.audit.law import plain
+from weightdecay.audit.law import names_of, plain
 from weightdecay.names import without_wrappers
 from weightdecay.saved_state import of_another_shape
 
@@ -41,8 +41,7 @@ def _names(case: Case) -> Iterator[Finding]:
     live = {id(param.tensor): param.names for param in case.params}
     wrong = {}
     for group in case.groups:
-        names = group.get("param_names") or []
-        for tensor, name in zip(group["params"], without_wrappers(list(map(str, names))), strict=False):
+        for tensor, name in zip(group["params"], without_wrappers(names_of(group)), strict=False):
             own = live.get(id(tensor), [name])
             if name not in own and not any(_is_of_a_part(each, name) for each in own):
                 wrong[own[0]] = name
@@ -137,9 +136,9 @@ def passed_decay(case: Case) -> float | None:
 
 def steps_made(case: Case) -> int:
     """Return how many steps the optimizer counts."""
-    counts = [plain(state.get("step"), 0.0) for state in case.optimizer.state.values() if isinstance(state, Mapping)]
-    started = any(len(state) for state in case.optimizer.state.values())
-    return int(max(counts, default=0.0)) or int(started)
+    states = [state for state in case.optimizer.state.values() if isinstance(state, Sized)]
+    counts = [plain(state.get("step"), 0.0) for state in states if isinstance(state, Mapping)]
+    return int(max(filter(math.isfinite, counts), default=0.0)) or int(any(map(len, states)))
 
 
 def _schedulers(case: Case) -> Iterator[Finding]:
