@@ -270,7 +270,7 @@ def _tex(name: str, when: str = "", of: str = "") -> str:
         shown, digits, suffix = rf"\mathrm{{{name}}}".replace("_", r"\_"), "", ""
     power = {"λ": r"^{\lambda}", "∇": r"^{\nabla}", "": ""}[of]
     below = ",".join(filter(None, [digits, suffix and r"\max", when]))
-    return shown + (f"_{{{below}}}" if below else "") + power
+    return str(shown) + (f"_{{{below}}}" if below else "") + power
 
 
 def _plain(name: str) -> str:

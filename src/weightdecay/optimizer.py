@@ -251,6 +251,8 @@ class Optimizer(Checkpointed):
         hyperparameters.check(group, equation, where, is_new=is_new, is_loaded=is_loaded)
         if equation.direction.whole:
             _refuse_shapes(equation.direction, group["params"], where)
+        if self.reader not in ("auto", "eager") and (why := _refusal_of_rules(equation)):
+            raise ValueError(f"reader={self.reader!r} cannot step {where}: {why}; use reader='auto' or 'eager'")
         used = self._weighed(equation)
         for key, schedule in hyperparameters.SCHEDULES.items():
             if group.get(schedule) is not None and key not in used:
