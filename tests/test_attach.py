@@ -1000,11 +1000,19 @@ def test_numbers_that_cannot_be_meant_are_refused(decay, options, words):
         wd.attach(optimizer, decay, weight_decay=0.1, **options)
 
 
-@pytest.mark.parametrize("lr", [None, -1.0])
-def test_an_optimizer_without_a_learning_rate_is_refused(lr):
-    optimizer = TrustRatio(parameters().values(), lr=lr)
+def test_an_optimizer_without_a_learning_rate_is_refused():
+    optimizer = TrustRatio(parameters().values(), lr=None)
     with refused((TypeError, ValueError), "param_groups[0]['lr']", unchanged=optimizer):
         wd.attach(optimizer, "decoupled", weight_decay=0.1)
+
+
+def test_a_negative_learning_rate_of_a_schedule_s_end_is_taken_and_no_step_is_made_with_it():
+    """OneCycleLR leaves one after its last step, and a checkpoint of that moment holds it."""
+    optimizer = TrustRatio(parameters().values(), lr=-1e-9)
+    wd.attach(optimizer, "decoupled", weight_decay=0.1)
+    set_gradients(optimizer, 1)
+    with refused(ValueError, "lr", "-1e-09", unchanged=optimizer):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("key", ["lr", LAMBDA])

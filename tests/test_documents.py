@@ -90,12 +90,15 @@ setup = make
 
 
 def commands():
-    """Return every command line of this package that a document shows, in a block or in a sentence, but the sweeps'."""
+    """Return every command line that a document shows, but sweeps and those with a place to fill in."""
     found = {}
     for document in ("README.md", "CONTRIBUTING.md", *WRITTEN):
         text = (ROOT / document).read_text(encoding="utf-8")
-        typed = [*re.findall(r"`(weightdecay \S+ [^`\n]+)`", text), *re.findall(r"^(weightdecay [^`\n]*)$", text, re.MULTILINE)]
-        found.update(dict.fromkeys(line for line in typed if " sweep " not in line))
+        typed = [
+            *re.findall(r"`(weightdecay [^\s`]+ [^`\n]+)`", text),
+            *re.findall(r"^(weightdecay [^`\n]*)$", text, re.MULTILINE),
+        ]
+        found.update(dict.fromkeys(line for line in typed if not re.search(r" sweep |…|[A-Z]{4}", line)))
     return list(found)
 
 

@@ -418,6 +418,7 @@ def snapshot(optimizer, scheduler):
     return copy.deepcopy((plain, str(states), str(dict(optimizer.state)), list(vars(optimizer))))
 
 
+@pytest.mark.filterwarnings("ignore:lr=.* is above initial_lr:UserWarning")  # CyclicLR rises, and the peak follows it
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_remains_is_what_a_run_leaves(name, schedule):
