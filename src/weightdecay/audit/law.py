@@ -59,7 +59,7 @@ def plain(value: Any, default: float = math.nan) -> float:
     try:
         return float(found)
     except OverflowError:
-        return math.inf if found > 0 else -math.inf
+        return -math.inf if found < 0 else math.inf
 
 
 def decay_of(group: Mapping[str, Any]) -> float:
