@@ -263,7 +263,7 @@ class Derivation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the derivation as plain data: every expression as TeX, and as text that SymPy reads, with lam for λ and
-        grad for ∇L. A name that SymPy knows as something else has a line behind it: E_, floor_.
+        grad for ∇L. A name that SymPy knows as something else ends in an underscore: `E_`, `floor_`.
         """
 
         def as_text(x: sp.Expr) -> str:
