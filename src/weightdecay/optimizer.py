@@ -517,7 +517,7 @@ class Optimizer(Checkpointed):
         """Return why no kernel can step a parameter with its gradient and what it has of its state; None if one can."""
         group, reader = self.param_groups[index], self._kernels(param.device)
         if reader is None:
-            return "no kernel is there for it"
+            return f"no kernel supports parameters on {param.device.type}"
         shapes = self._shapes(group, param)
         moments = [state[key] for key in shapes if key != "compensation" and isinstance(state.get(key), Tensor)]
         why = reader.refusal(param, param.grad, *moments)
@@ -763,7 +763,7 @@ class Optimizer(Checkpointed):
                     self._complete(group, where)
                 seen[index] = {key: _as_seen(value) for key, value in group.items() if key != "params"}  # in one form now
                 untold.add(index)
-            elif hyperparameters.counts(group) or any(_holds_tensor(value) for value in group.values()):
+            elif hyperparameters.counts(group) or any(holds_tensor(value) for value in group.values()):
                 untold.add(index)
         return untold
 
@@ -838,8 +838,7 @@ def _refuse_unsteppable(params: Iterable[Any], where: str) -> None:
 def why_unsteppable(param: Tensor) -> str | None:
     """Return what a parameter is that no step can be made of; None for any other."""
     if param.dtype not in memory.WEIGHTS:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in memory.WEIGHTS)
-        return f"a {param.dtype} tensor: only {known} parameters can be optimized"
+        return f"a {param.dtype} tensor: {memory.ONLY}"
     if param.layout in _SPARSE:
         return f"sparse ({param.layout}), and decay touches every weight: to_dense() it first"
     if memory.is_expanded(param):
@@ -888,5 +887,6 @@ def _as_seen(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else id(value)
 
 
-def _holds_tensor(value: Any) -> bool:
+def holds_tensor(value: Any) -> bool:
+    """Return whether a value of a group is a tensor, or a tuple with one in it."""
     return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(each, Tensor) for each in value))

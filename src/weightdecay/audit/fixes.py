@@ -6,14 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from weightdecay import hyperparameters, presets
 from weightdecay.attachment import Attachment
 from weightdecay.audit.case import Case, Member
 from weightdecay.audit.cure import Cure, Run, two_digits
 from weightdecay.audit.law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
-from weightdecay.optimizer import Optimizer
+from weightdecay.optimizer import Optimizer, holds_tensor
 from weightdecay.presets.preset import Options
 from weightdecay.wrappers import calls_hooks
 
@@ -260,14 +259,10 @@ def _settings(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {"lr": lr} if math.isfinite(lr) else {}
     for key, parameter in _keywords(type(case.optimizer)).items():
         value = hyperparameters.unified(group.get(key))
-        differs = key in group and not _holds_tensor(value) and value != parameter.default
+        differs = key in group and not holds_tensor(value) and value != parameter.default
         if differs and key not in ("lr", "params", "weight_decay", "penalty_weight"):
             found[key] = value
     return found
-
-
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(each, Tensor) for each in value))
 
 
 def _keywords(cls: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -19,6 +19,8 @@ ORDINARY = {Tensor, torch.nn.Parameter}
 """What a tensor is an instance of that has no other meaning of an operation."""
 WEIGHTS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 """What parameters may be."""
+ONLY = f"only {', '.join(str(dtype).removeprefix('torch.') for dtype in WEIGHTS)} parameters can be optimized"
+"""What to say of all others."""
 _ADDRESSED = ("cpu", "cuda")
 """The devices of which it is known that an address says where the elements lie."""
 
@@ -268,8 +270,7 @@ def check(
     """
     refuse_sparse(name, grad)
     if param.dtype not in WEIGHTS:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHTS)
-        raise ValueError(f"{name} has become {param.dtype}: only {known} parameters can be optimized")
+        raise ValueError(f"{name} has become {param.dtype}: {ONLY}")
     _check_writable(name, param)
     what = f"the gradient of {name}"
     if grad.shape != param.shape:
