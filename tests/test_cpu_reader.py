@@ -899,7 +899,8 @@ def test_real_parameters_go_through_the_kernel_beside_complex_ones(monkeypatch):
     update = eager.update
     monkeypatch.setattr(eager, "update", lambda *given, **named: seen.append(given[2].dtype) or update(*given, **named))
     train(ours, 3)
-    assert set(seen) == {torch.complex64, torch.complex128}
+    without_a_kernel = set() if machine.converts_float16() else {torch.float16}
+    assert set(seen) == {torch.complex64, torch.complex128} | without_a_kernel
     assert everything(ours) == everything(theirs)
 
 
