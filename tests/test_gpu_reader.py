@@ -329,7 +329,7 @@ def test_a_schedule_of_lambda_counts_no_step_that_gradscaler_skips():
 
 def test_torchs_gradscaler_hands_its_scale_over():
     param = Parameter(noise((40,), torch.float32, 0))
-    optimizer = wd.AdamW([param], lr=0.125, reader="gpu", capturable=True)
+    optimizer = wd.AdamW([param], lr=0.125, reader="gpu", capturable=True, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = param.detach().clone()
     scaler.scale((param * float("inf")).sum()).backward()
