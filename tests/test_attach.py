@@ -563,6 +563,60 @@ def test_a_gradient_that_a_later_hook_takes_away_is_none(decay, dtype):
     assert bits([first]) != before
 
 
+@pytest.mark.parametrize("decay", ["decoupled", "toward", "cautious"])
+def test_a_hook_that_was_there_before_may_step_again(decay):
+    def stepped(again):
+        optimizer, tries = torch.optim.SGD(parameters().values(), lr=LR), iter([])
+
+        def hook(optimizer, *_):
+            if next(tries, None):
+                optimizer.step()
+
+        optimizer.register_step_post_hook(hook)
+        wd.attach(optimizer, decay, **given(decay))
+        for t in range(1, 4):
+            set_gradients(optimizer, t)
+            tries = iter([1] * again)
+            for _ in range(2 - again):
+                optimizer.step()
+        return optimizer
+
+    assert everything(stepped(1)) == everything(stepped(0))
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "toward"])
+@pytest.mark.parametrize("name", ["step_pre", "step_post"])
+def test_hooks_that_somebody_has_cleared_come_back(name, decay):
+    optimizer = attached(decay, host=torch.optim.SGD)
+    train(optimizer, 2)
+    getattr(optimizer, f"_optimizer_{name}_hooks").clear()
+    set_gradients(optimizer, 3)
+    with pytest.warns(UserWarning, match=rf"cleared the {name.replace('_', ' ')}-hooks of this SGD.*{decay}.*detach"):
+        optimizer.step()
+    twin = copy.deepcopy(optimizer)
+    for each in (optimizer, twin):
+        train(each, 2, first=4)
+    assert everything(optimizer) == everything(twin)
+    before = [param.detach().clone() for param in all_params(optimizer)]
+    for param in all_params(optimizer):
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for param, was in zip(all_params(optimizer), before, strict=True):
+        assert decay != "decoupled" or (param - (1 - LR * LAM) * was).abs().max() <= 1e-15
+
+
+def test_hooks_that_are_cleared_in_the_middle_of_a_step_come_back():
+    cleared, steady = attached("cautious", host=torch.optim.SGD), attached("cautious", host=torch.optim.SGD)
+    for optimizer in (cleared, steady):
+        set_gradients(optimizer, 1)
+    with pytest.warns(UserWarning, match="cleared the step pre-hooks"):
+        cleared.step(lambda: cleared._optimizer_step_pre_hooks.clear() or 0.0)
+    steady.step(lambda: 0.0)
+    for optimizer in (cleared, steady):
+        train(optimizer, 2, first=2)
+    assert everything(cleared) == everything(steady)
+
+
 @pytest.mark.parametrize("clears", ["its step", "an earlier hook"])
 @pytest.mark.parametrize(("decay", "rounding"), [("decoupled", "auto"), ("decoupled", "stochastic"), ("toward", "auto")])
 def test_gradients_that_are_cleared_after_a_step_were_there(decay, rounding, clears):
@@ -612,6 +666,135 @@ def test_a_step_that_is_skipped_after_one_that_failed_decays_nothing():
     del optimizer.found_inf
     optimizer.step()
     assert bits(all_params(optimizer)) != before
+
+
+def with_groups(decay="decoupled", dtype=torch.float64, **options):
+    """Return torch's SGD with a decay attached, in two groups, after two steps."""
+    groups = [{"params": [param]} for param in parameters(dtype).values()]
+    optimizer = attached(decay, groups, host=torch.optim.SGD, **options)
+    train(optimizer, 2)
+    return optimizer
+
+
+def fail(optimizer, closure=None, *, at=0):
+    """Do a step that fails inside torch's own code when it comes to a group: those before have moved, and all have decayed."""
+    group = optimizer.param_groups[at]
+    momentum = group.pop("momentum")
+    with pytest.raises(KeyError, match="momentum"):
+        optimizer.step(closure)
+    group["momentum"] = momentum
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [(torch.float64, "auto"), (torch.float32, "auto"), (torch.bfloat16, "stochastic")]
+)
+@pytest.mark.parametrize("decay", UNIFORM)
+def test_a_step_that_fails_and_is_tried_again_decays_once(decay, dtype, rounding, tries):
+    failed, steady = (with_groups(decay, dtype, rounding=rounding) for _ in range(2))
+    for optimizer in (failed, steady):
+        set_gradients(optimizer, 3)
+    before = bits(all_params(failed))
+    for _ in range(tries):
+        fail(failed)
+    assert bits(all_params(failed)) != before
+    for optimizer in (failed, steady):
+        optimizer.step()
+        train(optimizer, 1, first=4)
+    assert everything(failed) == everything(steady)
+
+
+def test_what_had_moved_when_a_step_failed_decays_with_the_next_step_too():
+    failed, steady = with_groups(), with_groups()
+    for optimizer in (failed, steady):
+        set_gradients(optimizer, 3)
+    fail(failed, at=1)
+    failed.step()
+    steady.step()
+    first, *others = zip(all_params(failed), all_params(steady), strict=True)
+    assert [bits(ours) for ours, _ in others] == [bits(theirs) for _, theirs in others]
+    expected = (1 - LR * LAM) * first[1].detach() - LR * first[1].grad
+    assert (first[0] - expected).abs().max() <= 1e-14
+
+
+def changed_lr(optimizer):
+    optimizer.param_groups[0]["lr"] = 3 * LR
+
+
+def changed_lambda(optimizer):
+    optimizer.param_groups[0][LAMBDA] = 0.0
+
+
+def lost_gradient(optimizer):
+    all_params(optimizer)[0].grad = None
+
+
+def another_hook(optimizer):
+    """One that might take gradients away, so that decay waits until after the step."""
+    optimizer.register_step_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [changed_lr, changed_lambda, lost_gradient, another_hook])
+def test_after_a_step_that_failed_the_next_is_as_if_it_had_not_been_tried(change):
+    failed, steady = with_groups(), with_groups()
+    for optimizer in (failed, steady):
+        set_gradients(optimizer, 3)
+    fail(failed)
+    for optimizer in (failed, steady):
+        change(optimizer)
+        optimizer.step()
+    assert apart(failed, steady) <= 1e-15
+
+
+def test_weights_that_are_loaded_after_a_step_that_failed_have_not_decayed():
+    failed, steady = with_groups(), with_groups()
+    for optimizer in (failed, steady):
+        set_gradients(optimizer, 3)
+    fail(failed)
+    with torch.no_grad():
+        for ours, theirs in zip(all_params(failed), all_params(steady), strict=True):
+            ours.copy_(theirs)
+    for optimizer in (failed, steady):
+        optimizer.step()
+    assert everything(failed) == everything(steady)
+
+
+def test_detached_after_a_step_that_failed_the_weights_are_as_before_it():
+    failed, steady = with_groups(), with_groups()
+    set_gradients(failed, 3)
+    fail(failed)
+    wd.Attachment.of(failed).detach()
+    assert apart(failed, steady) <= 1e-15
+
+
+def test_a_closure_after_a_step_that_failed_sees_the_weights_as_before_it():
+    failed, steady = with_groups(), with_groups()
+    seen = []
+
+    def closure():
+        seen.append([param.detach().clone() for param in all_params(failed)])
+        set_gradients(failed, 3)
+        return 0.0
+
+    fail(failed, closure)
+    failed.step(closure)
+    for param, *both in zip(all_params(steady), *seen, strict=True):
+        assert all((param - each).abs().max() <= 1e-15 for each in both)
+
+
+def test_a_step_that_gradscaler_skips_does_not_end_one_that_failed():
+    failed, steady = with_groups(fused=True), with_groups(fused=True)
+    for optimizer in (failed, steady):
+        set_gradients(optimizer, 3)
+    fail(failed)
+    decayed = bits(all_params(failed))
+    failed.found_inf = torch.ones(())
+    failed.step()
+    assert bits(all_params(failed)) == decayed
+    del failed.found_inf
+    for optimizer in (failed, steady):
+        optimizer.step()
+    assert everything(failed) == everything(steady)
 
 
 def test_a_closure_that_fails_leaves_nothing_pending():
@@ -673,10 +856,11 @@ def test_inside_torch_compile():
     ("host", "decay", "copies"),
     [(torch.optim.SGD, "cautious", 3), (torch.optim.SGD, "decoupled", 0), (TrustRatio, "decoupled", 3)],
 )
-def test_copies_live_only_while_a_step_is_in_flight(host, decay, copies):
+def test_copies_live_only_while_a_step_is_in_flight(host, decay, copies, monkeypatch):
     optimizer, seen = host(parameters().values(), lr=LR), []
-    optimizer.register_step_post_hook(lambda *_: seen.append(sum(each.old is not None for each in attachment._step.flight)))
     attachment = wd.attach(optimizer, decay, weight_decay=LAM)
+    step, after = attachment._step, attachment._step.after
+    monkeypatch.setattr(step, "after", lambda of: (seen.append(sum(each.old is not None for each in step.flight)), after(of)))
     train(optimizer, 1)
     assert seen == [copies]
     assert attachment._step.flight == []

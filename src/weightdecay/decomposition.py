@@ -164,7 +164,7 @@ class Decomposition(Mapping[Tensor, Split]):
         from weightdecay.report.canvas import save
         from weightdecay.report.spread import spread
 
-        if not any(split.shrink.gt(0).any() for split in self.values()):
+        if not any(each.strongest > 0 for each in self.summary()):
             raise ValueError("no weight shrinks in the next step, so there is nothing to draw: is λ 0, or lr?")
         save(path, lambda: spread(self.title, self.summary(), [split.decoupled for split in self.values()]))
 

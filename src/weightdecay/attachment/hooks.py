@@ -1,5 +1,6 @@
 """Put a decay on somebody else's optimizer, through the hooks of its step, and take it off again."""
 
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -203,6 +204,8 @@ class Attachment:
         optimizer = self.optimizer
         if Attachment.of(optimizer) is not self:
             return
+        with torch.no_grad():
+            self._step.undo_ahead()
         self._step.apply_all_pending(optimizer)
         for name, hook in _HOOKS.items():
             hooks = _hooks_of(optimizer, name)
@@ -268,14 +271,29 @@ class Attachment:
         self._takeover.note_whether_everywhere(groups)
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        self._put_back("step_post", optimizer)
         *_, last = _hooks_of(optimizer, "step_pre").values()  # another may take gradients away
         return self._step.before(optimizer, args, kwargs, is_last=last is _before_step)
 
     def _after(self, optimizer: torch.optim.Optimizer) -> None:
-        # Before the next step our hook comes last, and sees what others leave of the gradients.
-        hooks = _hooks_of(optimizer, "step_pre")
-        hooks.move_to_end(next(place for place, hook in hooks.items() if hook is _before_step))
         self._step.after(optimizer)
+        # Before the next step our hook comes last, and sees what others leave of the gradients.
+        _hooks_of(optimizer, "step_pre").move_to_end(self._put_back("step_pre", optimizer))
+
+    def _put_back(self, name: str, optimizer: torch.optim.Optimizer) -> int:
+        """Return where a hook of ours stands, which is put back if somebody has cleared all hooks of this kind."""
+        hooks = _hooks_of(optimizer, name)
+        place = next((place for place, hook in hooks.items() if hook is _HOOKS[name]), None)
+        if place is not None:
+            return place
+        warnings.warn(
+            f"somebody has cleared the {name.replace('_', ' ')}-hooks of this {type(optimizer).__name__}, and that of the "
+            f"attached {self.decay.name} decay with them: it is back, but the last step may have been without decay. Call "
+            "detach() on the attachment to take the decay off",
+            UserWarning,
+            stacklevel=2,
+        )
+        return _hook(optimizer, name)
 
     def _loading(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         """Copy what is ours out of a state that is about to be loaded, after looking whether all of it fits."""
@@ -314,10 +332,8 @@ class Attachment:
         optimizer.__dict__["add_param_group"] = self._add_param_group
         for name in _HOOKS:  # while it is unpickled the optimizer has no hooks yet, and keeps those that it finds
             optimizer.__dict__.setdefault(f"_optimizer_{name}_hooks", OrderedDict())
-        optimizer.register_step_pre_hook(_before_step)
-        optimizer.register_step_post_hook(_after_step)
-        optimizer.register_load_state_dict_pre_hook(_before_load)
-        optimizer.register_load_state_dict_post_hook(_after_load)
+        for name in _HOOKS:
+            _hook(optimizer, name)
         # Apart from compiled graphs; a decorator would import the compiler with this module.
         self._on_step = tuple(map(torch.compiler.disable, (self._before, self._after)))
 
@@ -371,6 +387,14 @@ _HOOKS = {
 
 def _hooks_of(optimizer: torch.optim.Optimizer, name: str) -> "OrderedDict[int, Any]":
     return cast("OrderedDict[int, Any]", getattr(optimizer, f"_optimizer_{name}_hooks"))
+
+
+def _hook(optimizer: torch.optim.Optimizer, name: str) -> int:
+    """Register a hook of ours, and return where it stands."""
+    place: int = getattr(optimizer, f"register_{name}_hook")(_HOOKS[name]).id
+    if name == "step_post":  # first of all: another may step again, and would find this step unfinished
+        _hooks_of(optimizer, name).move_to_end(place, last=False)
+    return place
 
 
 def _put(optimizer: torch.optim.Optimizer, kept: Iterable[Mapping[str, Any]]) -> None:

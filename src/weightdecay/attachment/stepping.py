@@ -7,7 +7,7 @@ A decay that multiplies every weight by one number needs no u, and a weight that
 optimizer wrote it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,18 +72,33 @@ class _Moving:
     """How the weight is rounded."""
     shrink: float | None
     """What a uniform decay takes of every weight."""
-    old: Tensor | None
-    """A copy of the weight before the step."""
+    is_copied: bool
+    """Whether the old weight is needed after the step."""
     factor: float
     """How often the gradient counts."""
     at_rest: bool
     """Whether λ is 0 and the decay only remembers and counts."""
     is_last: bool
     """Whether no hook comes between ours and the optimizer's step."""
+    old: Tensor | None = None
+    """A copy of the weight before the step."""
     moves: bool = False
-    done: bool = False
-    """Whether it has decayed before the step."""
     grad: Tensor | None = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """Return whether it decays before the step: then the optimizer's step comes on top, as in torch's AdamW."""
+        return not self.is_copied and self.shrink is not None and self.how != "deferred"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """How a weight has decayed before a step of which it is not known yet that it came to its end."""
+
+    shrink: float
+    how: str
+    version: int
+    """How often it had been written to by then."""
 
 
 class Step:
@@ -95,6 +110,8 @@ class Step:
         """Who is told of every decay."""
         self.flight: list[_Moving] = []
         """What the step in progress is about to move."""
+        self._ahead: dict[Tensor, _Ahead] = {}
+        """Which weights have decayed before a step that is not done: it is in progress, or has failed."""
         self._equation, self._plain = Equation.given_u(self.decay.function), Equation.given_u("none")
 
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, is_last: bool) -> tuple[Any, Any] | None:
@@ -114,6 +131,9 @@ class Step:
         with torch.no_grad():
             flight = self._collect(optimizer, closure is not None, factor, is_last)
             self._see_gradients(flight)
+            self.undo_ahead(flight if closure is None else ())  # a closure is to see the weights as they were
+            for moving in flight:
+                moving.old = moving.param.detach().clone() if moving.is_copied else None
             if closure is None:
                 self._multiply(state, flight)
         self.flight = flight
@@ -132,7 +152,7 @@ class Step:
         return (args[0], seen, *args[2:]), kwargs
 
     def _collect(self, optimizer: torch.optim.Optimizer, gradients_come: bool, factor: float, is_last: bool) -> list[_Moving]:
-        """Return the parameters that may decay in this step, with copies where a decay needs the old weight afterwards."""
+        """Return the parameters that may decay in this step."""
         groups = optimizer.param_groups
         for index, group in enumerate(groups):
             if DECAY not in group:  # appended by hand
@@ -151,9 +171,11 @@ class Step:
                     continue
                 how = self._how(param.dtype)
                 needs_none = shrink is not None and (early or (how == "deferred" and is_last))
-                old, given = None if needs_none else param.detach().clone(), numbers[index]
+                given = numbers[index]
                 flight.append(
-                    _Moving(param, group, index, inside, place, given, how, shrink, old, sign * factor, rests, is_last)
+                    _Moving(
+                        param, group, index, inside, place, given, how, shrink, not needs_none, sign * factor, rests, is_last
+                    )
                 )
         return flight
 
@@ -182,18 +204,36 @@ class Step:
                 moving.grad = grad.detach().clone()
 
     def _multiply(self, state: Mapping[Tensor, Any], flight: list[_Moving]) -> None:
-        """Shrink the weights of which nothing needs to be kept: the optimizer's step comes on top, as in torch's AdamW."""
+        """Shrink the weights of which nothing needs to be kept, but for those that have shrunk for a step that failed."""
         for moving in flight:
-            if moving.old is not None or moving.shrink is None or moving.how == "deferred":
+            if not moving.is_ahead or not moving.moves:
                 continue
-            param, kept, moving.done = moving.param, 1 - moving.shrink, True
-            if moving.moves and moving.how == "nearest":
-                param.mul_(kept)
-            elif moving.moves:
-                key = self._key(moving, state.get(param, {}))
-                eager.write(param, kept * eager.real(param).float(), {}, how=moving.how, key=key)
-            for watcher in self.watchers if moving.moves else ():
+            assert moving.shrink is not None
+            param = moving.param
+            if param not in self._ahead:
+                if moving.how == "nearest":
+                    param.mul_(1 - moving.shrink)
+                else:
+                    key = self._key(moving, state.get(param, {}))
+                    eager.write(param, (1 - moving.shrink) * eager.real(param).float(), {}, how=moving.how, key=key)
+                if not param.is_inference():  # of which torch does not count how often it is written to
+                    self._ahead[param] = _Ahead(moving.shrink, moving.how, param._version)
+            for watcher in self.watchers:
                 watcher.decayed(param, Intended(moving.numbers, moving.shrink))
+
+    def undo_ahead(self, flight: Iterable[_Moving] = ()) -> None:
+        """Undo the decay of steps that failed, but for weights that are to decay just so for the step in flight.
+
+        A weight that was written to since has taken its step, or comes from a checkpoint: there is nothing to undo.
+        """
+        again = {moving.param: (moving.shrink, moving.how) for moving in flight if moving.is_ahead and moving.moves}
+        for param, ahead in list(self._ahead.items()):
+            is_as_it_was = param._version == ahead.version
+            if is_as_it_was and again.get(param) == (ahead.shrink, ahead.how):
+                continue
+            del self._ahead[param]
+            if is_as_it_was and ahead.shrink != 1:
+                param.div_(1 - ahead.shrink)
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         """Decay what has moved, and let go of each copy as soon as that is done."""
@@ -203,6 +243,7 @@ class Step:
         with torch.no_grad():
             while flight:
                 moving = flight.pop()
+                self._ahead.pop(moving.param, None)
                 if not moving.moves or _lost_its_gradient(moving):
                     continue
                 # Written only now: many an optimizer sets up its own state where it finds none.
@@ -212,7 +253,7 @@ class Step:
                     self._apply_pending(moving.param, moving.place, entry)
                 if moving.shrink is None:
                     self._decay(moving, entry)
-                elif not moving.done:
+                elif not moving.is_ahead:
                     for watcher in self.watchers:
                         watcher.stepped(moving.param, Intended(moving.numbers, moving.shrink))
                     if moving.old is not None and moving.how != "deferred":
