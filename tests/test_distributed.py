@@ -1,6 +1,8 @@
 """A parameter that is cut up over processes steps as the whole one does: two gloo processes, one machine, no network."""
 
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,7 +52,8 @@ def both(rank, rendezvous, out):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    meeting, patience = f"file://{rendezvous}", timedelta(minutes=3)  # who waits for a rank that does not come fails
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     torch.set_num_threads(1)
     mesh = init_device_mesh("cpu", (2,))
     found = {}
@@ -60,7 +63,8 @@ def both(rank, rendezvous, out):
         assert all(isinstance(value, DTensor) == (value.ndim > 0) for value in state.values()), rule.name
         whole = {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in state.items()}
         found[name(rule)] = w.full_tensor(), whole
-    torch.save((found, metered_in_parts(mesh), doctored(mesh), shared_out()), f"{out}{rank}")
+    tried = tried_in_parts(rank, mesh), decomposed_in_parts(rank, mesh, f"{out}.png")
+    torch.save((found, metered_in_parts(mesh), doctored(mesh), shared_out(), *tried), f"{out}{rank}")
     dist.destroy_process_group()
 
 
@@ -94,7 +98,7 @@ def shared_out():
 
 @pytest.mark.parametrize("preset", SHARED_OUT, ids=lambda cls: cls.__name__)
 def test_a_rank_may_have_no_share_of_a_group(preset, of_two_processes):
-    *_, ranks = of_two_processes
+    ranks = of_two_processes[3]
     _, expected = stepped(lambda params, preset: preset(params, lr=0.1, weight_decay=0.5), preset)
     sizes = [rank[preset.__name__][0] for rank in ranks]
     assert sizes == [[1, 0], [0, 1]]
@@ -107,7 +111,7 @@ def of_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(both, (folder / "rendezvous", folder / "found"), nprocs=2)
     ranks = [torch.load(f"{folder / 'found'}{rank}", weights_only=True) for rank in (0, 1)]
-    return ranks[0][0], *([each[place] for each in ranks] for place in (1, 2, 3))
+    return ranks[0][0], *([each[place] for each in ranks] for place in range(1, 6))
 
 
 @pytest.mark.parametrize("rule", STEPPED, ids=name)
@@ -123,7 +127,7 @@ def test_a_sharded_parameter_steps_as_the_whole_one(rule, of_two_processes):
 
 
 def test_the_doctor_finds_an_optimizer_that_was_made_before_fully_shard(of_two_processes):
-    _, _, reports, _ = of_two_processes
+    reports = of_two_processes[2]
     for early, late in reports:
         assert ("D10", "error", 4) in early
         assert late == []
@@ -189,7 +193,7 @@ def dtype_of(title):
 
 
 def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_rank(of_two_processes):
-    _, meters, _, _ = of_two_processes
+    meters = of_two_processes[1]
     for said in meters:
         for (title, layout), samples in said.items():
             expected = metered(METERED[title], lambda tensor: tensor, dtype_of(title))
@@ -198,3 +202,179 @@ def test_a_meter_says_of_a_sharded_parameter_what_it_says_of_the_whole_on_every_
                 for quantity, value in whole["readings"]["group0"].items():
                     found = sample["readings"]["group0"][quantity]
                     assert found == value or found == pytest.approx(value, rel=1e-9), (title, layout, quantity)
+
+
+# What is tried on a model, and what its next step does ------------------------------------------------------------------------
+
+
+class Net(torch.nn.Module):
+    """A weight before a batch norm, one before a layer norm, one that no norm follows, and one that nothing depends on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.batch_normed, self.batch_norm = torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5)
+        self.layer_normed, self.layer_norm = torch.nn.Linear(5, 7, bias=False), torch.nn.LayerNorm(7)
+        self.out, self.unused = torch.nn.Linear(7, 3), torch.nn.Linear(3, 3)
+        self.double()
+
+    def forward(self, x):
+        y = self.layer_norm(self.layer_normed(self.batch_norm(self.batch_normed(x)).relu()))
+        return {"out": self.out(y), "weight": self.unused.bias}
+
+
+VERDICTS = {
+    "batch_normed.weight": "scale-invariant",
+    "layer_normed.weight": "scale-invariant",
+    "out.weight": "its length matters",
+    "unused.weight": "no effect on this output",
+}
+
+
+def batch(rank):
+    torch.manual_seed(7 + rank)
+    return torch.randn(16, 6, dtype=torch.float64)
+
+
+class Gate(torch.nn.Module):
+    """One layer, of whose weight a batch of zeros shows nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(6, 5, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def fully_sharded(model, mesh):
+    from torch.distributed.fsdp import fully_shard
+
+    for part in list(model.children())[:2]:
+        fully_shard(part, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def in_tensor_parallel(model, mesh):
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def feed_forward():
+    torch.manual_seed(0)
+    parts = torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 6, bias=False), torch.nn.LayerNorm(6)
+    return torch.nn.Sequential(*parts).double()
+
+
+def bits(model):
+    return {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def tried_in_parts(rank, mesh):
+    """Return what is found on this rank with a batch of its own, whether a bit has changed, and later gradients."""
+    model = fully_sharded(Net(), mesh)
+    before = bits(model)
+    found = [wd.scale_invariant(model, batch(rank)).to_dict()]
+    kept = [bits(model)]
+    model.eval()(batch(rank))  # after which the outermost module keeps what it has gathered
+    found.append(wd.scale_invariant(model, batch(rank)).to_dict())
+    kept.append(bits(model))
+    model.train()(batch(rank))["out"].square().mean().backward()
+    gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    parallel = in_tensor_parallel(feed_forward(), mesh)
+    uneven = fully_sharded(Gate(), mesh)
+    return {
+        "found": found,
+        "as before": [all(torch.equal(after[name], before[name]) for name in before) for after in kept],
+        "gradients": gradients,
+        "tensor parallel": wd.scale_invariant(parallel, batch(0)).to_dict(),
+        "zeros on one rank": wd.scale_invariant(uneven, batch(0) * rank).to_dict(),
+        "refused": refusal(uneven, batch(0) / rank),
+    }
+
+
+def refusal(model, inputs):
+    with pytest.raises(ValueError, match="not finite") as raised:
+        wd.scale_invariant(model, inputs)
+    return str(raised.value)
+
+
+def decomposed_in_parts(rank, mesh, picture):
+    """Return what the next step of a fully sharded model does, which one rank alone prints and draws."""
+    from torch.distributed.fsdp import fully_shard
+
+    model, optimizer = about_to_step(lambda model: fully_shard(model, mesh=mesh))
+    split = wd.decompose(optimizer, model=model)
+    if rank == 0:
+        split.plot(picture)
+        return {"table": str(split), "begins": Path(picture).read_bytes()[:4].decode("latin-1"), **split.to_dict()}
+    return None
+
+
+def about_to_step(sharded):
+    model = feed_forward()
+    sharded(model)
+    optimizer = wd.Adam(wd.param_groups(model, 0.1), lr=0.1, decoupled_weight_decay=False)
+    model(batch(0)).square().mul(torch.arange(6)).mean().backward()
+    return model, optimizer
+
+
+def test_what_is_scale_invariant_is_found_on_a_sharded_model_as_on_the_whole_one(of_two_processes):
+    """Each rank has a batch of its own; the answer is of the largest change on any of them."""
+    whole_ones = [wd.scale_invariant(Net(), batch(rank)).to_dict() for rank in (0, 1)]
+    for rows in whole_ones:
+        assert {row["name"]: row["verdict"] for row in rows} == VERDICTS
+    for rank in of_two_processes[4]:
+        for rows in rank["found"]:
+            assert {row["name"]: row["verdict"] for row in rows} == VERDICTS
+            for row, *each in zip(rows, *whole_ones, strict=True):
+                assert row["change"] == pytest.approx(max(one["change"] for one in each), rel=1e-6, abs=1e-15)
+
+
+def test_a_sharded_model_is_as_it_was_and_goes_on(of_two_processes):
+    model = Net()
+    for rank in (0, 1):
+        model(batch(rank))["out"].square().mean().div(2).backward()
+    for rank in of_two_processes[4]:
+        assert rank["as before"] == [True, True]
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert set(rank["gradients"]) == set(gradients)
+        for tensor, gradient in gradients.items():
+            torch.testing.assert_close(rank["gradients"][tensor], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_the_ranks_decide_alike_where_one_batch_shows_less_or_is_not_finite(of_two_processes):
+    for rank in of_two_processes[4]:
+        assert [row["verdict"] for row in rank["zeros on one rank"]] == ["its length matters"]
+        assert "Give others" in rank["refused"]
+
+
+def test_weights_in_tensor_parallel_are_tried_too(of_two_processes):
+    expected = wd.scale_invariant(feed_forward(), batch(0)).to_dict()
+    assert [row["verdict"] for row in expected] == ["its length matters", "scale-invariant"]
+    for rank in of_two_processes[4]:
+        for row, one in zip(rank["tensor parallel"], expected, strict=True):
+            assert (row["name"], row["verdict"]) == (one["name"], one["verdict"])
+            assert row["change"] == pytest.approx(one["change"], rel=1e-6)
+
+
+def test_one_rank_alone_prints_and_draws_what_the_next_step_does(of_two_processes):
+    said, nothing = of_two_processes[5]
+    assert nothing is None
+    table = said.pop("table")
+    assert said.pop("begins") == "\x89PNG"
+    model, optimizer = about_to_step(lambda model: None)
+    expected = wd.decompose(optimizer, model=model).to_dict()
+    assert said["optimizer"] == expected["optimizer"]
+    for row, one in zip(said["tensors"], expected["tensors"], strict=True):
+        assert row["name"] in table
+        assert (one["strongest"] > 1e-3) == (len(one["shape"]) > 1)
+        for quantity, value in one.items():
+            number = isinstance(value, float)
+            assert row[quantity] == (pytest.approx(value, rel=1e-9) if number else value), quantity

@@ -179,7 +179,8 @@ def decompose(optimizer: TorchOptimizer, model: nn.Module | None = None) -> Deco
 
     Returns:
         For each parameter with a gradient its `Split`: g·w − lr·h is what `step()` then makes of it, before rounding. Three
-        tensors of each parameter's size are held.
+        tensors of each parameter's size are held. Of DTensors (`fully_shard`) they are DTensors; every rank has to make this
+        call, and any one may print or plot what it returns.
 
     Raises:
         TypeError: an optimizer that is neither, or a model that is none.
@@ -213,7 +214,10 @@ def decompose(optimizer: TorchOptimizer, model: nn.Module | None = None) -> Deco
     if type(optimizer) is Optimizer:
         title = ", ".join(dict.fromkeys(str(ours.equation(group)) for group in ours.param_groups))
     coupled = [ours.way(group)[:2] for group in ours.param_groups]
-    return Decomposition(title, splits, remembers=any(equation.penalty and moments for equation, moments in coupled))
+    found = Decomposition(title, splits, remembers=any(equation.penalty and moments for equation, moments in coupled))
+    if any(hasattr(split.shrink, "full_tensor") for split in splits.values()):
+        found.summary()  # while every rank is here: one rank may then print or draw it alone
+    return found
 
 
 def _names_in(model: nn.Module) -> dict[Tensor, str]:

@@ -1,5 +1,6 @@
 """Which weights a normalisation follows, found by scaling one weight at a time and looking at the output."""
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from weightdecay.columns import aligned
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
+from weightdecay.groups.sharded import agreed, fully_sharded, noise_like, whole, written
 
 __all__ = ["Invariance", "Response", "scale_invariant"]
 
@@ -68,7 +70,11 @@ def scale_invariant(model: nn.Module, inputs: Any) -> Invariance:
 
     The model runs under no_grad and in eval mode, but for batch norms, which use the batch. Afterwards it is as it was, bit
     for bit, also if it raises: parameters and buffers are replaced for the call and not written, and modes and the random
-    states of torch, NumPy and Python come back. Forward hooks run. Give the model as it is before fully_shard.
+    states of torch, NumPy and Python come back. Forward hooks run.
+
+    A model after `fully_shard` gathers its own parameters when it runs, so there each rank writes its part of a weight in
+    place and writes the old bits back; afterwards all of it is sharded. Where parameters are DTensors, call this on every rank:
+    each may have a batch of its own, and all have the same answer, which is of the largest change on any of them.
 
     Args:
         model: the module, bare or wrapped.
@@ -93,12 +99,17 @@ def scale_invariant(model: nn.Module, inputs: Any) -> Invariance:
     Source: van Laarhoven 2017, arXiv:1706.05350; the corrected decay is of Defazio 2025, arXiv:2506.02285.
     """
     bare = _without_engine(model)
-    params = [param for param in params_of(bare) if _may_decay(param)]
-    raw = {id(tensor): name for name, tensor in bare.named_parameters()}
     with _as_it_was(bare) as output_with:
+        params = [param for param in params_of(bare) if _may_decay(param)]
+        raw = {id(tensor): name for name, tensor in bare.named_parameters()}
+        largest = agreed(bare.parameters())
         reference = output_with(inputs, {})
-        _refuse_unclear(reference)
-        responses = [_response(param, raw[id(param.tensor)], inputs, reference, output_with) for param in params]
+        _refuse_unclear(reference, largest)
+
+        def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+            return largest(_distance(one, other))
+
+        responses = [_response(param, raw[id(param.tensor)], inputs, reference, output_with, distance) for param in params]
     return Invariance(responses)
 
 
@@ -118,34 +129,36 @@ def _may_decay(param: Param) -> bool:
 
 
 Run = Callable[[Any, dict[str, Tensor]], list[Tensor]]
+Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
 
 
-def _response(param: Param, raw: str, inputs: Any, reference: Sequence[Tensor], output_with: Run) -> Response:
+def _response(
+    param: Param, raw: str, inputs: Any, reference: Sequence[Tensor], output_with: Run, distance: Distance
+) -> Response:
     weight = param.tensor.detach()
 
     def output(scaled: Tensor) -> list[Tensor]:
         return output_with(inputs, {raw: scaled})
 
     larger = output(FACTOR * weight)
-    change = _distance(larger, reference)
+    change = distance(larger, reference)
     if not change <= NOTICEABLE:
         return Response(param.name, change, "its length matters")
     rounding = ROUNDING * max(torch.finfo(each.dtype).eps for each in reference)
     largest = output(FACTOR**2 * weight)
     # What eps leaves falls with the square of the scale; what the length does to the output grows, or has been seen by now.
-    if not _distance(largest, larger) <= max(change / FACTOR, rounding):
+    if not distance(largest, larger) <= max(change / FACTOR, rounding):
         return Response(param.name, change, "its length matters")
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight) * weight.abs().mean()
-    if _distance(output(noise), reference) <= max(10 * change, rounding):
+    noise = noise_like(weight) * (whole(weight.abs().sum(dtype=torch.float32)) / weight.numel()).item()
+    if distance(output(noise), reference) <= max(10 * change, rounding):
         return Response(param.name, change, "no effect on this output")
     return Response(param.name, change, "scale-invariant")
 
 
-def _refuse_unclear(output: Sequence[Tensor]) -> None:
+def _refuse_unclear(output: Sequence[Tensor], largest: Callable[[float], float]) -> None:
     if not output:
         raise ValueError("the model's output holds no floating-point tensor to look at. Give a model that returns some.")
-    if not all(each.isfinite().all() for each in output):
+    if largest(not all(each.isfinite().all() for each in output)):  # on any rank
         raise ValueError("the model's output is not finite on these inputs, so nothing can be compared with it. Give others.")
     if coarse := {each.dtype for each in output} - {torch.float32, torch.float64}:
         dtype = str(coarse.pop()).removeprefix("torch.")
@@ -153,19 +166,27 @@ def _refuse_unclear(output: Sequence[Tensor]) -> None:
 
 
 def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Return the largest relative distance of two outputs, tensor by tensor."""
+    """Return the largest relative distance of two outputs, tensor by tensor; what is no number is infinitely far."""
     pairs = zip(one, other, strict=True)
-    return max(float((a - b).double().norm() / b.double().norm().clamp_min(1e-300)) for a, b in pairs)
+    distances = [float((a - b).double().norm() / b.double().norm().clamp_min(1e-300)) for a, b in pairs]
+    return max(math.inf if math.isnan(each) else each for each in distances)
 
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[Run]:
     """Lend a function that runs the model with some parameters replaced, and leave no trace of it."""
     modes = {module: module.training for module in model.modules()}
+    gathering = fully_sharded(model)
+    for module in gathering:
+        module.reshard()  # the outermost keeps its gathered parameters after a forward
+    shards = dict(model.named_parameters()) if gathering else {}
     devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
     cuda = [device for device in devices if device.type == "cuda"]
     with torch.random.fork_rng(cuda), torch.no_grad(), _other_random_states():
         start = torch.random.get_rng_state(), [torch.cuda.get_rng_state(device) for device in cuda]
+
+        def floating(output: Any) -> list[Tensor]:
+            return [whole(each) for each in tree_leaves(output) if isinstance(each, Tensor) and each.is_floating_point()]
 
         def run(inputs: Any, replaced: Mapping[str, Tensor]) -> list[Tensor]:
             torch.random.set_rng_state(start[0])
@@ -173,8 +194,14 @@ def _as_it_was(model: nn.Module) -> Iterator[Run]:
                 torch.cuda.set_rng_state(state, device)
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             arguments, keywords = _arguments(tree_map_only(Tensor, Tensor.clone, inputs))
-            found = torch.func.functional_call(model, {**buffers, **replaced}, arguments, keywords)
-            return [each for each in tree_leaves(found) if isinstance(each, Tensor) and each.is_floating_point()]
+            if not gathering:
+                return floating(torch.func.functional_call(model, {**buffers, **replaced}, arguments, keywords))
+            with written(shards, replaced):  # what stands in place of a parameter that the model gathers is never read
+                found = floating(torch.func.functional_call(model, buffers, arguments, keywords))
+                found = [each.clone() for each in found]  # an output may be a gathered parameter itself
+                for module in gathering:
+                    module.reshard()
+            return found
 
         try:
             for module in modes:
@@ -183,6 +210,8 @@ def _as_it_was(model: nn.Module) -> Iterator[Run]:
         finally:
             for module, training in modes.items():
                 module.training = training
+            for module in gathering:
+                module.reshard()
 
 
 @contextmanager

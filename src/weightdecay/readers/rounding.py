@@ -49,7 +49,7 @@ def random_bits(like: Tensor, key: tuple[Any, Any]) -> Tensor:
     the whole, contiguous, would have drawn there.
     """
     if _is_distributed(like):
-        return _spread_like(like, halves(_places_in_whole(like), key))
+        return spread_like(like, halves(places_in_whole(like), key))
     bits = torch.empty_like(like, dtype=torch.int64, memory_format=torch.preserve_format)
     places = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
     bits.as_strided((bits.numel(),), (1,)).copy_(halves(places, key))
@@ -82,14 +82,14 @@ def _is_distributed(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def _spread_like(like: Any, local: Tensor) -> Tensor:
+def spread_like(like: Any, local: Tensor) -> Tensor:
     """Return a DTensor of this local part, laid out as another."""
     layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
     spread: Tensor = type(like).from_local(local, like.device_mesh, like.placements, **layout)
     return spread
 
 
-def _places_in_whole(tensor: Any) -> Tensor:
+def places_in_whole(tensor: Any) -> Tensor:
     """Return the place of each local element in the whole tensor, counted in row-major order."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
