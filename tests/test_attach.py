@@ -1,5 +1,6 @@
 """A decay on somebody else's optimizer: it equals ours, and hooks, checkpoints and what can go wrong leave nothing behind."""
 
+import contextlib
 import copy
 import gc
 import io
@@ -1054,10 +1055,60 @@ def test_a_checkpoint_from_before_is_taken_over():
     for passed, expected in [(None, [0.1, 0.0, 0.2]), (0.5, [0.5, 0.0, 0.5])]:
         later = torch.optim.AdamW(groups(0.3, 0.0, 0.3), lr=LR)
         wd.attach(later, "cautious", weight_decay=passed)
-        later.load_state_dict(state)
+        with pytest.warns(UserWarning, match="loading has replaced") if passed is None else contextlib.nullcontext():
+            later.load_state_dict(state)
         assert [group[LAMBDA] for group in later.param_groups] == expected
         assert [group["weight_decay"] for group in later.param_groups] == [0.0, 0.0, 0.0]
         train(later, 1, first=3)
+
+
+def test_one_warning_says_which_lambda_and_lr_loading_has_changed():
+    saved, live = attached("cautious", lam=0.2, lr=0.5), attached("cautious", lam=0.3, lr=0.1)
+    words = rf"{LAMBDA} of param_groups\[0\]: 0.3 → 0.2\n  lr of .*: 0.1 → 0.5\n.*migrate"
+    with pytest.warns(UserWarning, match=words) as said:
+        live.load_state_dict(saved_and_loaded(saved.state_dict()))
+    assert len(said) == 1
+    assert (live.param_groups[0]["lr"], live.param_groups[0][LAMBDA]) == (0.5, 0.2)
+
+
+@pytest.mark.parametrize("given", [None, 0.3])
+def test_a_checkpoint_from_before_the_decay_was_attached_changes_lambda_where_it_has_its_own(given):
+    saved, live = (torch.optim.AdamW(parameters().values(), lr=0.1, weight_decay=own) for own in (0.2, 0.3))
+    wd.attach(live, "cautious", weight_decay=given)
+    if given is None:
+        with pytest.warns(UserWarning, match=rf"{LAMBDA} of .*: 0.3 → 0.2"):
+            live.load_state_dict(saved.state_dict())
+    else:
+        live.load_state_dict(saved.state_dict())
+    assert live.param_groups[0][LAMBDA] == (given or 0.2)
+
+
+def test_what_nobody_has_passed_or_somebody_has_chosen_is_no_news():
+    groups = [list(parameters().items()) for _ in range(4)]
+    saved, live = torch.optim.AdamW(groups[0], lr=0.5, weight_decay=0.2), torch.optim.AdamW(groups[1])
+    for optimizer in (saved, live):
+        wd.attach(optimizer, "cautious")
+    live.load_state_dict(saved.state_dict())
+    assert (live.param_groups[0]["lr"], live.param_groups[0][LAMBDA]) == (0.5, 0.2)
+    live = torch.optim.AdamW(groups[2], lr=0.1, weight_decay=0.3)
+    wd.attach(live, "cautious")
+    wd.migrate(live, saved.state_dict(), weight_decay="checkpoint", lr="checkpoint")
+    assert (live.param_groups[0]["lr"], live.param_groups[0][LAMBDA]) == (0.5, 0.2)
+
+
+def test_what_schedulers_have_made_of_lambda_and_lr_is_no_news():
+    def made():
+        optimizer = attached("cautious", host=torch.optim.SGD)
+        wd.WeightDecayScheduler(optimizer, "linear", steps=10)
+        return optimizer, lr_scheduler.CosineAnnealingLR(optimizer, 10)
+
+    saved, schedule = made()
+    saved.param_groups[0][LAMBDA] *= 0.5
+    train(saved, 1)
+    schedule.step()
+    live, _ = made()
+    live.load_state_dict(saved.state_dict())
+    assert everything(live)[1] == everything(saved)[1]
 
 
 def test_a_checkpoint_that_does_not_fit_changes_nothing():

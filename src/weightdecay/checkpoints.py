@@ -25,6 +25,10 @@ _OURS = ("foreach", "fused", "differentiable")
 class Chosen(dict[str, Any]):
     """A state dict whose λ and learning rates somebody has chosen: `migrate` asks for them, so they are not news."""
 
+    def copy(self) -> "Chosen":
+        """Return a copy of which they are chosen, too: torch hands one to the hooks of a load."""
+        return Chosen(self)
+
 
 class Checkpointed(torch.optim.Optimizer):
     """Loads and saves what an optimizer needs to go on, its own or that of torch's optimizer of the same name."""
@@ -71,19 +75,15 @@ class Checkpointed(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        if news and not isinstance(state_dict, Chosen):
-            warnings.warn(
-                "loading has replaced what this optimizer was made with by what the checkpoint was trained with:\n"
-                f"{_lines(news)}\nTo keep the former, load with weightdecay.migrate(optimizer, state_dict, "
-                'weight_decay="live", lr="live"), or write it into the groups afterwards.',
-                stacklevel=2,
-            )
+        if not isinstance(state_dict, Chosen):
+            warn_of_news(news, stacklevel=3)
 
     def _sealed(self, state_dict: Any, news: list[str]) -> dict[str, Any]:
         """Make all that is loaded, or refuse it; what belongs to a parameter is wrapped so that torch leaves it as it is."""
         groups, state = saved_state.parts(state_dict)
         _refuse_other_groups(groups, self.param_groups)
-        entries, owners, chosen = dict(state), dict[Any, Tensor](), self._chosen()
+        entries, owners = dict(state), dict[Any, Tensor]()
+        passed = chosen(self, [key for key in ("weight_decay", "penalty_weight", "lr") if key in self.defaults])
         for index, (saved, live) in enumerate(zip(groups, self.param_groups, strict=True)):
             where = f"param_groups[{index}] of the loaded state"
             group = self._merged(saved, live)
@@ -94,7 +94,7 @@ class Checkpointed(torch.optim.Optimizer):
                         "the same rules"
                     )
             self._complete(group, where, is_loaded=True)
-            news += _overridden(saved, live, [key for key in chosen if key in saved], f"param_groups[{index}]")
+            news += overridden(saved, live, [key for key in passed if key in saved], f"param_groups[{index}]")
             news += _rescheduled(group, live, f"param_groups[{index}]")
             rules = _Rules.of(self.equation(group), self._kept(group))
             for place, (key, param) in enumerate(zip(saved["params"], live["params"], strict=True)):
@@ -104,12 +104,6 @@ class Checkpointed(torch.optim.Optimizer):
                     name = name_of(live, index, place)
                     entries[key] = _Sealed(rules.restored(state[key], param, name, on_device=group["capturable"]))
         return {**state_dict, "state": entries, "param_groups": [dict(group) for group in groups]}
-
-    def _chosen(self) -> list[str]:
-        """Return which of λ and lr were passed: of the others, any group has what they are without."""
-        usual = inspect.signature(type(self)).parameters
-        keys = [key for key in ("weight_decay", "penalty_weight", "lr") if key in self.defaults]
-        return [key for key in keys if key not in usual or any(usual[key].default != g[key] for g in self.param_groups)]
 
     def _merged(self, saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
         """Return a loaded group; what it lacks (being older, or torch's) and which implementation runs come from ours."""
@@ -181,7 +175,26 @@ def _grouping(where: str, groups: Sequence[Mapping[str, Any]], most: int = 6) ->
     return "\n".join(lines + [f"    and {len(groups) - most} more"] * (len(groups) > most))
 
 
-def _overridden(saved: Mapping[str, Any], live: Mapping[str, Any], keys: Sequence[str], where: str) -> list[str]:
+def chosen(optimizer: torch.optim.Optimizer, keys: Sequence[str]) -> list[str]:
+    """Return which of these numbers of the groups were passed: of the others, any group has what it has without."""
+    usual = inspect.signature(type(optimizer)).parameters
+    return [
+        key for key in keys if key not in usual or any(usual[key].default != group[key] for group in optimizer.param_groups)
+    ]
+
+
+def warn_of_news(news: Sequence[str], *, stacklevel: int) -> None:
+    """Say in one warning which λ and lr loading has changed, if any."""
+    if news:
+        warnings.warn(
+            "loading has replaced what this optimizer was made with by what the checkpoint was trained with:\n"
+            f"{_lines(news)}\nTo keep the former, load with weightdecay.migrate(optimizer, state_dict, "
+            'weight_decay="live", lr="live"), or write it into the groups afterwards.',
+            stacklevel=stacklevel,
+        )
+
+
+def overridden(saved: Mapping[str, Any], live: Mapping[str, Any], keys: Sequence[str], where: str) -> list[str]:
     """Return in words which λ and lr a loaded group has that its optimizer was not made with."""
     found = []
     for key in keys:

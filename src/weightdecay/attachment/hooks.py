@@ -1,5 +1,6 @@
 """Put a decay on somebody else's optimizer, through the hooks of its step, and take it off again."""
 
+import inspect
 import warnings
 import weakref
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from weightdecay import hyperparameters, saved_state
 from weightdecay.arguments import choice, number
 from weightdecay.attachment.stepping import Step, Watcher, all_params, forget
 from weightdecay.attachment.takeover import DECAY, LAMBDA, TAKEN_OVER, Takeover
+from weightdecay.checkpoints import Chosen, chosen, overridden, warn_of_news
 from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
 from weightdecay.rule import REGISTRY, Rule
@@ -120,6 +122,8 @@ class Attachment:
 
     _loaded: list[dict[str, Any]]
     """What is ours in a state that is being loaded, a parameter each."""
+    _news: list[str]
+    """In words, which λ and lr it changes."""
 
     def __init__(
         self,
@@ -300,16 +304,35 @@ class Attachment:
         groups, state = saved_state.parts(state_dict)
         then = replace(self._takeover)  # which sees the loaded groups before the optimizer has them
         then.note_whether_everywhere(groups)
+        passed, news = self._passed(optimizer), list[str]()
         for index, group in enumerate(groups):
+            where = f"param_groups[{index}] of the loaded state"
             if LAMBDA in group:
-                then.refuse_other_decay(group, f"param_groups[{index}] of the loaded state")
-            then.changes(group, index)
+                then.refuse_other_decay(group, where)
+            for key in ("initial_lr", "max_lr", f"initial_{LAMBDA}"):  # what schedulers have noted
+                if group.get(key) is not None:
+                    number(f"{key} in {where}", group[key], "(-inf, inf)")
+            changes = then.changes(group, index)
+            if index < len(optimizer.param_groups):
+                loaded = group if DECAY in group else {**group, **changes}
+                news += overridden(loaded, optimizer.param_groups[index], passed, f"param_groups[{index}]")
         pairs = [
             (state.get(key, {}), param, name_of(live, index, place))
             for index, (group, live) in enumerate(zip(groups, optimizer.param_groups, strict=False))
             for place, (key, param) in enumerate(zip(group["params"], live["params"], strict=False))
         ]  # torch refuses groups of other sizes
         self._loaded = [self._step.restored(*pair) for pair in pairs]
+        self._news = [] if isinstance(state_dict, Chosen) else news
+
+    def _passed(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Return which of λ and lr somebody has passed: the others are those of the optimizer's class."""
+        found = chosen(optimizer, ["lr"])
+        if "lam" not in self.decay.numbers:
+            return found
+        usual = inspect.signature(type(optimizer)).parameters.get("weight_decay")
+        own = [group[TAKEN_OVER] for group in optimizer.param_groups if TAKEN_OVER in group]
+        is_passed = self._takeover.weight_decay is not None or usual is None or any(usual.default != value for value in own)
+        return [LAMBDA, *found] if is_passed else found
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what torch has cast, and take over groups that were not ours."""
@@ -319,10 +342,12 @@ class Attachment:
         for index, group in enumerate(optimizer.param_groups):
             if DECAY not in group:
                 group.update(self._takeover.changes(group, index))
+        news, self._news = self._news, []
+        warn_of_news(news, stacklevel=7)  # whoever has called torch's load_state_dict
 
     def _hook_into(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
         self._optimizer, self._step, self._takeover = weakref.ref(optimizer), step, step.takeover
-        self._loaded = []
+        self._loaded, self._news = [], []
         if not isinstance(optimizer.__dict__.get("defaults"), _Defaults) and "defaults" in optimizer.__dict__:
             optimizer.defaults = _Defaults(optimizer.defaults)
             optimizer.defaults.attachment = self
