@@ -737,6 +737,12 @@ def bad():
     model = nn.ModuleDict({"<b>": nn.Linear(4, 4, bias=False)})
     return model, make(model.parameters(), lr=20.0)
 
+def fine_tuned():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.LayerNorm(4, bias=False))
+    torch.nn.init.constant_(model[1].weight, 1.5)
+    groups = [{"params": [model[0].weight], "weight_decay": 0.01}, {"params": [model[1].weight], "weight_decay": 0.0}]
+    return model, make(groups, lr=2e-5)
+
 def several():
     model = nn.Linear(4, 4)
     muon = torch.optim.Muon([model.weight], lr=0.02)
@@ -778,6 +784,17 @@ def test_doctor_exits_with_1_on_errors(setups, arguments, code, found):
     assert shown.exit_code == code
     assert all(each in shown.output for each in found)
     assert shown.output.startswith("AdamW, ")
+
+
+@pytest.mark.parametrize(("told", "pretrained"), [([], True), (["--pretrained"], True), (["--from-scratch"], False)])
+def test_doctor_is_told_whether_the_weights_were_trained_before(setups, told, pretrained):
+    """A λ that mattered over so short a run would take most of such weights, and is offered from scratch alone."""
+    command = ["--app-dir", ".", "doctor", f"{setups}:fine_tuned", "--only", "D5", "--steps", "3000", *told]
+    report = json.loads(run(*command, "--json").output)
+    assert report["subject"]["pretrained"] is pretrained
+    (found,) = report["findings"]
+    assert found["id"] == "D5"
+    assert bool(found["fix"]) is not pretrained
 
 
 def test_doctor_takes_several_optimizers(setups):

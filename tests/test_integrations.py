@@ -6,6 +6,7 @@ Every test compares with a run that nobody meters, or with a meter that was atta
 import itertools
 import sys
 import tempfile
+import warnings
 
 import pytest
 import torch
@@ -243,6 +244,55 @@ def lora(folder, build, *, callbacks=(), **arguments):
         train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
         callbacks=list(callbacks),
     )  # fmt: skip
+
+
+ADAPTERS = {
+    "LoRA": ("LoraConfig", {"r": 2}, {"lora.a", "lora.b"}),
+    "LoRA of an embedding, and a head": (
+        "LoraConfig", {"r": 2, "target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},
+        {"lora.a", "lora.b", "weight"},
+    ),
+    "DoRA": ("LoraConfig", {"r": 2, "use_dora": True}, {"lora.a", "lora.b", "vector"}),
+    "AdaLoRA": ("AdaLoraConfig", {"total_step": 100}, {"lora.a", "lora.b", "vector"}),
+    "LoHa": ("LoHaConfig", {"r": 2}, {"weight"}),
+    "VeRA": ("VeraConfig", {"r": 2}, {"vector"}),
+    "IA³": ("IA3Config", {"feedforward_modules": []}, {"vector"}),
+    "prompts": ("PromptTuningConfig", {"num_virtual_tokens": 3}, {"token"}),
+}  # fmt: skip
+"""PEFT's configurations, and the roles of what each of them trains."""
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_doctor_says_nothing_false_of_adapters(name):
+    """What is frozen is no mistake; that LoRA's factors decay is said once, with a cure that keeps the optimizer."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config, given, roles = ADAPTERS[name]
+    if name != "prompts":
+        given = {"target_modules": ["q_proj", "v_proj"], **given}
+    torch.manual_seed(0)
+    llama = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own, of its defaults
+        model = peft.get_peft_model(transformers.LlamaForCausalLM(llama), getattr(peft, config)(task_type="CAUSAL_LM", **given))
+    groups = wd.param_groups(model, LAMBDA)
+    trained = [row for row in groups.to_dict() if row["group"] is not None]
+    assert {row["role"] for row in trained} == roles
+    assert len(trained) == sum(param.requires_grad for param in model.parameters())
+    optimizer = torch.optim.AdamW(groups, lr=LR)
+    found = wd.doctor(model, optimizer, steps=10_000).findings
+    lora = tuple(row["name"] for row in trained if row["role"].startswith("lora."))
+    assert [(each.id, each.severity, set(each.tensors)) for each in found] == ([("D9", "info", set(lora))] if lora else [])
+    if lora:
+        names = {"optimizer": optimizer, "model": model, "torch": torch}
+        exec(found[0].fix, names)
+        rest = wd.doctor(model, names["optimizer"], steps=10_000).findings
+        assert rest == ()
+        assert {id(param) for group in names["optimizer"].param_groups for param in group["params"]} == {
+            id(param) for param in model.parameters() if param.requires_grad
+        }
 
 
 LOW = ("AdamW", "Muon and Adam", "torch's AdamW")

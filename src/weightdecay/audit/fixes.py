@@ -23,7 +23,7 @@ def said(case: Case, code: str, left: float | None, wanted: float | None = None,
     """Return code with what it leaves of the weights, and why λ is not the one that was wanted."""
     lines = []
     if wanted is not None and lam is not None and lam < wanted:
-        unless = "" if case.pretrained is False else ": pass pretrained=False if the model is trained from scratch"
+        unless = "" if case.pretrained is False else ": pass pretrained=False (--from-scratch) if they are trained from scratch"
         lines.append(f"# {wanted:.3g} would take too much of the weights{unless}")
     if left is not None:
         lines.append(f"# leaves {left:.3g} of a weight that decays, without a gradient, over {case.horizon}")

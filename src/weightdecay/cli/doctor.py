@@ -31,6 +31,9 @@ def _ids(context: click.Context, option: click.Parameter, text: str | None) -> l
 @click.argument("setup", required=False, metavar="MODULE:ATTRIBUTE")
 @click.option("--steps", type=click.IntRange(min=1), help="The length of the run in steps.")
 @click.option("--steps-per-epoch", type=float, help="The steps of an epoch, for a scheduler that counts epochs.")
+@click.option(
+    "--pretrained/--from-scratch", default=None, help="Whether the weights were trained before; else as the norms show it."
+)
 @click.option("--only", callback=_ids, metavar="D1,D3", help="Make these checks alone.")
 @click.option("--ignore", callback=_ids, metavar="D9", help="Leave these checks out.")
 @click.option("--strict", is_flag=True, help="Fail on warnings, too.")
@@ -41,6 +44,7 @@ def doctor(
     setup: str | None,
     steps: int | None,
     steps_per_epoch: float | None,
+    pretrained: bool | None,
     only: list[str],
     ignore: list[str],
     strict: bool,
@@ -62,7 +66,9 @@ def doctor(
         raise click.UsageError("a set-up is missing, as in: weightdecay doctor train:setup")
     parts = _parts(setup)
     with users_code():
-        report = wd.doctor(*parts, steps=steps, steps_per_epoch=steps_per_epoch, only=only, ignore=ignore)
+        report = wd.doctor(
+            *parts, steps=steps, steps_per_epoch=steps_per_epoch, only=only, ignore=ignore, pretrained=pretrained
+        )
     if page is not None:
         from weightdecay.report.examination import write_examination
 

@@ -6,8 +6,9 @@ Source: state-spaces/mamba #798, huggingface/pytorch-image-models #2712, unsloth
 from collections.abc import Iterator
 
 from weightdecay.audit.case import Case, Member, names
+from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import made
+from weightdecay.audit.fixes import made, without_decay
 
 ID, TITLE = "D9", "special tensors decay"
 _KINDS = {
@@ -28,20 +29,21 @@ def check(case: Case) -> Iterator[Finding]:
     for role, (severity, problem) in _KINDS.items():
         found = [each for each in decaying if each.role == role]
         if found:
-            yield _finding(case, found, severity, problem)
+            yield _finding(case, found, severity, problem, made(case))
     lora = [each for each in decaying if each.role.startswith("lora.")]
     if lora:
-        yield _finding(
-            case, lora, "info", "LoRA factors decay: their zero is the base model, not small weights", ', roles={"lora": 0.0}'
-        )  # fmt: skip
+        alone = len(lora) == len(decaying)  # without them no weight decays, and new groups would say nothing else
+        groups = [each.group for each in lora]
+        cure = without_decay(case, groups) if alone else made(case, options=', roles={"lora": 0.0}')
+        yield _finding(case, lora, "info", "LoRA factors decay: their zero is the base model, not small weights", cure)
     for each in decaying:
         if each.role in ("embedding", "expert") and (idle := _idle_rows(each)) >= _IDLE_ROWS:
             options = f', roles={{"{each.role}": 0.0}}'
             problem = "rows decay that the last batch gave no gradient"
-            yield _finding(case, [each], "info", problem, options, rows_without_gradient=idle)
+            yield _finding(case, [each], "info", problem, made(case, options=options), rows_without_gradient=idle)
 
 
-def _finding(case: Case, found: list[Member], severity: str, problem: str, options: str = "", **evidence: float) -> Finding:
+def _finding(case: Case, found: list[Member], severity: str, problem: str, cure: Cure, **evidence: float) -> Finding:
     return Finding(
         ID,
         severity,
@@ -49,7 +51,7 @@ def _finding(case: Case, found: list[Member], severity: str, problem: str, optio
         names(found),
         {"weight_decay": sorted({each.lam for each in found}), "largest_value": _largest(found), **evidence},
         case.left_in_words([each.group for each in found]),
-        *made(case, options=options),
+        *cure,
     )
 
 
