@@ -138,6 +138,57 @@ def test_a_trainers_tensorboard_gets_the_numbers_too(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+WANDB = """
+from types import SimpleNamespace
+
+run, config, summary, rows = None, {}, {}, []
+
+def init(**options):
+    global run
+    run = SimpleNamespace(id="1", name="run", url="", summary=summary, _label=lambda **_: None)
+
+def define_metric(*_, **__): ...
+
+def termwarn(*_, **__): ...
+
+def finish(): ...
+
+def log(row):
+    rows.append(row)
+"""
+"""What the Trainer's own callback calls of W&B, whose package sends to a server."""
+
+
+def test_a_trainers_wandb_gets_the_numbers_too(tmp_path, monkeypatch):
+    """By the Trainer's own callback, into a package of the same name that keeps what it gets."""
+    pytest.importorskip("transformers")
+    from weightdecay.integrations.transformers import MeterCallback
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    package = tmp_path / "stands_in/wandb"
+    (package / "sdk/lib").mkdir(parents=True)
+    (package / "__init__.py").write_text(WANDB)
+    for empty in ("sdk", "sdk/lib"):
+        (package / empty / "__init__.py").touch()
+    (package / "sdk/lib/config_util.py").write_text("class ConfigError(Exception): ...")
+    monkeypatch.syspath_prepend(str(package.parent))
+    callback = MeterCallback(every=2, metrics=["norm", "timescale_epochs"])
+    run = trainer(tmp_path / "run", callbacks=[callback], report_to="wandb", gradient_accumulation_steps=2, max_steps=6)
+    assert "WandbCallback" in [type(each).__name__ for each in run.callback_handler.callbacks]
+    run.train()
+    rows = sys.modules["wandb"].rows
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        del sys.modules[name]
+    norms = {sample.step: sample.readings["group0"].norm for sample in callback.meter.history()}
+    found = [row for row in rows if any("weight_decay/" in key for key in row)]
+    assert [row["train/global_step"] for row in found] == [3, 6]
+    for row, step in zip(found, (2, 6), strict=True):
+        assert row["train/weight_decay/group0/norm"] == pytest.approx(norms[step])
+        assert row["train/weight_decay/group0/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 6)
+    assert "train/loss" in found[0]
+
+
 def test_what_cannot_be_hooked_is_warned_of_and_the_run_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     from weightdecay.integrations import transformers as integration
