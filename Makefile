@@ -58,6 +58,7 @@ $(GPU_INSTALLED): $(INSTALLED) pyproject.toml
 
 check: $(INSTALLED)  ## lint, format and type-check
 	$(BIN)/ruff check
+	$(BIN)/ruff check --preview --select PLW1514  # a text file is in UTF-8 whatever the locale
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 

@@ -93,7 +93,7 @@ def _in_a_process(package: str) -> dict[str, Any]:
     out = machine.ROOT / "runs" / "bench" / f"identify-{package}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        out.write_text("")
+        out.write_text("", encoding="utf-8")
         command = [sys.executable, "-m", "bench.identify_peers", str(out), "--child", package, "--skip", str(len(laws))]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]

@@ -49,7 +49,7 @@ GRID = ["--lr", "1e-2,1e-1", "--weight-decay", "0,1e-2:1e-1:2", "--seeds", "1", 
 def folder(tmp_path, monkeypatch):
     """A folder with a user's module of a name that no other test imports."""
     name = f"mine_{abs(hash(tmp_path))}"
-    (tmp_path / f"{name}.py").write_text(TASK)
+    (tmp_path / f"{name}.py").write_text(TASK, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return name
@@ -114,7 +114,7 @@ print(json.dumps(seen))
 def test_help_and_errors_of_usage_import_no_torch():
     """In one process, since what one of them imports the next would have, too."""
     asked = json.dumps([arguments for arguments, _ in WITHOUT_TORCH])
-    done = subprocess.run([sys.executable, "-c", SEEN, asked], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", SEEN, asked], capture_output=True, encoding="utf-8", check=True)
     for (arguments, code), (ended, modules) in zip(WITHOUT_TORCH, json.loads(done.stdout), strict=True):
         assert (ended, modules) == (code, []), arguments
 
@@ -176,11 +176,12 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text(
         "import torch, near_by\nprint('on its way')\n"
         "def make():\n    print('made')\n    return near_by.net, torch.optim.AdamW(near_by.net.parameters(), lr=1e-3)\n"
-        "class inner:\n    make = make\nnet = near_by.net\nmodel = lambda: near_by.net\n"
+        "class inner:\n    make = make\nnet = near_by.net\nmodel = lambda: near_by.net\n",
+        encoding="utf-8",
     )
-    (tmp_path / "near_by.py").write_text("import torch\nnet = torch.nn.Linear(4, 4)\n")
+    (tmp_path / "near_by.py").write_text("import torch\nnet = torch.nn.Linear(4, 4)\n", encoding="utf-8")
     for name in ("random", "click", "rich", "statistics", "copy"):
-        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('this is not {name}')\n")
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('this is not {name}')\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -190,7 +191,7 @@ def outside(*arguments, script=True, **options):
     start = "import sys; sys.argv[0] = 'weightdecay'; from weightdecay.cli import main; main()"
     # As the installed script starts, with the script's folder and not the current one on the path.
     command = [sys.executable, "-P", "-c", start] if script else [sys.executable, "-m", "weightdecay"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, **options)
+    return subprocess.run([*command, *arguments], capture_output=True, encoding="utf-8", check=False, **options)
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "module"])
@@ -203,9 +204,9 @@ def test_the_current_folder_is_looked_in_last(project, script):
 
 def test_a_file_and_a_dotted_name_are_ways_to_it(folder, monkeypatch):
     Path("below").mkdir()
-    Path("below/nearby_models.py").write_text("import torch\nlayer = torch.nn.Linear(4, 4)\n")
-    Path("below/random.py").write_text("from nearby_models import layer\n")
-    Path(f"{folder}.py").write_text(MODELS)
+    Path("below/nearby_models.py").write_text("import torch\nlayer = torch.nn.Linear(4, 4)\n", encoding="utf-8")
+    Path("below/random.py").write_text("from nearby_models import layer\n", encoding="utf-8")
+    Path(f"{folder}.py").write_text(MODELS, encoding="utf-8")
     expected = run("groups", f"{folder}:model").output
     for name in (f"{folder}.py:model", f"./{folder}.py:make", f"{folder}.model", str(Path(f"{folder}.py:model").absolute())):
         assert run("groups", name).output == expected
@@ -235,9 +236,11 @@ PLACES = [
 @pytest.mark.parametrize(("name", "says"), PLACES)
 def test_a_slip_in_where_it_is_gets_a_reason(folder, name, says):
     """With a file `trains.py`, which no other test imports."""
-    Path("trains.py").write_text("class inner:\n    make = None\ndef make(): ...\ndef leave():\n    raise SystemExit(4)\n")
-    Path("exits.py").write_text("raise SystemExit(3)\n")
-    Path("broken_here.py").write_text("def (:\n")
+    Path("trains.py").write_text(
+        "class inner:\n    make = None\ndef make(): ...\ndef leave():\n    raise SystemExit(4)\n", encoding="utf-8"
+    )
+    Path("exits.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+    Path("broken_here.py").write_text("def (:\n", encoding="utf-8")
     try:
         result = run("doctor", name)
     finally:
@@ -248,7 +251,7 @@ def test_a_slip_in_where_it_is_gets_a_reason(folder, name, says):
 
 
 def test_a_module_that_is_another_than_the_file_here_says_so(folder):
-    Path("statistics.py").write_text("def make(): ...\n")
+    Path("statistics.py").write_text("def make(): ...\n", encoding="utf-8")
     result = run("doctor", "statistics:make")
     assert "write statistics.py:make for the file in this folder" in " ".join(result.stderr.split())
 
@@ -272,7 +275,7 @@ def net():
 
 @pytest.mark.parametrize("command", ["doctor {}:make", "identify {}:Loud", "groups {}:net", "--import {} rules"])
 def test_what_a_users_code_prints_is_no_result(folder, command):
-    Path(f"{folder}.py").write_text(PRINTING)
+    Path(f"{folder}.py").write_text(PRINTING, encoding="utf-8")
     result = run(*command.format(folder).split(), "--json")
     assert result.exit_code == 0, result.output
     json.loads(result.stdout)
@@ -280,7 +283,7 @@ def test_what_a_users_code_prints_is_no_result(folder, command):
 
 
 def test_what_a_task_prints_is_no_result(folder):
-    with Path(f"{folder}.py").open("a") as file:
+    with Path(f"{folder}.py").open("a", encoding="utf-8") as file:
         file.write("\nclean = data\ndef data(seed):\n    print('drawing')\n    return clean(seed)\n")
         file.write("from dataclasses import replace\nloud = replace(task, data=data)\n")
     result = run("sweep", f"{folder}:loud", "--out", "out", "--json", *GRID)
@@ -304,7 +307,7 @@ def test_an_interrupt_is_a_line_and_130(folder, command, moment):
         pytest.skip("nothing of the user's is used so")
     if moment == "while made" and command == "identify":
         pytest.skip("identify makes it itself")
-    Path(f"{folder}.py").write_text(INTERRUPTED[moment])
+    Path(f"{folder}.py").write_text(INTERRUPTED[moment], encoding="utf-8")
     result = run(command, f"{folder}:make")
     assert result.exit_code == 130
     assert (result.stdout, result.stderr) == ("", "interrupted\n")
@@ -358,7 +361,7 @@ TABLES = [
 def test_tables_are_as_wide_as_the_terminal(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     net = "torch.nn.ModuleDict({'a_name_that_is_long' * 3: torch.nn.Linear(4, 4)})"
-    Path("models_here.py").write_text(f"import torch\nnet = {net}\n")
+    Path("models_here.py").write_text(f"import torch\nnet = {net}\n", encoding="utf-8")
     piped = outside(*arguments, script=False, env={**os.environ, "COLUMNS": "20", "FORCE_COLOR": "1"}).stdout
     assert "\x1b" not in piped
     for columns in (40, 80, 300):
@@ -428,10 +431,11 @@ def test_derive_knows_the_rules_of_another_module(folder):
         "@wd.decay(source='nobody')\n"
         "def thirding(w, u, *, eta, lam, share=3.0):\n"
         '    """A third."""\n'
-        "    return (1 - eta * lam / share) * w - eta * u\n"
+        "    return (1 - eta * lam / share) * w - eta * u\n",
+        encoding="utf-8",
     )
     script = [sys.executable, "-m", "weightdecay", "--app-dir", ".", "--import", "more_rules", "derive", "sgd", "--decay"]
-    shown = subprocess.run([*script, "thirding", "--json"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([*script, "thirding", "--json"], capture_output=True, encoding="utf-8", check=True).stdout
     assert json.loads(shown)["g"]["sympy"] == "-eta*lam/share + 1"
 
 
@@ -483,7 +487,7 @@ def test_a_slip_in_a_setting_is_refused_by_its_name(arguments, says):
 def test_a_users_own_task_is_swept(folder):
     result = run("--app-dir", ".", "sweep", f"{folder}:task", "--out", "out", *GRID)
     assert result.exit_code == 0, result.output
-    rows = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("out/results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {(row["lr"], row["weight_decay"]) for row in rows} == {(lr, wd) for lr in (0.01, 0.1) for wd in (0.0, 0.01, 0.1)}
     assert {row["optimizer"] for row in rows} == {"AdamW"}
     assert Path("out/index.html").is_file()
@@ -511,16 +515,17 @@ def test_rules_of_another_module_join(folder):
         "@wd.decay(source='nobody')\n"
         "def halving(w, u, *, eta, lam):\n"
         '    """Halve."""\n'
-        "    return w / 2 - eta * u\n"
+        "    return w / 2 - eta * u\n",
+        encoding="utf-8",
     )
     script = [sys.executable, "-m", "weightdecay", "--app-dir", ".", "--import", "extra_rules"]
-    listed = subprocess.run([*script, "rules", "--json"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run([*script, "rules", "--json"], capture_output=True, encoding="utf-8", check=True).stdout
     assert "halving" in [rule["name"] for rule in json.loads(listed)["decay"]]
     grid = ["--lr", "0.1", "--weight-decay", "0.1", "--seeds", "1"]
     subprocess.run(
         [*script, "sweep", f"{folder}:task", "--out", "out", "-o", "adam+halving", *grid], check=True, capture_output=True
     )
-    assert json.loads(Path("out/results.jsonl").read_text())["optimizer"] == "adam+halving"
+    assert json.loads(Path("out/results.jsonl").read_text(encoding="utf-8"))["optimizer"] == "adam+halving"
 
 
 MISTAKES = [
@@ -560,11 +565,11 @@ def test_traceback_shows_where_an_error_came_from(folder):
 
 
 def test_a_module_that_fails_to_import_says_why(folder):
-    Path("fails.py").write_text("1 / 0\n")
+    Path("fails.py").write_text("1 / 0\n", encoding="utf-8")
     result = run("--app-dir", ".", "sweep", "fails:task")
     assert result.exit_code == 1
     assert "ZeroDivisionError" in result.output
-    Path("needs.py").write_text("import no_such_library\n")
+    Path("needs.py").write_text("import no_such_library\n", encoding="utf-8")
     result = run("--app-dir", ".", "sweep", "needs:task")
     assert result.exit_code == 1
     assert "no_such_library" in result.output
@@ -575,7 +580,7 @@ def test_an_interrupted_sweep_says_that_it_can_go_on(folder):
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with Ctrl-C ignored
     )
@@ -592,7 +597,7 @@ def test_an_interrupted_sweep_says_that_it_can_go_on(folder):
 
 def test_without_its_libraries_the_command_says_what_to_install():
     script = "import sys; sys.modules['click'] = None; import weightdecay.cli"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert result.returncode == 1
     assert "pip install 'weightdecay[sweep]'" in result.stderr
     assert "Traceback" not in result.stderr
@@ -622,7 +627,7 @@ number = 3
 
 @pytest.fixture
 def models(folder):
-    Path(f"{folder}.py").write_text(MODELS)
+    Path(f"{folder}.py").write_text(MODELS, encoding="utf-8")
     return folder
 
 
@@ -641,7 +646,7 @@ def test_groups_prints_the_table_that_the_library_makes(models):
 
 
 def test_groups_folds_layers_of_one_kind_and_shows_all_if_asked(models):
-    with open(f"{models}.py", "a") as file:
+    with open(f"{models}.py", "a", encoding="utf-8") as file:
         file.write("\ndeep = nn.Sequential(*(nn.Linear(2, 2) for _ in range(32)))\n")
     assert "{0…31}.weight × 32" in run("--app-dir", ".", "groups", f"{models}:deep").output
     shown = run("--app-dir", ".", "groups", f"{models}:deep", "--all").output
@@ -760,7 +765,7 @@ number = 3
 
 @pytest.fixture
 def setups(folder):
-    Path(f"{folder}.py").write_text(SETUPS)
+    Path(f"{folder}.py").write_text(SETUPS, encoding="utf-8")
     return folder
 
 
@@ -802,12 +807,12 @@ def test_doctor_takes_several_optimizers(setups):
     (found,) = json.loads(run(*command, "--json").output)["findings"]
     assert (found["id"], found["optimizer"]) == ("D1", "optimizers[1], AdamW")
     assert "in       optimizers[1], AdamW" in run(*command).output
-    assert "In <code>optimizers[1], AdamW</code>" in Path("out/report.html").read_text()
+    assert "In <code>optimizers[1], AdamW</code>" in Path("out/report.html").read_text(encoding="utf-8")
 
 
 def test_doctor_writes_a_page(setups):
     assert run("--app-dir", ".", "doctor", f"{setups}:bad", "--html", "out/report.html").exit_code == 1
-    page = Path("out/report.html").read_text()
+    page = Path("out/report.html").read_text(encoding="utf-8")
     assert "the decay destroys the weights" in page
     assert "&lt;b&gt;.weight" in page
     assert "<b>" not in page

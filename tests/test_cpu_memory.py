@@ -1389,7 +1389,7 @@ for k in range(300, 2000):
     drop(k)
 print(resident() - before)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert not run.returncode, run.stderr
     assert float(run.stdout) < 60, run.stdout
 

@@ -660,7 +660,7 @@ def test_it_draws(tmp_path, suffix):
     if suffix == ".svg":
         import xml.etree.ElementTree
 
-        xml.etree.ElementTree.fromstring(files[0].read_text())
+        xml.etree.ElementTree.fromstring(files[0].read_text(encoding="utf-8"))
 
 
 def test_it_draws_a_decay_that_flips_weights(tmp_path):
@@ -686,12 +686,12 @@ def test_other_pictures_are_refused(tmp_path, file):
 
 def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one(tmp_path, monkeypatch):
     found, path = wd.decompose(trained()), tmp_path / "spread.svg"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("the disk is full")))
     with pytest.raises(OSError, match="the disk is full"):
         found.plot(path)
     assert [file.name for file in tmp_path.iterdir()] == ["spread.svg"]
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     with pytest.raises(FileNotFoundError):
         found.plot(tmp_path / "no" / "spread.svg")
 

@@ -60,7 +60,7 @@ def test_the_decay_of_contributing_works_as_typed(tmp_path, own_registry):
     (page,) = blocks("CONTRIBUTING.md", "python")
     assert len(page.splitlines()) < 25
     path = tmp_path / "divided.py"
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("divided", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -105,7 +105,7 @@ def commands():
 @pytest.mark.parametrize("command", commands())
 def test_every_command_works_as_typed(command, tmp_path, monkeypatch):
     """In the folder of a user's train.py."""
-    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "train.py").write_text(TRAIN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     done = CliRunner().invoke(main, shlex.split(command)[1:])
@@ -122,11 +122,11 @@ def test_the_documents_show_commands():
 def test_the_task_of_the_docs_sweeps_as_typed(tmp_path):
     (module,) = blocks("docs/your-own-task.md", "python")
     (command,) = blocks("docs/your-own-task.md", "console")
-    (tmp_path / "my_task.py").write_text(module)
+    (tmp_path / "my_task.py").write_text(module, encoding="utf-8")
     program, *arguments = shlex.split(command)
     assert program == "weightdecay"
     subprocess.run([sys.executable, "-m", "weightdecay", *arguments], cwd=tmp_path, check=True, capture_output=True)
-    rows = [json.loads(line) for line in (tmp_path / "runs/cancer/results.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "runs/cancer/results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 3 * 5 * 5 * 3
     assert max(row["test_accuracy"] for row in rows) > 0.9
     assert (tmp_path / "runs/cancer/index.html").is_file()
@@ -144,11 +144,11 @@ def test_every_link_into_the_repository_leads_somewhere(document):
 
 def test_the_readme_is_for_people():
     """A formula that is worked out in full may take megabytes, which no page shows."""
-    assert max(map(len, (ROOT / "README.md").read_text().splitlines())) < 2000
+    assert max(map(len, (ROOT / "README.md").read_text(encoding="utf-8").splitlines())) < 2000
 
 
 def test_make_names_every_command_of_the_documents():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for document in ("README.md", "CONTRIBUTING.md"):
         assert set(re.findall(r"^make (\w+)", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)) <= targets
 
@@ -170,7 +170,9 @@ def test_every_public_name_is_in_the_reference():
 
 def test_the_text_on_a_new_decay_stands_in_contributing_alone():
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for heading in re.findall(r':(?:start-after|end-before): "(.*)"', (DOCS / "a-decay-in-ten-minutes.md").read_text()):
+    for heading in re.findall(
+        r':(?:start-after|end-before): "(.*)"', (DOCS / "a-decay-in-ten-minutes.md").read_text(encoding="utf-8")
+    ):
         assert contributing.count(f"\n{heading}\n") == 1
 
 

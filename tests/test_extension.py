@@ -67,7 +67,9 @@ def contributed(tmp_path):
 
     def run(*arguments):
         command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False
+        )
         assert not done.stderr, done.stderr
         return done.stdout
 
@@ -117,7 +119,7 @@ def test_the_tutorial_to_the_letter(tmp_path):
 
     def run(*command):
         command = [sys.executable, *command]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
 
     said = re.findall(r"`(.*?)`", code[2].replace("\n", " "))
     listing, sweep, optimizer, tests = (

@@ -168,10 +168,10 @@ def test_a_trainers_wandb_gets_the_numbers_too(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     package = tmp_path / "stands_in/wandb"
     (package / "sdk/lib").mkdir(parents=True)
-    (package / "__init__.py").write_text(WANDB)
+    (package / "__init__.py").write_text(WANDB, encoding="utf-8")
     for empty in ("sdk", "sdk/lib"):
         (package / empty / "__init__.py").touch()
-    (package / "sdk/lib/config_util.py").write_text("class ConfigError(Exception): ...")
+    (package / "sdk/lib/config_util.py").write_text("class ConfigError(Exception): ...", encoding="utf-8")
     monkeypatch.syspath_prepend(str(package.parent))
     callback = MeterCallback(every=2, metrics=["norm", "timescale_epochs"])
     run = trainer(tmp_path / "run", callbacks=[callback], report_to="wandb", gradient_accumulation_steps=2, max_steps=6)
@@ -500,7 +500,7 @@ def test_lightning_logs_what_the_decay_does(tmp_path):
     callback = MeterCallback(every=4, roles=True, metrics="all")
     module, run = lightning_run(tmp_path, [callback], gradient_clip_val=0.1)
     (meter,) = callback.meters
-    rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text(encoding="utf-8").splitlines()
     names, *values = (row.split(",") for row in rows)
     seen = {int(row[names.index("step")]): float(row[names.index("weight_decay/group0/angle")]) for row in values
             if row[names.index("weight_decay/group0/angle")]}  # fmt: skip
@@ -529,7 +529,7 @@ def test_lightning_counts_optimizer_steps_where_gradients_accumulate(tmp_path):
     assert [sample.step for sample in meter.history()] == [1, 2, 4, 6]
     assert meter.metrics()["weight_decay/weight/timescale_epochs"] == pytest.approx(1 / (LR * LAMBDA) / 3)
     (path,) = tmp_path.rglob("metrics.csv")
-    names, *values = (row.split(",") for row in path.read_text().splitlines())
+    names, *values = (row.split(",") for row in path.read_text(encoding="utf-8").splitlines())
     assert [int(row[names.index("step")]) for row in values if row[names.index("weight_decay/group0/norm")]] == [1, 2, 4, 6]
 
 
@@ -541,7 +541,7 @@ def test_lightning_names_each_of_several_optimizers(tmp_path):
     lightning_run(tmp_path, [callback], optimizers=2)
     assert [meter.step for meter in callback.meters] == [10, 10]
     (path,) = tmp_path.rglob("metrics.csv")
-    header = path.read_text().splitlines()[0].split(",")
+    header = path.read_text(encoding="utf-8").splitlines()[0].split(",")
     assert {"weight_decay/optimizer0/group0/norm", "weight_decay/optimizer1/group0/norm"} <= set(header)
 
 

@@ -556,7 +556,7 @@ def test_the_folder_holds_the_page_and_the_pictures_and_nothing_else(written: An
 
 
 def test_the_page_stands_by_itself(written: Any) -> None:
-    page = Page(written[1].read_text())
+    page = Page(written[1].read_text(encoding="utf-8"))
     assert page.all("html")[0]["lang"] == "en"
     assert [len(page.all(tag)) for tag in ("h1", "script", "iframe", "object")] == [1, 0, 0, 0]
     sources = [image["src"] for image in page.all("img")] + [source["srcset"] for source in page.all("source")]
@@ -576,7 +576,7 @@ NEIGHBOURS = {f"{name}.{kind}" for name in ("heat-maps", "curves", "norms") for 
 
 def test_the_page_says_the_verdict_and_describes_its_pictures(written: Any) -> None:
     _, index, found = written
-    page = Page(index.read_text())
+    page = Page(index.read_text(encoding="utf-8"))
     text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
     for judgement in found.judgements:
         for sentence in found.about(judgement):
@@ -604,7 +604,7 @@ def test_the_page_says_the_verdict_and_describes_its_pictures(written: Any) -> N
 )
 def test_odd_sweeps_have_a_report_too(make: Callable[[], Any], tmp_path: Any) -> None:
     rows, manifest = make()
-    page = Page(write_report(tmp_path, rows, manifest).read_text())
+    page = Page(write_report(tmp_path, rows, manifest).read_text(encoding="utf-8"))
     assert verdict(rows, manifest).coverage in page.text.replace("\N{NO-BREAK SPACE}", " ")
     ElementTree.fromstring((tmp_path / "heat-maps.svg").read_bytes())
 
@@ -630,10 +630,14 @@ def test_names_from_outside_stay_names(tmp_path: Any) -> None:
     rows, manifest = sweep(ridge(0), optimizers={evil: evil}, lrs=LRS[:2])
     manifest |= {"task": evil, "description": evil, "machine": evil, "versions": {evil: evil}, "created": evil}
     index = write_report(tmp_path, rows, manifest)
-    page = Page(index.read_text())
+    page = Page(index.read_text(encoding="utf-8"))
     assert page.all("script") == []
     assert "<script>alert(1)</script>" in page.text
-    for text in (index.read_text(), str(verdict(rows, manifest)), (tmp_path / "heat-maps.svg").read_text()):
+    for text in (
+        index.read_text(encoding="utf-8"),
+        str(verdict(rows, manifest)),
+        (tmp_path / "heat-maps.svg").read_text(encoding="utf-8"),
+    ):
         assert not set("\x1b\u202e\ud800") & set(text)
     for picture in tmp_path.glob("*.svg"):
         ElementTree.fromstring(picture.read_bytes())
@@ -671,5 +675,5 @@ try:
 except ImportError:
     print("no pictures", verdict.__name__)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert ran.stdout.split() == ["no", "pictures", "verdict"]

@@ -102,12 +102,12 @@ def test_every_point_is_run_once(tmp_path):
     result = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
     runs = [key(row) for row in result.rows]
     assert len(set(runs)) == len(runs) == 2 * 2 * 2 * 2
-    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, lines):
         assert 0 <= row["test_right"] <= 1
         assert {"optimizer", "lr", "weight_decay", "seed", "train_loss", "weight_norm", "versions"} <= row.keys()
         assert row["stacked"] is True
-    assert json.loads((tmp_path / "sweep.json").read_text())["grid"]["SGD"]["lr"] == [1e-2, 1e-1]
+    assert json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["grid"]["SGD"]["lr"] == [1e-2, 1e-1]
 
 
 def test_a_finished_sweep_trains_nothing_again(tmp_path):
@@ -120,9 +120,9 @@ def test_a_finished_sweep_trains_nothing_again(tmp_path):
 
 def test_a_larger_grid_keeps_what_is_there(tmp_path):
     wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
-    before = (tmp_path / "results.jsonl").read_text()
+    before = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
     result = wd.sweep(TINY, tmp_path, **{**SMALL_GRID, "lr": [1e-3, 1e-2, 1e-1]}, report=False)
-    after = (tmp_path / "results.jsonl").read_text()
+    after = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
     assert after.startswith(before)
     assert len(result.rows) == 24 == len(after.splitlines())
 
@@ -159,7 +159,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert kills >= 2
     assert process.returncode == 0
     assert results.read_bytes().startswith(kept)
-    runs = [key(json.loads(line)) for line in results.read_text().splitlines()]
+    runs = [key(json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines()]
     assert len(runs) == len(set(runs)) == 2 * 2 * 2 * 15
 
 
@@ -168,7 +168,7 @@ def test_a_torn_line_is_cut_off_and_run_again(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_bytes(path.read_bytes()[:-40])
     assert len(wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False).rows) == 16
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 16
+    assert len([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]) == 16
 
 
 def test_another_tasks_folder_is_refused(tmp_path):
@@ -188,12 +188,14 @@ def test_a_changed_task_is_refused(tmp_path, monkeypatch):
         "from torch import nn\nimport weightdecay as wd\nimport test_sweep\n\n"
         "def model():\n    return nn.Linear(5, 2)\n\n"
         "loss, metric = nn.functional.cross_entropy, test_sweep.right\n"
-        "task = wd.Task('mine', model, test_sweep.blobs, loss, metric, steps=6, batch_size=20)\n"
+        "task = wd.Task('mine', model, test_sweep.blobs, loss, metric, steps=6, batch_size=20)\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     mine = importlib.import_module("mine")
     wd.sweep(mine.task, tmp_path / "out", **SMALL_GRID, report=False)
-    module.write_text(module.read_text().replace("nn.Linear(5, 2)", "nn.Linear(5, 2, bias=False)"))
+    changed = module.read_text(encoding="utf-8").replace("nn.Linear(5, 2)", "nn.Linear(5, 2, bias=False)")
+    module.write_text(changed, encoding="utf-8")
     with pytest.raises(SweepError, match=r"holds results of another task \(code"):
         wd.sweep(importlib.reload(mine).task, tmp_path / "out", **SMALL_GRID, report=False)
     del sys.modules["mine"]
@@ -245,7 +247,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, monkeypatch):
         monkeypatch.undo()
         assert results.path.read_bytes() == before
         results.append([{**run, "seed": 2}])
-    assert [json.loads(line)["seed"] for line in results.path.read_text().splitlines()] == [0, 2]
+    assert [json.loads(line)["seed"] for line in results.path.read_text(encoding="utf-8").splitlines()] == [0, 2]
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
@@ -278,23 +280,23 @@ DAMAGE = {
 def test_a_damaged_line_is_named_and_the_others_are_kept(tmp_path, damage):
     before = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
     path = tmp_path / "results.jsonl"
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     lines[4] = json.dumps(eval(damage, {"row": json.loads(lines[4])})) if damage.startswith("{**row") else damage
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(SweepError, match=f"line 5: not a result of a sweep \\({DAMAGE[damage]}.*keeps the other 15 runs"):
         wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
-    assert path.read_text() == "\n".join(lines) + "\n"
-    path.write_text("\n".join(lines[:4] + lines[5:]) + "\n")  # as the message says
+    assert path.read_text(encoding="utf-8") == "\n".join(lines) + "\n"
+    path.write_text("\n".join(lines[:4] + lines[5:]) + "\n", encoding="utf-8")  # as the message says
     again = wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
-    assert path.read_text().splitlines()[:15] == lines[:4] + lines[5:]
+    assert path.read_text(encoding="utf-8").splitlines()[:15] == lines[:4] + lines[5:]
     assert {key(row) for row in again.rows} == {key(row) for row in before.rows}
 
 
 def test_all_damaged_lines_are_named_at_once(tmp_path):
     wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
     path = tmp_path / "results.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(["x", *lines[1:8], "y", *lines[9:]]) + "\n")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(["x", *lines[1:8], "y", *lines[9:]]) + "\n", encoding="utf-8")
     with pytest.raises(SweepError, match=r"lines 1, 9: .*the other 14 runs"):
         wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
 
@@ -303,7 +305,7 @@ def test_all_damaged_lines_are_named_at_once(tmp_path):
     "text", ['{"identity": []}', "[]", "{", "[" * 5000, '{"identity": "mine"}', "3"], ids=lambda text: text[:20]
 )
 def test_a_damaged_description_is_refused(tmp_path, text):
-    (tmp_path / "sweep.json").write_text(text)
+    (tmp_path / "sweep.json").write_text(text, encoding="utf-8")
     with pytest.raises(SweepError, match=r"sweep\.json is not a sweep's description"):
         wd.sweep(TINY, tmp_path, **SMALL_GRID, report=False)
 
@@ -317,7 +319,7 @@ def test_only_files_are_read_and_appended_to(tmp_path):
         with pytest.raises(SweepError, match=r"sweep\.json is not a sweep's description"):
             wd.sweep(TINY, folder, **SMALL_GRID, report=False)
     elsewhere = tmp_path / "elsewhere.jsonl"
-    elsewhere.write_text("a torn line")
+    elsewhere.write_text("a torn line", encoding="utf-8")
     for kind, make in (
         ("a link", lambda path: path.symlink_to(elsewhere)), ("a pipe", os.mkfifo), ("a folder", Path.mkdir),
     ):  # fmt: skip
@@ -327,13 +329,13 @@ def test_only_files_are_read_and_appended_to(tmp_path):
         make(folder / "results.jsonl")
         with pytest.raises(SweepError, match=f"results\\.jsonl is {kind}"):
             wd.sweep(TINY, folder, **SMALL_GRID, report=False)
-    assert elsewhere.read_text() == "a torn line"
+    assert elsewhere.read_text(encoding="utf-8") == "a torn line"
     with pytest.raises(SweepError, match="cannot write"):
         wd.sweep(TINY, tmp_path / "a folder", **SMALL_GRID, report=False, fresh=True)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(SweepError, match="cannot write"):
         wd.sweep(TINY, tmp_path / "file" / "below", **SMALL_GRID, report=False)
 
@@ -343,7 +345,7 @@ def test_a_diverged_run_has_no_numbers(tmp_path):
     result = wd.sweep(TINY, tmp_path, optimizers=["SGD"], lr=[1e38], weight_decay=[0.0], seeds=1, report=False)
     assert result.rows[0]["diverged"] is True
     assert result.rows[0]["test_right"] is None
-    for line in (tmp_path / "results.jsonl").read_text().splitlines():
+    for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=pytest.fail)
 
 
@@ -504,7 +506,7 @@ def test_an_error_in_a_users_loss_comes_through(tmp_path):
     watcher = Notes()
     with pytest.raises(KeyError, match="my own mistake"):
         wd.sweep(replace(TINY, loss=loss), tmp_path, **SMALL_GRID, report=False, watcher=watcher)
-    assert (tmp_path / "results.jsonl").read_text() == ""
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == ""
     assert not watcher.notes
 
 

@@ -107,7 +107,7 @@ def test_no_digit_of_a_small_shrink_is_lost():
 
 
 @pytest.mark.parametrize("direction", ["adam", "sgd"])
-def test_torchs_λ_and_the_papers_do_the_same_at_every_step_of_a_schedule(direction):
+def test_torchs_lambda_and_the_papers_do_the_same_at_every_step_of_a_schedule(direction):
     lam, history = 0.7, gradients(len(LRS))
     param = weights()
     trains = {"direction": direction, "lr": max(LRS), "lr_max": max(LRS)}
@@ -195,7 +195,7 @@ REDUCTIONS = {
 @pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize("loss", units.LOSSES)
 @pytest.mark.parametrize("named", ["SGD", "SGDW"])
-def test_ridge_finds_what_sgd_finds_with_its_α_converted(named, loss, outputs):
+def test_ridge_finds_what_sgd_finds_with_its_alpha_converted(named, loss, outputs):
     examples, alpha, momentum = 40, 7.0, 0.6
     x, y = torch.randn(examples, 3, dtype=torch.float64), torch.randn(examples, outputs, dtype=torch.float64)
     errors = examples * outputs
@@ -814,7 +814,7 @@ def test_the_commands_json_is_the_plan():
         ("AdamW", "torch"), ("SGDW", "torch"), ("SGD", "coupled"), ("adam+independent", "independent"), ("sgd+l2", "coupled"),
     ],
 )  # fmt: skip
-def test_an_optimizers_name_says_what_its_λ_means(optimizer, convention):
+def test_an_optimizers_name_says_what_its_lambda_means(optimizer, convention):
     numbers = ["--lr", "0.1", "-w", "0.01", "--steps", "100", "--json"]
     found = json.loads(run(*numbers, "-o", optimizer).output)
     assert found == json.loads(run(*numbers, "--convention", convention).output)

@@ -150,7 +150,7 @@ def output(script, *, timeout=60, **environment):
     paths = [environment.pop("PYTHONPATH", ""), os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
     given = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(command, env=given, capture_output=True, encoding="utf-8", timeout=timeout, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout.strip()
 
