@@ -171,3 +171,18 @@ def test_an_optimizer_that_is_made_inside_steps_there_and_after():
     for each in (optimizer, plain):
         each.step()
     assert torch.allclose(got, expected, rtol=1e-12, atol=0)
+
+
+def test_a_compiled_step_does_not_look_at_what_a_tensor_was_filled_with():
+    lr = torch.tensor(0.05)
+    optimizer = wd.AdamW([Parameter(noise((4, 4), torch.float64, 0))], lr=lr)
+    step, counter = compiled(optimizer)
+    for t in range(1, 4):
+        set_gradients(optimizer, t)
+        step()
+        lr.fill_(math.nan if t == 2 else 0.01)
+    assert counter.frame_count == 1
+    assert all_params(optimizer)[0].isnan().all()
+    lr.fill_(math.nan)
+    with pytest.raises(ValueError, match="lr=nan in param_groups"):
+        optimizer.step()

@@ -27,6 +27,7 @@ from training import (
     options_of,
     output,
     parameters,
+    refused,
     set_gradients,
     train,
 )
@@ -169,6 +170,50 @@ def test_a_number_may_be_a_tensor_of_one_element(preset, shape):
         optimizer = preset(parameters().values(), **{**options_of(preset), key: value})
         train(optimizer, 5)
         assert apart(optimizer, plain) <= 1e-12, key
+
+
+FILLED = {
+    "lr": lambda value: {"lr": value},
+    "weight_decay": lambda value: {"weight_decay": value},
+    "betas[1]": lambda value: {"betas": (0.9, value)},
+    "eps": lambda value: {"eps": value},
+}
+
+
+@pytest.mark.parametrize("to", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("key", FILLED)
+@pytest.mark.parametrize("reader", ["auto", "cpu", "eager"])
+def test_a_tensor_that_was_filled_with_what_cannot_be_meant_is_refused(reader, key, to):
+    value = torch.tensor(0.1, dtype=torch.float64)
+    groups = [{"params": [param]} for param in parameters().values()]
+    optimizer = wd.AdamW(groups, lr=0.1, weight_decay=0.1, reader=reader)
+    optimizer.param_groups[1].update(FILLED[key](value))
+    train(optimizer, 2)
+    set_gradients(optimizer, 3)
+    value.fill_(to)
+    for _ in range(2):
+        with refused(ValueError, f"{key}={to}", "param_groups[1]", unchanged=optimizer):
+            optimizer.step()
+        optimizer.param_groups[1]["maximize"] = False  # which was so before
+        optimizer.param_groups[0]["lr"] = 0.2
+    value.fill_(0.1)
+    optimizer.step()
+    expected = wd.AdamW([{"params": [param]} for param in parameters().values()], lr=0.1, weight_decay=0.1, reader=reader)
+    expected.param_groups[1].update(FILLED[key](0.1))
+    train(expected, 2)
+    expected.param_groups[0]["lr"] = 0.2
+    train(expected, 1, first=3)
+    assert apart(optimizer, expected) <= 1e-12
+
+
+def test_a_tensor_beside_a_number_of_a_schedule_is_looked_at_too():
+    lam = torch.tensor(0.1)
+    optimizer = wd.AdamW(parameters().values(), lr=0.1, weight_decay=lam)
+    train(optimizer, 2)
+    optimizer.param_groups[0]["lr"] = 0.05
+    lam.fill_(-1.0)
+    with refused(ValueError, "weight_decay=-1.0", "param_groups[0]", unchanged=optimizer):
+        optimizer.step()
 
 
 # Autograd through the step ----------------------------------------------------------------------------------------------

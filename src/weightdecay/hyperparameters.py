@@ -266,13 +266,7 @@ def check(group: dict[str, Any], equation: Equation, where: str, *, is_new: bool
         ValueError: a number is NaN, infinite or outside its domain, or a key looks like a misspelt hyper-parameter.
     """
     unify(group, equation)
-    domains: dict[str, Interval | Choice] = dict(_DOMAINS)
-    tuples: dict[str, tuple[Any, ...]] = {}
-    for rule in equation.rules:
-        for name, default in rule.defaults.items():
-            domains.setdefault(user_name(name), rule.domain.get(name, _ANY))
-            if isinstance(default, tuple):
-                tuples[user_name(name)] = default
+    domains, tuples = _domains(equation)
     flags = [key for key, form in _forms(equation).items() if form is bool]
     for flag in flags:
         domains.pop(flag, None)
@@ -302,6 +296,39 @@ def check(group: dict[str, Any], equation: Equation, where: str, *, is_new: bool
                 rule.check(**{name: _value(name, group) for name in rule.defaults})
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+
+
+def check_filled(group: Mapping[str, Any], keys: Iterable[str], equation: Equation, where: str) -> None:
+    """Refuse a number of a group, under one of these keys, that is a tensor and was filled with what cannot be meant.
+
+    A tensor on another device than the CPU is not read: the step would wait for the device.
+    """
+    domains, tuples = _domains(equation)
+    for key in keys:
+        value = group[key]
+        if not all(map(_is_readable, value if isinstance(value, tuple) else (value,))):
+            continue
+        if key == "betas":
+            _betas(value, equation, domains, where)
+        elif key in domains:
+            _setting(key, value, domains[key], tuples.get(key), where)
+
+
+def _is_readable(value: Any) -> bool:
+    """Return whether a value can be read without waiting for a device: it is no tensor, or an ordinary one on the CPU."""
+    return not isinstance(value, Tensor) or (type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu")
+
+
+def _domains(equation: Equation) -> tuple[dict[str, Interval | Choice], dict[str, tuple[Any, ...]]]:
+    """Return by key of a group what its value may be, and the default of those that are several numbers."""
+    domains: dict[str, Interval | Choice] = dict(_DOMAINS)
+    tuples: dict[str, tuple[Any, ...]] = {}
+    for rule in equation.rules:
+        for name, default in rule.defaults.items():
+            domains.setdefault(user_name(name), rule.domain.get(name, _ANY))
+            if isinstance(default, tuple):
+                tuples[user_name(name)] = default
+    return domains, tuples
 
 
 def _check_schedules(group: dict[str, Any], equation: Equation, where: str) -> None:

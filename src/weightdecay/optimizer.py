@@ -45,7 +45,8 @@ class Optimizer(Checkpointed):
         params: tensors, (name, tensor) pairs or groups, as torch takes them. Any keyword below except `reader` may differ
             per group. bfloat16 and float16 are computed in float32 with float32 moments; complex tensors count as pairs
             of reals.
-        lr: η, a number or a tensor of one element.
+        lr: η, a number or a tensor of one element. A tensor may be filled between steps, as any number of a group may that is
+            one; on the CPU each step looks at it, elsewhere only the first, as it would have to wait for the device.
         direction, penalty, decay: rules, by name or as functions; `weightdecay.rules()` lists them.
         weight_decay: λ of the decay, in the unit that the decay's page states: per unit of lr for most.
         penalty_weight: λ of the penalty.
@@ -746,7 +747,7 @@ class Optimizer(Checkpointed):
     def _check_changes(self) -> set[int]:
         """Check every group again in which a value is another than at the last step, and return which no kernel knows yet.
 
-        A tensor may have been filled anew: its group counts as changed, but the value is not read.
+        A tensor may have been filled anew: its group counts as changed, and the value is read where that takes no waiting.
         """
         seen: dict[int, dict[str, Any]] = self.__dict__.setdefault("_seen", {})
         untold: set[int] = self.__dict__.setdefault("_untold", set())
@@ -759,13 +760,21 @@ class Optimizer(Checkpointed):
                 if keys <= _SCHEDULED and before is not None and all(before[key] != 0 for key in keys):
                     for key in keys:  # a schedule at work: every other check would find what it found before
                         group[key] = hyperparameters.check_number(key, group[key], where)
+                    self._check_filled(group, where)
                 else:
                     self._complete(group, where)
                 seen[index] = {key: _as_seen(value) for key, value in group.items() if key != "params"}  # in one form now
                 untold.add(index)
-            elif hyperparameters.counts(group) or any(holds_tensor(value) for value in group.values()):
+            elif self._check_filled(group, f"param_groups[{index}]") or hyperparameters.counts(group):
                 untold.add(index)
         return untold
+
+    def _check_filled(self, group: Mapping[str, Any], where: str) -> bool:
+        """Refuse a tensor that was filled with what cannot be meant; return whether the group holds one that may be filled."""
+        keys = [key for key, value in group.items() if holds_tensor(value)]
+        if keys:
+            hyperparameters.check_filled(group, keys, self.equation(group), where)
+        return bool(keys)
 
 
 def _scaling(scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Tensor] | None:
