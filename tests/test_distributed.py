@@ -296,7 +296,25 @@ def tried_in_parts(rank, mesh):
         "tensor parallel": wd.scale_invariant(parallel, batch(0)).to_dict(),
         "zeros on one rank": wd.scale_invariant(uneven, batch(0) * rank).to_dict(),
         "refused": refusal(uneven, batch(0) / rank),
+        "as before it broke": broken(mesh),
     }
+
+
+def broken(mesh):
+    """Return whether the weights are those of before, where the model fails while one of them is four times as long."""
+    model = fully_sharded(Net(), mesh)
+    weights = dict(model.named_parameters())
+    before, calls = {each: whole(weight).clone() for each, weight in weights.items()}, []
+
+    def fail_later(module, inputs):
+        calls.append(module)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    model.out.register_forward_pre_hook(fail_later)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        wd.scale_invariant(model, batch(0))
+    return all(torch.equal(whole(weight), before[each]) for each, weight in weights.items())
 
 
 def refusal(model, inputs):
@@ -343,6 +361,7 @@ def test_a_sharded_model_is_as_it_was_and_goes_on(of_two_processes):
         model(batch(rank))["out"].square().mean().div(2).backward()
     for rank in of_two_processes[4]:
         assert rank["as before"] == [True, True]
+        assert rank["as before it broke"]
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         assert set(rank["gradients"]) == set(gradients)
         for tensor, gradient in gradients.items():
