@@ -1,4 +1,4 @@
-"""What every test starts from: a known seed, one thread, and examples of Hypothesis that are the same in every run."""
+"""What every test starts from: a known seed, one thread, a plain terminal, and the same examples of Hypothesis."""
 
 import os
 import re
@@ -43,6 +43,15 @@ def pytest_collection_modifyitems(items):
 def one_thread():
     """The tensors are small: a second thread costs more than it does."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_terminal():
+    """What somebody has told programs about their terminal is no matter of what ours print; a test sets what it is about."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
