@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from weightdecay import rule, words
-from weightdecay.readers import eager, rounding
+from weightdecay.readers import counting, eager, rounding
 from weightdecay.reductions import REDUCTIONS
 from weightdecay.step import Equation, step
 
@@ -405,7 +405,7 @@ class Reference:
         w, new = step(equation, numbers, bundle.near(), bind=own.bound, reduce=own.reduced)
         bits = None
         if bundle.how == "stochastic":
-            keys = [rounding.keys(bundle.seed, bundle.t, place) for place in bundle.places]
+            keys = [rounding.keys(bundle.seed, counting.drawn_from_of_host(bundle.t), place) for place in bundle.places]
             likes = [torch.zeros_like(param.detach(), dtype=torch.float32) for param in bundle.params]
             bits = end_to_end([rounding.random_bits(like, key) for like, key in zip(likes, keys, strict=True)])
         self._add(number, "w", w, bundle.params[0].dtype, bundle.how, bits)

@@ -8,7 +8,7 @@ import torch
 import torch._dynamo.testing
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
-from training import all_params, noise, options_of, parameters_of, set_gradients
+from training import all_params, bits, noise, options_of, parameters_of, set_gradients
 
 import weightdecay as wd
 from weightdecay import presets
@@ -186,3 +186,20 @@ def test_a_compiled_step_does_not_look_at_what_a_tensor_was_filled_with():
     lr.fill_(math.nan)
     with pytest.raises(ValueError, match="lr=nan in param_groups"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_compiled_step_counts_on_where_float32_has_no_next_whole_number(capturable):
+    def training(step_of):
+        param = Parameter(noise((64, 8), torch.bfloat16, 1))
+        optimizer = wd.SGDW([param], lr=1e-3, weight_decay=1.0, momentum=0.0, reader="eager", capturable=capturable)
+        optimizer.state[param] = {"step": torch.tensor(2.0**24 - 1)}
+        param.grad, step, counts = torch.zeros_like(param), step_of(optimizer), []
+        for _ in range(3):
+            step()
+            counts.append(optimizer.state[param]["step"].item())
+        return counts, bits(param)
+
+    counts, expected = training(lambda optimizer: optimizer.step)
+    assert counts == [2.0**24, 2.0**24 + 2, 2.0**24 + 4]
+    assert training(lambda optimizer: compiled(optimizer)[0]) == (counts, expected)

@@ -216,6 +216,25 @@ def test_a_capturable_step_reads_lr_and_lambda_where_they_are(rules):
     assert [ours.state[param]["step"].item() for param in all_params(ours)] == [5, 5, 3, 5]
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("count", [2.0**24 - 2, 2.0**25 - 4, 1e30])
+def test_counts_go_on_where_float32_has_no_next_whole_number(count, capturable):
+    def stepped(**way):
+        param = Parameter(noise((64, 8), torch.bfloat16, 1))
+        optimizer = wd.SGDW([param], lr=1e-3, weight_decay=1.0, momentum=0.0, **way)
+        optimizer.state[param] = {"step": torch.tensor(count)}
+        param.grad, counts = torch.zeros_like(param), []
+        for _ in range(4):
+            optimizer.step()
+            counts.append(optimizer.state[param]["step"].item())
+        return counts, param.detach()
+
+    (counts, ours), (expected, theirs) = stepped(reader="gpu", capturable=capturable), stepped(reader="cpu")
+    assert counts == expected
+    assert len({*counts, torch.tensor(count).item()}) == 5
+    assert same_bits(ours, theirs)
+
+
 @pytest.mark.parametrize("decay", ["decoupled", "stable"])
 def test_a_capturable_step_asks_the_device_nothing(monkeypatch, decay):
     optimizer = steps_with_tensors("gpu", {"direction": "adam", "decay": decay}, capturable=True)

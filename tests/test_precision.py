@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from training import COMBINATIONS, all_params, bits, copies, noise, parameters, set_gradients, train
 
 import weightdecay as wd
-from weightdecay.readers import rounding
+from weightdecay.readers import counting, rounding
 
 LOW = rounding.LOW_PRECISION
 LAM = {"lr": 0.05, "weight_decay": 0.1}
@@ -357,6 +357,61 @@ def test_a_parameter_is_rounded_as_if_others_had_no_gradient(dtype):
         all_params(second)[0].grad = None
         second.step()
     assert bits(all_params(both)[1]) == bits(all_params(second)[1])
+
+
+# Counts beyond 2²⁴, of which a float32 has no next one by 1 ---------------------------------------------------------------
+
+WAYS = {
+    "cpu": {"reader": "cpu"},
+    "eager": {"reader": "eager"},
+    "cpu-capturable": {"reader": "cpu", "capturable": True},
+    "eager-capturable": {"reader": "eager", "capturable": True},
+}
+
+
+def stepped_from(count, steps, param, lr=1e-3, **way):
+    """Return the counts of so many steps of decay alone, of which the first begins at a count."""
+    optimizer = wd.SGDW([param], lr=lr, weight_decay=1.0, momentum=0.0, **way)
+    param.grad = torch.zeros_like(param)
+    state = optimizer.state[param] = {"step": torch.tensor(count)}
+    found = []
+    for _ in range(steps):
+        optimizer.step()
+        found.append(state["step"].item())
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_decay_arrives_at_any_count(way):
+    """Each step takes a quarter of an ulp: with the same random bits at every step most weights would stay at 1."""
+    param = Parameter(torch.ones(20_000, dtype=torch.bfloat16))
+    stepped_from(2.0**24, 200, param, **way)
+    assert param.double().mean().item() == pytest.approx((1 - 1e-3) ** 200, abs=8e-4)  # 5 standard errors
+
+
+@pytest.mark.parametrize("count", [2.0**24 - 3, 2.0**25 - 6, 2.0**55, 1e30])
+def test_every_step_counts_and_all_ways_draw_the_same_bits(count):
+    before = torch.tensor(count).item()
+    params = {name: Parameter(noise((64, 8), torch.bfloat16, 1)) for name in WAYS}
+    found = {name: stepped_from(count, 6, params[name], **way) for name, way in WAYS.items()}
+    assert len({tuple(counts) for counts in found.values()}) == 1
+    assert all(torch.equal(param, params["cpu"]) for param in params.values())
+    counts = [before, *found["cpu"]]
+    assert len(set(counts)) == len(counts)
+    assert all(count / 2 <= each <= 2 * count for each in counts)
+
+
+def test_a_count_goes_up_by_one_and_then_to_the_next_float():
+    """And after the last float below a power of two to the first one of that octave."""
+    counts = [0.0, 1.0, 2.0**23, 2.0**24 - 2, 2.0**24 - 1, 2.0**24, 2.0**24 + 2, 2.0**25 - 2, 2.0**55]
+    expected = [1.0, 2.0, 2.0**23 + 1, 2.0**24 - 1, 2.0**24, 2.0**24 + 2, 2.0**24 + 4, 2.0**24, 2.0**55 + 2.0**32]
+    assert [counting.following_of_host(count) for count in counts] == expected
+    assert counting.following(torch.tensor(counts)).tolist() == expected
+    drawn = [counting.drawn_from_of_host(count) for count in counts]
+    assert counting.drawn_from(torch.tensor(counts)).tolist() == drawn
+    assert drawn[:5] == [0, 1, 2**23, 2**24 - 2, 2**24 - 1]
+    assert len(set(drawn)) == len(drawn)
+    assert max(drawn) < 2**32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

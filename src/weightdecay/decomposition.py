@@ -16,7 +16,7 @@ from weightdecay.columns import aligned
 from weightdecay.names import without_wrappers
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam, Preset
-from weightdecay.readers import eager, rounding
+from weightdecay.readers import counting, eager, rounding
 from weightdecay.readers.split import is_factor
 from weightdecay.rule import kept_for
 from weightdecay.saved_state import moment_dtype, name_of
@@ -270,7 +270,8 @@ class Upcoming:
         self.state = dict(optimizer.state.get(param, {}))
         held = [each for each in self.kept if self.state.get(each.key) is not None]
         counted = self.state.get("step")
-        self.t = float(counted) + 1 if counted is not None else 1.0 + any(each.changes for each in held)
+        started = float(any(each.changes for each in held))
+        self.t = counting.following_of_host(started if counted is None else float(counted))
         self.given = optimizer.numbers(group, self.t)
         for each in self.kept:
             if self.state.get(each.key) is None:

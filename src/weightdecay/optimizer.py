@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed
-from weightdecay.readers import eager, memory, rounding
+from weightdecay.readers import counting, eager, memory, rounding
 from weightdecay.readers.plan import Kernels, Plan
 from weightdecay.readers.table import Entry, Signature
 from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
@@ -444,8 +444,7 @@ class Optimizer(Checkpointed):
             return None
         group = self.param_groups[entry.row]
         equation, _, rounding_ = self.way(group)
-        t = (entry.state["step"] if group["capturable"] else entry.state["step"].item()) + 1
-        numbers = self.numbers(group, t)
+        numbers = self.numbers(group, _next_t(group, entry.state))
         return eager.direct(
             equation,
             eager.numbers_in(eager.compute_dtype(entry.param.dtype), numbers),
@@ -630,8 +629,7 @@ class Optimizer(Checkpointed):
         for param, place in zip(params, found, strict=True):
             if places is not None and place not in places:
                 continue
-            step = self.state[param]["step"]
-            t = step + 1 if group["capturable"] else step.item() + 1
+            t = _next_t(group, self.state[param])
             dtype = eager.compute_dtype(param.dtype)
             if (t, dtype) not in numbers:
                 numbers[t, dtype] = eager.numbers_in(dtype, self.numbers(group, t))
@@ -650,7 +648,7 @@ class Optimizer(Checkpointed):
         equation, kept, rounding_ = self.way(group)
         for param, place, t, numbers in self._moving(group, places):
             state = self.state[param]
-            state["step"] += 1
+            state["step"].fill_(t)
             how = rounding.resolve(rounding_, param.dtype)
             grad = cast(Tensor, param.grad)
             eager.update(
@@ -661,7 +659,7 @@ class Optimizer(Checkpointed):
                 state,
                 kept=kept_for(param.shape, kept),
                 how=how,
-                key=rounding.keys(group["seed"], t if group["capturable"] else int(t), first + place)
+                key=rounding.keys(group["seed"], _drawn_from(state["step"], t), first + place)
                 if how == "stochastic"
                 else (0, 0),
                 factor=factor,
@@ -801,6 +799,22 @@ def _is_capturing() -> bool:
     if torch.compiler.is_compiling() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     return torch.cuda.is_current_stream_capturing()
+
+
+def _next_t(group: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+    """Return the number of a parameter's next step, where its group keeps it: as a tensor if it is capturable."""
+    if group["capturable"]:
+        return counting.following(state["step"])
+    if torch.compiler.is_compiling():
+        return counting.following(state["step"]).item()
+    return counting.following_of_host(state["step"].item())
+
+
+def _drawn_from(step: Tensor, t: Any) -> Any:
+    """Return what random bits depend on of a count, without a look at a device where t is there."""
+    if isinstance(t, Tensor) or torch.compiler.is_compiling():
+        return counting.drawn_from(step)
+    return counting.drawn_from_of_host(t)
 
 
 def _counts(step: Tensor, group: Mapping[str, Any], param: Tensor) -> bool:

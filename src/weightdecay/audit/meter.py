@@ -21,7 +21,7 @@ from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.near import hint
 from weightdecay.optimizer import Optimizer
-from weightdecay.readers import rounding
+from weightdecay.readers import counting, rounding
 from weightdecay.wrappers import calls_hooks, innermost
 
 EVERY = 500
@@ -243,7 +243,7 @@ class Meter:
             taken.known.append(Known(labels, count, param.ndim > 1, law))
             taken.tallies.append(tally)
             if step is not None and ours is not None:
-                yield tally, step, rounding.keys(ours.param_groups[index]["seed"], int(step.t), at)
+                yield tally, step, rounding.keys(ours.param_groups[index]["seed"], counting.drawn_from_of_host(step.t), at)
 
     @torch.no_grad()
     def _after(self, optimizer: TorchOptimizer, *_: Any) -> None:

@@ -24,11 +24,9 @@ def resolve(rounding: str, dtype: torch.dtype) -> str:
 def keys(seed: int, t: Any, index: int) -> tuple[Any, Any]:
     """Return two 32-bit keys for the random bits of one parameter (its place in the optimizer) at step t.
 
-    They depend on nothing else, so a resumed run draws what the first would have drawn. A tensor t gives tensors, and is not
-    read by the host.
+    They depend on nothing else, so a resumed run draws what the first would have drawn. t is a whole number, or an integer
+    tensor, which gives tensors and is not read by the host; `counting.drawn_from` makes it of a float32 count.
     """
-    if isinstance(t, Tensor):
-        t = t.to(torch.int64)
     first, second = 0x9E3779B9, 0x85EBCA6B
     for counter in (seed & _MASK, seed >> 32, index, t):
         first, second = (_scramble((key * 0x01000193 + counter) & _MASK) for key in (first, second))
@@ -143,6 +141,11 @@ def number(integer: Tensor) -> Tensor:
     return integer.to(torch.float32)
 
 
+def whole(x: Tensor) -> Tensor:
+    """Return whole numbers as integers."""
+    return x.to(torch.int64)
+
+
 def as_bfloat16(x: Tensor) -> Tensor:
     """Return float32 as the nearest bfloat16 holds it."""
     return x.bfloat16().float()
@@ -155,7 +158,7 @@ def as_float16(x: Tensor) -> Tensor:
 
 where, finite, absolute, floor, copysign = torch.where, torch.isfinite, torch.abs, torch.floor, torch.copysign
 BIT_WORDS = (
-    "pattern", "value", "number", "as_bfloat16", "as_float16", "where", "finite", "absolute", "floor", "copysign"
+    "pattern", "value", "number", "whole", "as_bfloat16", "as_float16", "where", "finite", "absolute", "floor", "copysign"
 )  # fmt: skip
 
 

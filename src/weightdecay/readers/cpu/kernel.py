@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from weightdecay.readers import rounding, table
+from weightdecay.readers import counting, rounding, table
 from weightdecay.readers.cpu.machine import Code, compiled, converts_float16, counted
 from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
 from weightdecay.readers.passes import Pass, Passes, Sum
@@ -226,7 +226,7 @@ class _Pass(Pass):
 
     def random_bits(self) -> Value:
         writer, each, lanes, place = self.writer, self.writer.each, self.writer.lanes, self.place
-        t = writer.converted(self.number["", "t"], I64)
+        t = writer.bound(counting.drawn_from)(self.number["", "t"])
         key = writer.bound(rounding.keys)(self.number["", "seed"], t, Value(writer, self.column["index"]))
         pairs = max(1, lanes // 2)
         vector = ir.VectorType(I32, pairs)
@@ -312,7 +312,9 @@ def _write_advance(module: ir.Module, signature: Signature) -> None:
     tensors, column = _columns(b, function.args[-1], signature)
     with counted(b, I64(0), tensors) as tensor, b.if_then(b.icmp_unsigned("!=", column("g", tensor, I64), I64(0))):
         count = column("step", tensor, POINTER)
-        b.store(b.fadd(b.load(count, typ=FLOAT), ir.Constant(FLOAT, 1.0)), count)
+        writer = Writer(module, b, FLOAT)
+        after = writer.bound(counting.following)(Value(writer, b.load(count, typ=FLOAT)))
+        b.store(after.ir, count)
     b.ret_void()
 
 

@@ -397,6 +397,9 @@ class Writer(ByComparison):
     def number(self, integer: Value) -> Value:
         return self.converted(integer, FLOAT)
 
+    def whole(self, x: Value) -> Value:
+        return self.converted(x, I64)
+
     def as_bfloat16(self, x: Value) -> Value:
         return self.bits(self.emit("shl", self.bound(rounding.bfloat16_bits)(x), self._splat(16, I32)), FLOAT)
 

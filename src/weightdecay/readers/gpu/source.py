@@ -15,7 +15,7 @@ from textwrap import indent
 
 import torch
 
-from weightdecay.readers import rounding, table
+from weightdecay.readers import counting, rounding, table
 from weightdecay.readers.gpu.values import DOUBLE, FLOAT, INT32, INT64, STORAGE, Value, Writer
 from weightdecay.readers.passes import Pass, Passes, Sum
 from weightdecay.readers.written import Pair
@@ -175,9 +175,10 @@ if (g != 0) & (tl.load(skip) == 0):
             if not each.per_element:
                 found["kept", each.name] = self._loaded(f"memory_{each.name}", DOUBLE)
         if signature.counted:
-            found["", "t"] = writer.converted(self._loaded("step", FLOAT), DOUBLE) + 1
+            t = writer.bound(counting.following)(self._loaded("step", FLOAT))
         else:
-            found["", "t"] = writer.converted(writer.emit(self._address("t"), INT64), DOUBLE)
+            t = writer.value(writer.emit(f"{self._address('t')}.to(tl.int32)", INT32))
+        found["", "t"] = writer.converted(t, DOUBLE)
         return found
 
     def _loaded(self, column: str, of: str) -> Value:
@@ -187,7 +188,8 @@ if (g != 0) & (tl.load(skip) == 0):
     def random_bits(self) -> Value:
         writer, number = self.writer, self.number
         index = writer.emit(self._address("index"), INT64)
-        key = writer.bound(rounding.keys)(number["", "seed"], writer.converted(number["", "t"], INT64), index)
+        t = writer.bound(counting.drawn_from)(number["", "t"])
+        key = writer.bound(rounding.keys)(number["", "seed"], t, index)
         # A block starts at an even place, and no pair's upper half changes within one.
         base, block = "tl.full((), base, tl.int64)", {"per_element": True}
         low = writer.emit(f"({base} >> 1).to(tl.int32) + (lane >> 1)", INT32, **block)
@@ -205,7 +207,9 @@ def _settle(signature: Signature, name: str) -> str:
     moves = []
     if signature.counted:
         moves += [f"step = {address.format(columns.index('step'))}.to(tl.pointer_type(tl.float32))"]
-        moves += ["tl.store(step, tl.load(step, mask=there, other=0) + 1.0, mask=there)"]
+        writer = Writer(FLOAT)
+        after = writer.bound(counting.following)(writer.emit("tl.load(step, mask=there, other=0)", FLOAT))
+        moves += [*writer.once, f"tl.store(step, {after.name}, mask=there)"]
     for k, following in enumerate(signature.next):
         column = columns.index(following.replace("next", "memory", 1))
         moves += [f"kept{k} = {address.format(column)}.to(tl.pointer_type(tl.float64))"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.readers import table
+from weightdecay.readers import counting, table
 from weightdecay.readers.eager import Share
 from weightdecay.readers.gpu.kernel import kernel, launch
 from weightdecay.readers.gpu.source import BLOCK, Signature
@@ -154,9 +154,10 @@ class Table(table.Table):
         there = counts
         if self.moving is not self.params:
             there = [count for count, grad in zip(counts, self.grads, strict=True) if grad is not None]
+        after = {count: counting.following_of_host(count) for count in {count.value for count in there}}
         for count in there:
-            count.value += 1
-        self._write("t", [int(count.value) for count in counts])
+            count.value = after[count.value]
+        self._write("t", [ctypes.c_int32.from_buffer(count).value for count in counts])
 
     # What is sent to the device -----------------------------------------------------------------------------------------
 

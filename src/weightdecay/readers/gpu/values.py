@@ -210,6 +210,9 @@ class Writer(ByComparison):
     def number(self, integer: Value) -> Value:
         return self.converted(integer, FLOAT)
 
+    def whole(self, x: Value) -> Value:
+        return self.converted(x, INT64)
+
     def as_bfloat16(self, x: Value) -> Value:
         return self.bits(self.emit("({} << 16)", INT32, self.bound(rounding.bfloat16_bits)(x)), FLOAT)
 
