@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -714,6 +715,7 @@ IMPOSSIBLE = {
     "longer": lambda value: value.new_ones(40),
     "complex": lambda value: value.to(torch.complex64),
     "a wrapper": lambda value: Strange(value),
+    "a zero": lambda value: torch._efficientzerotensor(value.shape, dtype=value.dtype),
     "freed": freed,
 }
 OF_MOMENTS = {
@@ -748,6 +750,8 @@ TENSORS = {
     "the gradient's storage is freed": lambda param: param.grad.untyped_storage().resize_(0),
     "the gradient's storage is cut": lambda param: setattr(param, "grad", shrunk(param.grad)),
     "the weight is of whole numbers": lambda param: setattr(param.requires_grad_(False), "data", param.to(torch.int16)),
+    "the weight is a wrapper's": lambda param: setattr(param, "data", Strange(param.detach())),
+    "the weight is a zero": lambda param: setattr(param, "data", torch._efficientzerotensor(param.shape, dtype=param.dtype)),
     "the weight is expanded": lambda param: setattr(param, "data", param.new_ones(()).expand(param.shape)),
     "the weight has another shape": lambda param: setattr(param, "data", param.detach().reshape(-1, 1, 1)),
     "the gradient has another shape": lambda param: setattr(param.grad, "data", param.grad.reshape(-1, 1, 1)),
@@ -766,6 +770,99 @@ def test_a_weight_or_gradient_that_cannot_be_is_refused_by_name_before_anything_
         with pytest.raises((ValueError, RuntimeError), match=f"'{which}'"):
             optimizer.step()
         assert bits(others) == before
+
+
+def broken(value, draw):
+    """Return a tensor that is another in one of many ways, and what was done; the old one may be changed where it stands."""
+    ways = {
+        **IMPOSSIBLE,
+        **OF_MOMENTS,
+        "None": lambda value: None,
+        "float16": lambda value: value.half(),
+        "bfloat16": lambda value: value.bfloat16(),
+        "float32": lambda value: value.float(),
+        "float64": lambda value: value.double(),
+        "int16": lambda value: value.to(torch.int16),
+        "bool": lambda value: value.bool(),
+        "transposed": lambda value: value.mT if value.ndim > 1 else value,
+        "a copy with gaps": lambda value: value.repeat_interleave(2, -1)[..., ::2] if value.ndim else value,
+        "a part": lambda value: value[:1] if value.ndim else value.reshape(1)[:0],
+        "negated": torch._neg_view,
+        "a parameter": lambda value: Parameter(value, requires_grad=False),
+        "resized where it stands": lambda value: value.resize_(2),
+        "freed where it stands": lambda value: (value.untyped_storage().resize_(0), value)[1],
+        "shrunk where it stands": lambda value: (value.untyped_storage().resize_(value.untyped_storage().nbytes() // 2), value)[
+            1
+        ],
+        "other data where it stands": lambda value: (setattr(value, "data", value.new_ones(3)), value)[1],
+    }
+    way = draw(list(ways))
+    return ways[way](value), way
+
+
+def fuzz(seed, cases):
+    """Break one tensor of an optimizer that has stepped, and step again: by all kinds of optimizers, all kinds of breaks."""
+    draws = random.Random(seed)
+    made = {"compensated": torch.bfloat16, "stochastic": torch.bfloat16, "nearest": torch.float32}
+    presets = [wd.AdamW, wd.NAdam, wd.AdamH, wd.AdamCPR]
+    stepped, refusals, nameless = 0, 0, []
+    for case in range(cases):
+        preset, rounding_ = presets[case % 4], draws.choice(list(made))
+        dtype = made[rounding_]
+        params = {
+            "plain": noise((6, 5), dtype, 1),
+            "strided": noise((6, 10), dtype, 2)[:, ::2],
+            "laid": noise((5, 6), dtype, 3).t(),
+        }
+        params = {key: Parameter(value) for key, value in params.items()}
+        optimizer = preset(list(params.items()), lr=0.01, rounding=rounding_, reader=draws.choice(["auto", "auto", "cpu"]))
+        train(optimizer, 2)
+        set_gradients(optimizer, 3)
+        which = draws.choice(list(params))
+        param, state = params[which], optimizer.state[params[which]]
+        what = draws.choice(["weight", "gradient", *state, *state])
+        try:
+            with torch.no_grad():
+                if what == "weight":
+                    value, way = broken(param.data, draws.choice)
+                    param.data = value
+                elif what == "gradient":
+                    value, way = broken(param.grad, draws.choice)
+                    param.grad = value
+                else:
+                    state[what], way = broken(state[what], draws.choice)
+        except (TypeError, RuntimeError, AttributeError, IndexError):  # there is no such tensor, or torch takes none
+            continue
+        if (what, way) == ("gradient", "a wrapper"):  # whose class says in its own words that it can do nothing
+            continue
+        described = f"{preset.__name__} {rounding_} {optimizer.reader}: the {what} of {which} is {way}"
+        print(described, flush=True)  # the last of these lines is what has ended the process
+        try:
+            for _ in range(2):
+                optimizer.step()
+            stepped += 1
+        except Exception as error:
+            refusals += 1
+            if not (isinstance(error, ValueError | RuntimeError) and f"'{which}'" in str(error)):
+                nameless.append(f"{described}: {error!r}")
+    return stepped, refusals, nameless
+
+
+FUZZ = """
+import test_cpu_memory as tests
+stepped, refusals, nameless = tests.fuzz({seed}, 250)
+assert min(stepped, refusals) > 50, (stepped, refusals)
+print("without the parameter's name:", nameless)
+"""
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_whatever_becomes_of_a_tensor_a_step_is_done_or_refused_by_name(seed):
+    """In a process of its own, which a signal would end."""
+    assert (
+        output(FUZZ.format(seed=seed), timeout=120, MALLOC_PERTURB_="165").splitlines()[-1]
+        == "without the parameter's name: []"
+    )
 
 
 @pytest.mark.parametrize("reader", ["auto", "eager"])
@@ -1186,6 +1283,38 @@ def test_python_threads_with_an_optimizer_each_give_what_they_give_alone(threads
         assert torch.equal(got, alone[kind]), kind
 
 
+ONE_OPTIMIZER = """
+import threading, torch, weightdecay as wd
+import test_cpu_memory as tests
+
+def optimizer():
+    params = [torch.nn.Parameter(tests.noise((300, 602), torch.float32, k)[:, ::2]) for k in range(6)]
+    for k, param in enumerate(params):
+        param.grad = tests.noise((301, 300), torch.float32, 10 + k).t()
+    made = wd.AdamW(params, lr=0.01)
+    made.step()
+    return made
+
+def step(optimizer, times):
+    for _ in range(times):
+        optimizer.step()
+
+shared, alone = optimizer(), optimizer()
+threads = [threading.Thread(target=step, args=(shared, 40)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+step(alone, 160)
+print(tests.everything(shared) == tests.everything(alone))
+"""
+
+
+def test_python_threads_may_share_an_optimizer_whose_tensors_are_copied():
+    """One thread must not free what the kernel of another is writing to."""
+    assert output(ONE_OPTIMIZER, timeout=120) == "True"
+
+
 FIRST_STEPS = """
 import concurrent.futures, threading
 import torch
@@ -1245,6 +1374,29 @@ def test_a_forked_child_steps_and_gives_the_same_bits():
     """OpenMP's threads stay with the parent, and who waits for them in the child waits for ever, as torch's operations do."""
     size = sum(LARGE) * sum(dtype.itemsize for dtype, _ in KINDS.values()) + 9 * 4
     assert output(FORK, timeout=90) == f"True {size}"
+
+
+FIRST_STEP_IN_A_CHILD = """
+import os, signal, torch
+import test_cpu_memory as tests
+torch.set_num_threads(2)
+torch.ones(300_000).add_(1.0)  # on two threads, which stay here
+optimizers = [tests.large_optimizer(kind) for kind in tests.KINDS]
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    torch.set_num_threads(1)
+    for optimizer in optimizers:
+        optimizer.step()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_first_step_in_a_forked_child_works_on_one_thread():
+    """With more of them torch, which makes the state, would wait for those that stayed with the parent."""
+    assert output(FIRST_STEP_IN_A_CHILD, timeout=90) == "0"
 
 
 FORK_WHILE_COMPILING = """

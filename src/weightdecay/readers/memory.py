@@ -104,8 +104,10 @@ def has_memory(tensor: Tensor) -> bool:
         storage = tensor.untyped_storage()
         end = (tensor.storage_offset() + _extent(tensor)) * tensor.itemsize
         return end <= storage.nbytes() and storage.data_ptr() != 0
-    except RuntimeError:  # a wrapper of torch.func's, whose memory is another's
+    except NotImplementedError:  # a wrapper of torch.func's, whose memory is another's
         return True
+    except RuntimeError:  # a storage without memory, which `.data =` has taken from a wrapper
+        return False
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -341,6 +343,7 @@ def _check_number(what: str, value: Any, param: Tensor, device: torch.device) ->
         raise ValueError(f"{what} is a {type(value).__name__}, and the parameter is an ordinary tensor")
     if value.is_meta and device.type != "meta":
         raise ValueError(f"{what} is on the meta device and has no value")
+    _refuse_zero(what, value)
     _check_memory(what, value)
 
 
@@ -354,7 +357,14 @@ def _is_finite(value: Real) -> bool:
 def _check_writable(what: str, tensor: Tensor) -> None:
     if tensor.layout == torch.strided and not is_wrapper(tensor) and is_expanded(tensor):
         raise ValueError(f"{what} is expanded: several of its elements share a place in memory; clone() it first")
+    _refuse_zero(what, tensor)
     _check_memory(what, tensor)
+
+
+def _refuse_zero(what: str, tensor: Tensor) -> None:
+    """Refuse a zero that autograd makes without elements, where a step would write."""
+    if tensor._is_zerotensor():
+        raise ValueError(f"{what} is a zero of torch's own, which has no memory to write to: put a clone() of it")
 
 
 def _check_device(what: str, tensor: Tensor, param: Tensor) -> None:
