@@ -30,6 +30,7 @@ from runs import (
     weights,
     zeros,
 )
+from torch.nn import Parameter
 
 import weightdecay as wd
 from weightdecay.readers import eager, rounding
@@ -291,3 +292,46 @@ def test_reductions_are_those_of_numpy(key, dtype):
         found = eager.reduce(REDUCTIONS[key], values, {"n": 3.0, "eta": 0.5, "lam": 0.25})
         assert found.dtype == torch.float64  # and rounded once, where it meets an element
         assert found.item() == pytest.approx(expected[key], rel=1e-12, abs=torch.finfo(dtype).tiny)
+
+
+# Where float32 has no digits left -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", ["cpu", "eager"])
+def test_a_variance_that_rounding_leaves_below_zero_is_zero(reader):
+    """As equal gradients make it in the end; torch's root of it is NaN."""
+
+    def stepped(cls, **options):
+        param = Parameter(torch.zeros(4, dtype=torch.float32))
+        optimizer = cls([param], lr=2.0**-20, alpha=0.5, eps=2.0**-10, centered=True, **options)
+        below, ones = torch.full_like(param, 1 - 2.0**-20).detach(), torch.ones(4)
+        optimizer.state[param] = {"step": torch.tensor(200.0), "square_avg": below, "grad_avg": ones}
+        param.grad = torch.ones(4)
+        optimizer.step()
+        return param.detach()
+
+    assert torch.allclose(stepped(wd.RMSprop, reader=reader), torch.tensor(-(2.0**-10)), rtol=1e-6, atol=0)  # −lr·g/eps
+    assert stepped(torch.optim.RMSprop).isnan().all()
+
+
+def test_a_centred_rmsprop_needs_more_than_one_gradient():
+    param = Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="alpha=0 with centered=True"):
+        wd.RMSprop([param], alpha=0, centered=True)
+    for options in ({"alpha": 0}, {"alpha": 0.5, "centered": True}):
+        wd.RMSprop([param], **options)
+
+
+@pytest.mark.parametrize("reader", ["cpu", "eager"])
+def test_adamax_that_forgets_at_once_is_bounded_by_its_mean_over_eps(reader):
+    eps, lr = 1e-4, 1e-4
+    param = Parameter(torch.zeros(4, dtype=torch.float16))
+    optimizer = wd.Adamax([param], lr=lr, betas=(0.5, 0.0), eps=eps, rounding="nearest", reader=reader)
+    param.grad = torch.full_like(param, 0.5)
+    optimizer.step()
+    before = param.detach().double()
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    u = (before - param.detach().double()) / lr
+    mean = 0.5 * (0.5 * 0.5) / (1 - 0.5**2)  # of 0.5 and 0, corrected
+    assert torch.allclose(u, torch.full_like(u, mean / eps), rtol=2.0**-10, atol=0)

@@ -274,3 +274,20 @@ def test_a_group_with_another_direction_has_the_defaults_of_that():
     asked = wd.Optimizer([{"params": [first]}, {"params": [second], **of_adam}], 0.1, direction="muon", eps=1e-6)
     assert [group["eps"] for group in asked.param_groups] == [1e-6, 1e-6]
     assert wd.Optimizer([{"params": [first], **of_adam}], 0.1, direction="adafactor").param_groups[0]["eps"] == 1e-8
+
+
+@pytest.mark.parametrize("reader", ["auto", "eager"])
+def test_adafactor_takes_gradients_whose_fourth_power_is_beyond_float32(reader):
+    """As the penalty lp with p = ½ makes them near zero: 3e13 at a weight of 1e-30."""
+
+    def stepped(dtype, weight=0.1):
+        param = Parameter(torch.tensor([[1e-30, 1.0], [0.5, -1e-30]], dtype=torch.float32).to(dtype))
+        rules = {"direction": "adafactor", "penalty": "lp", "p": 0.5, "penalty_weight": weight, "eps": (2.0**-23, 1e-3)}
+        optimizer = wd.Optimizer([param], 0.1, **rules, reader=reader)
+        param.grad = torch.full_like(param, 0.01)
+        optimizer.step()
+        return param.detach().double()
+
+    got, expected = stepped(torch.float32), stepped(torch.float64)
+    assert (got - expected).abs().max() <= 1e-6
+    assert (stepped(torch.float64, weight=0.0) - expected).abs().max() >= 100 * 1e-6

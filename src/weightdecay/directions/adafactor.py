@@ -68,7 +68,8 @@ def adafactor(
     if g.ndim > 1:
         row = torch.lerp(row, g.square().mean(dim=-1, keepdim=True), share)
         column = torch.lerp(column, g.square().mean(dim=-2, keepdim=True), share)
-        square = row @ column / row.mean(dim=-2, keepdim=True).clamp(min=eps1)
+        # Divided first: row @ column holds fourth powers of gradients, which leave float32 from 4e9 on.
+        square = (row / row.mean(dim=-2, keepdim=True).clamp(min=eps1)) @ column
     else:
         square = v = torch.lerp(v, g.square(), share)
     u = g * square.clamp(min=eps1 * eps1).rsqrt()

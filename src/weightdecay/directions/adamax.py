@@ -12,6 +12,9 @@ from weightdecay.words import absolute, debias, maximum
 def adamax(g, m, largest, *, t, beta1=0.9, beta2=0.999, eps=1e-8):
     """Divide the corrected mean gradient by a maximum of |g| that fades.
 
+    With beta2 = 0 the maximum is |g| + eps of this step alone. A gradient near zero then divides a mean that is not, and u may
+    be as large as |m̂|/eps, in which float32 has no correct digits: the formula has no better bound.
+
     >>> u, m, largest = adamax(2.0, 0.0, 0.0, t=1, beta1=0.5, eps=0.0)
     >>> u, m, largest
     (1.0, 1.0, 2.0)
