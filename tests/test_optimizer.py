@@ -251,6 +251,34 @@ def test_derivatives_of_the_step_are_those_of_its_differences(rules, steps):
     assert torch.autograd.gradcheck(trained, [tensors[0], *numbers, *tensors[1:]])
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("preset", [wd.AdamC, wd.SGDC, "independent"], ids=["AdamC", "SGDC", "independent"])
+def test_the_derivative_by_an_lr_that_is_also_its_peak_is_that_of_differences(preset, capturable):
+    """The peak is the size of that same lr: decay by η²λ/η_max is decay by ηλ, and by ηλ/η_max it is λ."""
+
+    def loss_at(lr, peak=None):
+        param = noise((4,), torch.float64, 1)
+        options = {"weight_decay": 0.3, "differentiable": True, "capturable": capturable}
+        if preset == "independent":
+            optimizer = wd.Optimizer([param], lr, direction="adam", decay="independent", **options)
+        else:
+            optimizer = preset([param], lr=lr, **options)
+        if peak is not None:
+            optimizer.param_groups[0]["lr_max"] = peak
+        for t in range(3):
+            param.grad = noise((4,), torch.float64, 2 + t)
+            optimizer.step()
+        return (param - 1).square().sum()
+
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    (got,) = torch.autograd.grad(loss_at(lr), lr)
+    h = 1e-5
+    above, below = (loss_at(torch.tensor(0.1 + way * h, dtype=torch.float64)).item() for way in (1, -1))
+    assert got.item() == pytest.approx((above - below) / (2 * h), rel=1e-6)
+    (held,) = torch.autograd.grad(loss_at(lr, peak=0.1), lr)  # with a peak that stays where it is
+    assert abs(held.item() / got.item() - 1) > 1e-3
+
+
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_state_is_never_the_gradient_itself(direction, differentiable):

@@ -335,3 +335,22 @@ def test_adamax_that_forgets_at_once_is_bounded_by_its_mean_over_eps(reader):
     u = (before - param.detach().double()) / lr
     mean = 0.5 * (0.5 * 0.5) / (1 - 0.5**2)  # of 0.5 and 0, corrected
     assert torch.allclose(u, torch.full_like(u, mean / eps), rtol=2.0**-10, atol=0)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("reader", ["cpu", "eager"])
+def test_a_norm_whose_square_is_beyond_float32_is_held(reader, capturable):
+    """In float32 the square of 1e20 is infinite, and weights became 0 or changed their sign."""
+
+    def stepped(dtype, **options):
+        param = Parameter(torch.linspace(1, 2, 15, dtype=torch.float64).reshape(3, 5).to(dtype) * 1.7e19)
+        param.grad = torch.linspace(-1, 1, 15).reshape(3, 5).to(dtype)
+        wd.AdamH([param], lr=0.1, **options).step()
+        return param.detach().double()
+
+    got, expected = stepped(torch.float32, reader=reader, capturable=capturable), stepped(torch.float64, reader="eager")
+    assert 0.9e20 < expected.norm() < 1.1e20
+    assert (got > 0).all()
+    assert ((got - expected).abs() <= 1e-6 * 1e20).all()
+    without = torch.linspace(1, 2, 15, dtype=torch.float64).reshape(3, 5) * 1.7e19
+    assert (expected - without).abs().max() >= 100 * 1e-6 * 1e20

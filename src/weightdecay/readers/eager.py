@@ -144,6 +144,8 @@ def reduce(reduction: Reduction, values: Mapping[str, Tensor], numbers: Mapping[
         elements = [x / unit]
     total = over(torch.sum, bound(reduction.term, torch.float64)(*elements, **reduction.given(reduction.term, numbers)))
     finished: Tensor = bound(reduction.finish, torch.float64)(total, **reduction.given(reduction.finish, numbers)) * unit
+    # One number per model has dimensions, and in float64 it would make float64 of every element. So the square of a stacked
+    # float32 norm may leave the range: from a norm of 1.8e19 on, of a run that has diverged.
     return finished.to(values[reduction.elements[0]].dtype) if stacked else finished
 
 
