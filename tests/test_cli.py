@@ -142,6 +142,10 @@ def test_dir_has_the_public_names():
     assert not {"pkgutil", "import_module", "api", "decays"} & set(dir(wd))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         wd.nothing  # noqa: B018
+    for slip, meant in (("adamw", "AdamW"), ("param_group", "param_groups"), ("Hyperbal", None)):
+        with pytest.raises(AttributeError, match=f"no attribute '{slip}'" + (f": did you mean '{meant}'" if meant else "$")):
+            getattr(wd, slip)
+    assert not hasattr(wd, "Adamw")
 
 
 NEAR = [

@@ -247,9 +247,9 @@ def audited(model, optimizer, scheduler=None):
     assert str(splits)
     if splits.title == "Adam":  # no one number says what its L2 leaves
         with pytest.raises(ValueError, match="no one number says what is left"):
-            wd.remaining(optimizer, steps=100)
+            wd.remaining(optimizer, scheduler, steps=100)
     else:
-        assert str(wd.remaining(optimizer, steps=100))
+        assert str(wd.remaining(optimizer, scheduler, steps=100))
     for was, now in zip(before, (p for group in optimizer.param_groups for p in group["params"]), strict=True):
         assert torch.equal(was, now)
 

@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from weightdecay.near import nearest
+
 if TYPE_CHECKING:
     from weightdecay.api import *  # noqa: F403
 
@@ -37,6 +39,8 @@ def __getattr__(name: str) -> Any:
         known.update({each: getattr(api, each) for each in api.__all__ if each not in _WITH_SYMPY})
         if name in known:
             return known[name]
+        if near := nearest(name, api.__all__):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}: did you mean {near[0]!r}?")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from weightdecay.names import differences, some, without_wrappers
 from weightdecay.rule import KINDS, Kept
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.step import Equation
+from weightdecay.warned import warn
 
 _OURS = ("foreach", "fused", "differentiable")
 """The flags that say how a step is computed, not which: a checkpoint's are not taken over."""
@@ -76,7 +76,7 @@ class Checkpointed(torch.optim.Optimizer):
         finally:
             handle.remove()
         if not isinstance(state_dict, Chosen):
-            warn_of_news(news, stacklevel=3)
+            warn_of_news(news)
 
     def _sealed(self, state_dict: Any, news: list[str]) -> dict[str, Any]:
         """Make all that is loaded, or refuse it; what belongs to a parameter is wrapped so that torch leaves it as it is."""
@@ -183,14 +183,13 @@ def chosen(optimizer: torch.optim.Optimizer, keys: Sequence[str]) -> list[str]:
     ]
 
 
-def warn_of_news(news: Sequence[str], *, stacklevel: int) -> None:
+def warn_of_news(news: Sequence[str]) -> None:
     """Say in one warning which λ and lr loading has changed, if any."""
     if news:
-        warnings.warn(
+        warn(
             "loading has replaced what this optimizer was made with by what the checkpoint was trained with:\n"
             f"{_lines(news)}\nTo keep the former, load with weightdecay.migrate(optimizer, state_dict, "
-            'weight_decay="live", lr="live"), or write it into the groups afterwards.',
-            stacklevel=stacklevel,
+            'weight_decay="live", lr="live"), or write it into the groups afterwards.'
         )
 
 

@@ -16,7 +16,8 @@ from weightdecay.arguments import whole
 from weightdecay.decomposition import as_ours
 from weightdecay.optimizer import Optimizer
 from weightdecay.step import Equation, step_on_floats
-from weightdecay.units import Record
+from weightdecay.units import Record, share
+from weightdecay.wrappers import bare, innermost
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Remaining(Record):
     """For each parameter group, the product of what its next steps keep."""
 
     def __str__(self) -> str:
-        left = ", ".join(f"{share:.3g} in group {index}" for index, share in enumerate(self.groups))
+        left = ", ".join(f"{share(each)} in group {index}" for index, each in enumerate(self.groups))
         return f"In the next {self.steps:,} steps the decay alone leaves, of a weight: {left}."
 
 
@@ -40,7 +41,8 @@ def remaining(optimizer: TorchOptimizer, scheduler: Any = None, steps: int = 1, 
     every step, the most that it can. SGD with L2 is taken to start with an empty momentum buffer.
 
     Args:
-        optimizer: any of this package's, or torch.optim's SGD, Adam or AdamW. λ and lr are read in its own units.
+        optimizer: any of this package's, or torch.optim's of the same names, bare or as accelerate and Lightning wrap it. λ and
+            lr are read in its own units.
         scheduler: the scheduler, several in the order in which they are stepped, or None for numbers that stay.
         steps: how many steps are to come.
         every: after how many steps of the optimizer the scheduler is stepped, such as the number of batches where that is done
@@ -90,6 +92,7 @@ def ahead(
     >>> [group["lr"] for (group,) in ahead(optimizer, scheduler, 3)]
     [0.5, 0.25, 0.125]
     """
+    optimizer = innermost(optimizer)
     stand_in = _StandIn(start or optimizer)
     schedulers = _copied(scheduler, optimizer, stand_in)
     for done in range(1, steps + 1):
@@ -129,16 +132,19 @@ _StandIn.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # the m
 
 def _copied(scheduler: Any, optimizer: TorchOptimizer, stand_in: _StandIn) -> list[Any]:
     """Return copies of schedulers that write into the stand-in."""
-    several = [] if scheduler is None else list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler]
-    for each in several:
+    given = [] if scheduler is None else list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler]
+    several = [bare(each) for each in given]
+    targets = [getattr(each, "optimizer", None) for each in several]
+    for each, target in zip(several, targets, strict=True):
         if isinstance(each, ReduceLROnPlateau):
             raise TypeError("ReduceLROnPlateau waits for losses that are not known yet: what it leaves cannot be foreseen")
         if not isinstance(each, LRScheduler) and not callable(getattr(each, "step", None)):
             raise TypeError(f"scheduler is a {type(each).__name__}, which has no step(): pass a scheduler of torch's kind")
-        if getattr(each, "optimizer", None) is not optimizer:
+        if innermost(target) is not optimizer:
             raise ValueError(f"the {type(each).__name__} is of another optimizer: pass the two that belong together")
     groups = zip(optimizer.param_groups, stand_in.param_groups, strict=True)
     memo: dict[int, Any] = {id(optimizer): stand_in, id(optimizer.param_groups): stand_in.param_groups}
+    memo |= {id(target): stand_in for target in targets}  # some hold what is wrapped around it
     memo |= {id(group): twin for group, twin in groups}
     memo |= {id(param): param for group in optimizer.param_groups for param in group["params"]}
     return copy.deepcopy(several, memo)

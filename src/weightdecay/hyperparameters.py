@@ -7,7 +7,6 @@ The one file that knows both spellings, and the one that says which values are a
 import math
 import numbers as number_types
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Set, Sized
 from typing import Any
 
@@ -20,6 +19,7 @@ from weightdecay.interval import Choice, Interval
 from weightdecay.near import hint, nearest
 from weightdecay.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.step import Equation
+from weightdecay.warned import warn
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
 _DOMAINS = {
@@ -159,7 +159,7 @@ def warn_above_peak(groups: Iterable[tuple[str, Mapping[str, Any]]], what: str) 
                 "pass the largest lr of the schedule as lr_max"
             )
     if found is not None:
-        warnings.warn(found, UserWarning, stacklevel=3)
+        warn(found)
 
 
 def scheduled(group: Mapping[str, Any], key: str) -> Any:

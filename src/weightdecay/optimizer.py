@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from threading import RLock
 from typing import Any, ClassVar, cast, overload
-from warnings import warn
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from weightdecay.readers.table import Entry, Signature
 from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.step import Equation, RuleLike
+from weightdecay.warned import warn
 
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _SCHEDULED = {"lr", "largest_lr", "weight_decay", "penalty_weight"}
@@ -896,8 +896,7 @@ def _warn_of_implementations() -> None:
         warn(
             "foreach=True and fused=True choose between implementations of torch's; here every step runs on the fastest reader "
             "that can do it, fused where there is a kernel, with or without them. All that fused=True changes is that "
-            "torch.amp.GradScaler hands its scale to the step, so that gradients cannot be unscaled and clipped before it",
-            stacklevel=5,
+            "torch.amp.GradScaler hands its scale to the step, so that gradients cannot be unscaled and clipped before it"
         )
 
 

@@ -13,7 +13,7 @@ from weightdecay.columns import aligned
 from weightdecay.report.numerals import setting
 from weightdecay.schedules import share_of_peak
 from weightdecay.shrink import rounded_away
-from weightdecay.units import UNITS, Record, Settings, Timescale, lambda_unit, swings
+from weightdecay.units import UNITS, Record, Settings, Timescale, lambda_unit, share, swings
 
 LITTLE, MUCH = 0.01, 0.1
 CONVENTIONS = {"torch": "lr·λ", "independent": "λ at the peak lr", "coupled": "lr·λ/(1 − momentum)"}
@@ -84,7 +84,7 @@ class Plan(Record):
             ("shrink per step", f"{setting(self.shrink)}{peak}"),
             ("half-life", f"{self._length(self.half_life)}{peak}"),
             ("timescale", f"{self._length(self.timescale.steps)}{peak}{runs}"),
-            ("left at the end", f"{self.remaining:.4g} of a weight"),
+            ("left at the end", f"{share(self.remaining, 4)} of a weight"),
             ("", self.picture()),
         ]
         if self.lost:

@@ -50,6 +50,18 @@ class Record:
         return {key: _jsonable(value) for key, value in asdict(self).items()}
 
 
+def share(left: float, digits: int = 3) -> str:
+    """Return a share that is left in words, with as many digits as it takes to see that something is missing.
+
+    >>> share(0.86071), share(0.9997), share(1.0), share(1 - 2e-13)
+    ('0.861', '0.9997', '1', '1')
+    """
+    missing = 1 - left
+    if float(f"{left:.{digits}g}") != 1 or abs(missing) < 1e-9:
+        return f"{left:.{digits}g}"
+    return f"{left:.{-math.floor(math.log10(abs(missing)))}f}"
+
+
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _jsonable(each) for key, each in value.items()}

@@ -1,4 +1,4 @@
-"""Optimizers that others are wrapped around, as accelerate and Lightning do it: the hooks to use are those of the innermost."""
+"""What frameworks wrap around optimizers and schedulers: the hooks to use are those of the innermost optimizer."""
 
 from typing import Any
 
@@ -14,6 +14,11 @@ def innermost(optimizer: Any) -> Any:
         found = inner if isinstance(inner, Optimizer) else found
         inner = getattr(inner, "optimizer", None)
     return found
+
+
+def bare(scheduler: Any) -> Any:
+    """Return the scheduler that a wrapper of accelerate's holds, or what was given, if it is no wrapper."""
+    return getattr(scheduler, "scheduler", scheduler)
 
 
 def calls_hooks(optimizer: Optimizer) -> bool:

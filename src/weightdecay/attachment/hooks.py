@@ -1,7 +1,6 @@
 """Put a decay on somebody else's optimizer, through the hooks of its step, and take it off again."""
 
 import inspect
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,8 @@ from weightdecay.rule import REGISTRY, Rule
 from weightdecay.saved_state import name_of
 from weightdecay.shrink import is_uniform
 from weightdecay.step import Equation, RuleLike
-from weightdecay.wrappers import calls_hooks
+from weightdecay.warned import warn
+from weightdecay.wrappers import calls_hooks, innermost
 
 ROUNDINGS = ("auto", "nearest", "stochastic", "deferred")
 
@@ -166,7 +166,8 @@ class Attachment:
 
     @staticmethod
     def of(optimizer: torch.optim.Optimizer) -> "Attachment | None":
-        """Return what is attached to an optimizer, which may be a copy or come from a pickle, or None."""
+        """Return what is attached to an optimizer, which may be wrapped, a copy or come from a pickle, or None."""
+        optimizer = innermost(optimizer)
         found = optimizer.defaults.attachment if isinstance(optimizer.defaults, _Defaults) else None
         return found if found is not None and found._optimizer() is optimizer else None  # copy.copy shares defaults, not hooks
 
@@ -290,12 +291,10 @@ class Attachment:
         place = next((place for place, hook in hooks.items() if hook is _HOOKS[name]), None)
         if place is not None:
             return place
-        warnings.warn(
+        warn(
             f"somebody has cleared the {name.replace('_', ' ')}-hooks of this {type(optimizer).__name__}, and that of the "
             f"attached {self.decay.name} decay with them: it is back, but the last step may have been without decay. Call "
-            "detach() on the attachment to take the decay off",
-            UserWarning,
-            stacklevel=2,
+            "detach() on the attachment to take the decay off"
         )
         return _hook(optimizer, name)
 
@@ -343,7 +342,7 @@ class Attachment:
             if DECAY not in group:
                 group.update(self._takeover.changes(group, index))
         news, self._news = self._news, []
-        warn_of_news(news, stacklevel=7)  # whoever has called torch's load_state_dict
+        warn_of_news(news)
 
     def _hook_into(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
         self._optimizer, self._step, self._takeover = weakref.ref(optimizer), step, step.takeover

@@ -20,7 +20,8 @@ from weightdecay.audit.replay import Step, replay
 from weightdecay.forecast import ahead
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
-from weightdecay.wrappers import innermost
+from weightdecay.units import share
+from weightdecay.wrappers import bare, innermost
 
 ASSUMED_STEPS = 10_000
 """How far a run is looked ahead whose length nobody says."""
@@ -209,7 +210,7 @@ class Case:
         known = [each for each in left if each is not None]
         if not known:
             return "no one share: the decay goes through the optimizer, and weights with small gradients lose most"
-        ends = f"{min(known):.3g}" if max(known) - min(known) < 1e-3 else f"{min(known):.3g} to {max(known):.3g}"
+        ends = share(min(known)) if max(known) - min(known) < 1e-3 else f"{share(min(known))} to {share(max(known))}"
         return f"without a gradient they end at {ends} of their start: ∏(1 − s) over {self.horizon}"
 
     # What a fix may do -------------------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def _schedulers(given: Any) -> list[Any]:
     """Return the schedulers that were passed, each out of accelerate's wrapper, which holds one."""
     several = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
     for place, each in enumerate(several):
-        several[place] = each = getattr(each, "scheduler", each)
+        several[place] = each = bare(each)
         if isinstance(each, type) or not callable(getattr(each, "step", None)):
             raise TypeError(f"scheduler is {_called(each)}, which has no step(): pass a scheduler of torch's kind")
     return several

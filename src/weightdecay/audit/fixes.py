@@ -14,6 +14,7 @@ from weightdecay.audit.cure import Cure, Run, two_digits
 from weightdecay.audit.law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
 from weightdecay.optimizer import Optimizer, holds_tensor
 from weightdecay.presets.preset import Options
+from weightdecay.units import share
 from weightdecay.wrappers import calls_hooks
 
 __all__ = ["attached", "decoupled", "filtered", "made", "said", "without_decay", "written"]
@@ -26,7 +27,7 @@ def said(case: Case, code: str, left: float | None, wanted: float | None = None,
         unless = "" if case.pretrained is False else ": pass pretrained=False (--from-scratch) if they are trained from scratch"
         lines.append(f"# {wanted:.3g} would take too much of the weights{unless}")
     if left is not None:
-        lines.append(f"# leaves {left:.3g} of a weight that decays, without a gradient, over {case.horizon}")
+        lines.append(f"# leaves {share(left)} of a weight that decays, without a gradient, over {case.horizon}")
     return Cure("\n".join([*lines, code]), left)
 
 

@@ -2,9 +2,11 @@
 
 from functools import cache
 from typing import TYPE_CHECKING
-from warnings import warn
 
 import torch
+
+from weightdecay.near import hint
+from weightdecay.warned import warn
 
 if TYPE_CHECKING:
     from weightdecay.readers.plan import Kernels
@@ -16,7 +18,7 @@ READERS = ("eager", "cpu", "gpu")
 def resolve(reader: str) -> str:
     """Return the reader's name, or refuse it."""
     if reader not in ("auto", *READERS):
-        raise ValueError(f"reader={reader!r} is not in this version: there are auto, {', '.join(READERS)}")
+        raise ValueError(f"reader={reader!r} is unknown: {hint(reader, ('auto', *READERS))}")
     if reader == "gpu":
         _gpu()
     return reader
@@ -52,8 +54,7 @@ def _gpu_if_there() -> "Kernels | None":
         why = f"it needs Triton, pip install 'weightdecay[gpu]': {error}" if isinstance(error, ImportError) else str(error)
         warn(
             f"the gpu reader cannot start, so parameters on the GPU are stepped by torch's operations, which is slower "
-            f"(reader='eager' does so without this warning). {why}",
-            stacklevel=2,
+            f"(reader='eager' does so without this warning). {why}"
         )
         return None
     return reader
