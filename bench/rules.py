@@ -9,7 +9,7 @@ from bench.result import Check, Result
 from bench.steps import Make, ours, warmed_up
 from bench.timing import Options, race, stepping
 from bench.values import ALLOWED, DECAY, LR, MI, ULPS, WARM_UP
-from weightdecay.reductions import REDUCTIONS
+from weightdecay.update_rules.reductions import REDUCTIONS
 
 _SHAPES = values.one(16 * MI)
 _PLAIN = "wd.AdamW"

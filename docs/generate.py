@@ -28,8 +28,8 @@ from weightdecay.presets import PRESETS
 from weightdecay.readers import symbolic
 from weightdecay.readers.gpu.source import Signature, source
 from weightdecay.readers.symbolic import Line
-from weightdecay.rule import Rule, as_typed
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.rule import Rule, as_typed
 
 DOCS = Path(__file__).parent
 PAGES = DOCS / "rules"

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from weightdecay.rule import REGISTRY
+from weightdecay.update_rules.rule import REGISTRY
 
 try:
     import hypothesis

@@ -1,7 +1,7 @@
 """The eager float64 reference, and beside each of its values how far any other computation of it may be from it.
 
 A backend computes in float32 (float64 in float64), in whatever order its processor likes, and each operation is off by no
-more units in the last place than `weightdecay.words.ULPS` grants it. `Near` takes a rule's values through the rule together
+more units in the last place than `weightdecay.update_rules.ops.ULPS` grants it. `Near` takes a rule's values through the rule together
 with a bound on what all these roundings add up to: a running error analysis. What a backend makes of one step has to lie
 within; the rounding to a narrow dtype that comes last is done to both ends of the interval, with the step's own random bits,
 so that another neighbour is right only where the float64 value is that near to the decision.
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay import rule, words
 from weightdecay.readers import counting, eager, rounding
-from weightdecay.reductions import REDUCTIONS
-from weightdecay.step import Equation, step
+from weightdecay.update_rules import ops, rule
+from weightdecay.update_rules.equation import Equation, step
+from weightdecay.update_rules.reductions import REDUCTIONS
 
 EXACTLY = eager.vocabulary(torch.float64)
 """The words of the reference, on plain floats and on float64 tensors."""
@@ -187,14 +187,14 @@ class Words:
 
     def __init__(self, real: torch.dtype) -> None:
         self.real = real
-        self.words = {name: getattr(self, name) for name in words.WORDS}
+        self.words = {name: getattr(self, name) for name in ops.WORDS}
 
     def bound(self, function: Any) -> Any:
         """Return a function of words as one of `Near`."""
         return rule.bind(function, self.words)
 
     def rounded(self, word: str, value: Any, error: Any, x: Near) -> Near:
-        return Near.rounded(value, error, words.ULPS[word], x.each, x.of)
+        return Near.rounded(value, error, ops.ULPS[word], x.each, x.of)
 
     def absolute(self, x: Any) -> Near:
         x = near(x)
@@ -234,7 +234,7 @@ class Words:
         error = product(absolute(y.value) + y.error, self._relative(x)) + product(size, y.error)
         error = where(value == 0, error * 0.0, product(value, expm1(error)))
         each = x.each or y.each
-        found = Near.rounded(value, error, words.ULPS["power"], each, self.real if each else of)
+        found = Near.rounded(value, error, ops.ULPS["power"], each, self.real if each else of)
         return Near(found.value, found.error, each, of)
 
     def maximum(self, x: Any, y: Any) -> Near:
@@ -267,8 +267,8 @@ class Words:
         x, t = near(beta), near(t)
         value = EXACTLY["debias"](x.value, t.value)
         if x.each or t.each:
-            return Near.rounded(value, 0.0 * value, 4 * words.ULPS["debias"], each=True, of=self.real)
-        return Near(value, words.ULPS["debias"] * ulp(1.0, torch.float64))  # of 1, which 1 − βᵗ is the rest of
+            return Near.rounded(value, 0.0 * value, 4 * ops.ULPS["debias"], each=True, of=self.real)
+        return Near(value, ops.ULPS["debias"] * ulp(1.0, torch.float64))  # of 1, which 1 − βᵗ is the rest of
 
     def reduced(self, reduction: Any, values: Any, given: Any) -> Near:
         """Return a reduction, whose terms a backend adds up in float64 and in any order."""

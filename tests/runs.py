@@ -7,8 +7,8 @@ import torch
 
 import weightdecay as wd
 from weightdecay import hyperparameters
-from weightdecay.reductions import REDUCTIONS
-from weightdecay.words import absolute, maximum, sign
+from weightdecay.update_rules.ops import absolute, maximum, sign
+from weightdecay.update_rules.reductions import REDUCTIONS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RULES = tuple(wd.rules().values())

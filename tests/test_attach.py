@@ -17,8 +17,8 @@ from training import all_params, apart, bits, copies, everything, noise, one_pro
 import weightdecay as wd
 from weightdecay.attachment import LAMBDA
 from weightdecay.readers.rounding import LOW_PRECISION
-from weightdecay.shrink import is_uniform
-from weightdecay.words import absolute, sign, where
+from weightdecay.update_rules.ops import absolute, sign, where
+from weightdecay.update_rules.traits import is_uniform
 
 LR, LAM = 0.05, 0.3
 DECAYS = {name: rule for name, rule in wd.rules().of("decay").items() if not rule.shared}

@@ -32,7 +32,7 @@ from training import (
 import weightdecay as wd
 from weightdecay.readers import eager, rounding
 from weightdecay.readers.cpu import machine
-from weightdecay.words import ULPS, WORDS, absolute, debias, exp, log, maximum, minimum, power, sign, sqrt, where
+from weightdecay.update_rules.ops import ULPS, WORDS, absolute, debias, exp, log, maximum, minimum, power, sign, sqrt, where
 
 LOW = rounding.LOW_PRECISION
 PRECISIONS = [

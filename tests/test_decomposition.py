@@ -12,7 +12,7 @@ from runs import RULES, assert_close, decays_of_ones_own, fits, name, same_bits
 from training import default_dtype
 
 import weightdecay as wd
-from weightdecay.words import absolute, where
+from weightdecay.update_rules.ops import absolute, where
 
 LR, LAMBDA = 0.05, 0.3
 BY_KIND = {kind: [rule for rule in RULES if rule.kind == kind] for kind in wd.rule.KINDS}

@@ -20,8 +20,8 @@ from matplotlib.mathtext import MathTextParser
 from runs import RULES, assert_close, decays_of_ones_own, fits, numbers_of, reduced, same_bits, walk
 
 import weightdecay as wd
-from weightdecay.step import Equation, step
-from weightdecay.words import where
+from weightdecay.update_rules.equation import Equation, step
+from weightdecay.update_rules.ops import where
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE, STEPS = 1e-12, 100
@@ -922,8 +922,8 @@ def test_what_is_given_is_settled_and_what_is_not_stays_a_symbol():
 
 
 def test_rules_are_taken_as_functions():
-    from weightdecay.decays.decoupled import decoupled
-    from weightdecay.directions.adam import adam
+    from weightdecay.update_rules.decays.decoupled import decoupled
+    from weightdecay.update_rules.directions.adam import adam
 
     assert wd.derive(adam, decay=decoupled).g == derived("adam", decay="decoupled").g
 

@@ -51,7 +51,7 @@ def assert_prints_what_it_shows(document, capsys, but=()):
 
 def test_the_readmes_lines_print_what_it_shows(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "src/weightdecay/decays/decoupled.py").read_text(encoding="utf-8")
+    page = (ROOT / "src/weightdecay/update_rules/decays/decoupled.py").read_text(encoding="utf-8")
     assert page in blocks("README.md", "python")
     assert_prints_what_it_shows("README.md", capsys, but=[page])
 

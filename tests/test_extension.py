@@ -22,8 +22,8 @@ ROOT = TESTS.parent
 NEW_RULE = '''\
 """Sign decay: every weight loses the same amount, whatever its size."""
 
-from weightdecay.rule import decay
-from weightdecay.words import sign
+from weightdecay.update_rules.rule import decay
+from weightdecay.update_rules.ops import sign
 
 
 @decay(source="a test of this package")
@@ -48,7 +48,7 @@ THIRD_PARTY = '''\
 """Somebody else's module."""
 
 import weightdecay as wd
-from weightdecay.words import where
+from weightdecay.update_rules.ops import where
 
 
 @wd.decay(source="https://example.com/a-blog", domain={"radius": "(0, inf)"})
@@ -98,7 +98,9 @@ def test_the_tests_take_it_up(contributed, tmp_path):
     report = contributed("-m", "pytest", *options, *paths)
     outcomes = re.findall(r"^(PASSED|FAILED) (\S+)", report, re.MULTILINE)
     assert sum("test_rules.py" in test for outcome, test in outcomes if outcome == "PASSED") > 30
-    assert any(test.endswith("weightdecay.decays.signed.signed") for outcome, test in outcomes if outcome == "PASSED")
+    assert any(
+        test.endswith("weightdecay.update_rules.decays.signed.signed") for outcome, test in outcomes if outcome == "PASSED"
+    )
     (asked_for,) = [test for outcome, test in outcomes if outcome == "FAILED"]
     assert "test_every_rule_has_an_oracle" in asked_for
     assert "write tests/oracles/decay_signed.py" in report

@@ -13,7 +13,7 @@ from runs import DIRECTIONS, DTYPES, assert_close, gradients, name, numbers_of, 
 
 import weightdecay as wd
 from weightdecay.readers import eager
-from weightdecay.reductions import REDUCTIONS
+from weightdecay.update_rules.reductions import REDUCTIONS
 
 SHRINKING = ("cautious", "decoupled", "independent")
 """The decays that do nothing but multiply a weight by a number from 0 to 1."""

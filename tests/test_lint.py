@@ -13,7 +13,7 @@ from weightdecay.interval import Interval
 
 HEADER = """
 from weightdecay import decay, direction, penalty
-from weightdecay.words import absolute, sign, sqrt, where
+from weightdecay.update_rules.ops import absolute, sign, sqrt, where
 
 SCALE = 2.0
 """
@@ -83,7 +83,7 @@ FORBIDDEN = {
     "w = abs(w)": ("abs", "absolute"),
     "w = max(w, u)": ("max", "maximum"),
     "w = normalise(w)": ("normalise", "words are"),
-    "w = exp(w)": ("'exp'", "from weightdecay.words import exp"),
+    "w = exp(w)": ("'exp'", "from weightdecay.update_rules.ops import exp"),
     "w = where(0 < w < 1, w, u)": ("chain", "two values"),
     "w = w * (w > u)": ("comparison as a number", "where"),
     "w = where((w > 0) > (u > 0), w, u)": ("comparison as a number", "where"),
@@ -159,7 +159,7 @@ REFUSED = {
         def bent(w, *, lam):
             return lam * sqrt(w)
         """,
-        ("sqrt", "from weightdecay.words import sqrt"),
+        ("sqrt", "from weightdecay.update_rules.ops import sqrt"),
     ),
     "a word's name for an argument": (
         """

@@ -17,7 +17,7 @@ import weightdecay as wd
 from weightdecay.audit import sums
 from weightdecay.audit.readings import METRICS, QUANTITIES, asked_for
 from weightdecay.decomposition import _OURS
-from weightdecay.shrink import is_uniform
+from weightdecay.update_rules.traits import is_uniform
 
 LR, LAMBDA = 0.01, 0.3
 ADAM = {"lr": LR, "weight_decay": LAMBDA}

@@ -137,9 +137,9 @@ def test_ascending_is_descending_on_the_negated_gradient_and_decays_the_same(rul
 
 
 def test_rules_given_as_functions_are_kept_by_name():
-    from weightdecay.decays.cautious import cautious
-    from weightdecay.directions.adam import adam
-    from weightdecay.penalties.l1 import l1
+    from weightdecay.update_rules.decays.cautious import cautious
+    from weightdecay.update_rules.directions.adam import adam
+    from weightdecay.update_rules.penalties.l1 import l1
 
     rules = {"direction": adam, "penalty": l1, "decay": cautious}
     w, v = parameters(shapes={"w": (3,), "v": (3,)}).values()

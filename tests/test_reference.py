@@ -11,8 +11,8 @@ from training import all_params, noise
 
 import weightdecay as wd
 from weightdecay.readers import eager, rounding
-from weightdecay.step import Equation
-from weightdecay.words import ULPS, debias, sqrt, where
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.ops import ULPS, debias, sqrt, where
 
 PAIRS = {"-".join(filter(None, (r.get("penalty"), r["direction"], r.get("decay")))): r for r in pairs()}
 SHRINKING = {"direction": "adam", "decay": "decoupled", "weight_decay": 0.5}

@@ -34,7 +34,7 @@ from torch.nn import Parameter
 
 import weightdecay as wd
 from weightdecay.readers import eager, rounding
-from weightdecay.reductions import REDUCTIONS
+from weightdecay.update_rules.reductions import REDUCTIONS
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 ROUNDINGS = [

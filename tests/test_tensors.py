@@ -418,7 +418,7 @@ def test_an_unknown_rule_is_refused_with_the_nearest_name(rule):
 
 
 def test_a_rule_in_the_wrong_place_is_refused():
-    from weightdecay.decays.cautious import cautious
+    from weightdecay.update_rules.decays.cautious import cautious
 
     def build(**rules):
         wd.Optimizer([Parameter(torch.ones(1))], 0.1, **rules)

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from training import READERS, all_params, everything, noise, one_process, refused
 
 import weightdecay as wd
-from weightdecay.directions.muon import orthogonalized
+from weightdecay.update_rules.directions.muon import orthogonalized
 
 TOLERANCE = 1e-12
 MATRICES = {"tall": (5, 3), "wide": (3, 7), "square": (4, 4), "row": (1, 6)}

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import arguments, name
 
-from weightdecay import words
 from weightdecay.readers import eager
+from weightdecay.update_rules import ops
 
 NUMPY = {
     "absolute": np.abs,
@@ -25,7 +25,7 @@ NUMPY = {
     "where": np.where,
     "debias": lambda beta, t: -np.expm1(t * np.log(beta)),
 }
-every_word = pytest.mark.parametrize("word", words.WORDS)
+every_word = pytest.mark.parametrize("word", ops.WORDS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
 
 
@@ -38,7 +38,7 @@ def assert_equal(word, got, expected, ulp):
 @every_word
 def test_on_floats_a_word_is_what_ieee_754_says(word):
     """Never an exception either, of which Python's own functions have many: `where` computes both of its sides."""
-    function = getattr(words, word)
+    function = getattr(ops, word)
     with np.errstate(all="ignore"):
         for values in arguments(word):
             assert_equal(word, float(function(*values)), NUMPY[word](*(np.float64(value) for value in values)), 2.0**-52)
@@ -46,12 +46,12 @@ def test_on_floats_a_word_is_what_ieee_754_says(word):
 
 @every_word
 def test_a_word_has_a_sentence(word):
-    assert getattr(words, word).__doc__.startswith("Return ")
+    assert getattr(ops, word).__doc__.startswith("Return ")
 
 
 @every_dtype
 def test_the_eager_reader_has_every_word_and_no_other(dtype):
-    assert set(eager.vocabulary(dtype)) == set(words.WORDS)
+    assert set(eager.vocabulary(dtype)) == set(ops.WORDS)
 
 
 @every_dtype
@@ -61,7 +61,7 @@ def test_on_tensors_a_word_is_what_it_is_on_floats(word, dtype):
     first, *rest = (list(column) for column in zip(*values, strict=True))
     first = torch.tensor(first, dtype=torch.bool if word == "where" else dtype)
     got = eager.vocabulary(dtype)[word](first, *(torch.tensor(column, dtype=dtype) for column in rest))
-    expected = torch.tensor([getattr(words, word)(*row) for row in values], dtype=torch.float64).to(dtype)
+    expected = torch.tensor([getattr(ops, word)(*row) for row in values], dtype=torch.float64).to(dtype)
     assert got.dtype == dtype
     assert_equal(word, got.numpy(), expected.numpy(), torch.finfo(dtype).eps)
 
@@ -71,7 +71,7 @@ def test_on_tensors_a_word_is_what_it_is_on_floats(word, dtype):
 def test_on_numbers_a_word_of_the_eager_reader_stays_what_it_is(word, dtype):
     """A rule computes 1 − ηλ before it meets a tensor: in Python, in double precision."""
     for values in arguments(word)[::7]:
-        got, expected = eager.vocabulary(dtype)[word](*values), getattr(words, word)(*values)
+        got, expected = eager.vocabulary(dtype)[word](*values), getattr(ops, word)(*values)
         assert type(got) is type(expected)
         assert got == expected or (math.isnan(got) and math.isnan(expected))
 
@@ -90,7 +90,7 @@ def test_a_number_among_tensors_takes_their_dtype(word, dtype):
             got = eager.vocabulary(dtype)[word](*given)
             if isinstance(got, torch.Tensor):
                 assert got.dtype == dtype
-            assert float(got) == pytest.approx(getattr(words, word)(*ordinary), rel=1e-6)
+            assert float(got) == pytest.approx(getattr(ops, word)(*ordinary), rel=1e-6)
 
 
 @given(x=st.floats(), y=st.floats())

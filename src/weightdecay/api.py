@@ -10,7 +10,6 @@ from weightdecay.audit.meter import Meter
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups, scale_invariant
-from weightdecay.lint import RuleError
 from weightdecay.migration import migrate
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import (
@@ -52,11 +51,12 @@ from weightdecay.presets import (
     RMSpropW,
     Signum,
 )
-from weightdecay.rule import decay, direction, penalty, rules
 from weightdecay.run_plan import Plan, plan
 from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
 from weightdecay.units import convert, half_life, normalized, timescale, transfer
+from weightdecay.update_rules.lint import RuleError
+from weightdecay.update_rules.rule import decay, direction, penalty, rules
 
 if TYPE_CHECKING:
     from weightdecay.derivation import Derivation, derive

@@ -13,9 +13,9 @@ from torch import Tensor
 from weightdecay import saved_state
 from weightdecay.hyperparameters import SCHEDULES
 from weightdecay.names import differences, some, without_wrappers
-from weightdecay.rule import KINDS, Kept
 from weightdecay.saved_state import moment_dtype, name_of
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.rule import KINDS, Kept
 from weightdecay.warned import warn
 
 _OURS = ("foreach", "fused", "differentiable")

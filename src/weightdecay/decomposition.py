@@ -18,10 +18,10 @@ from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam, Preset
 from weightdecay.readers import counting, eager, rounding
 from weightdecay.readers.split import is_factor
-from weightdecay.rule import kept_for
 from weightdecay.saved_state import moment_dtype, name_of
-from weightdecay.shrink import at_rest, is_uniform, rounded_away, steps_to_halve
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.rule import kept_for
+from weightdecay.update_rules.traits import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.wrappers import innermost
 
 _AS_TORCH = {"differentiable": False, "rounding": "nearest", "seed": 0, "weight_decay_schedule": None}

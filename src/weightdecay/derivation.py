@@ -16,7 +16,7 @@ from weightdecay.notation import Notation, readable
 from weightdecay.presets import PRESETS, Preset
 from weightdecay.readers import symbolic
 from weightdecay.readers.symbolic import Line, System
-from weightdecay.step import Equation, RuleLike
+from weightdecay.update_rules.equation import Equation, RuleLike
 
 
 def derive(direction: RuleLike, penalty: RuleLike | None = None, decay: RuleLike | None = None, **numbers: Any) -> "Derivation":

@@ -15,8 +15,8 @@ from weightdecay import hyperparameters
 from weightdecay.arguments import whole
 from weightdecay.decomposition import as_ours
 from weightdecay.optimizer import Optimizer
-from weightdecay.step import Equation, step_on_floats
 from weightdecay.units import Record, share
+from weightdecay.update_rules.equation import Equation, step_on_floats
 from weightdecay.wrappers import bare, innermost
 
 

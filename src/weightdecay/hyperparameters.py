@@ -17,8 +17,8 @@ from weightdecay import schedules
 from weightdecay.arguments import unboxed
 from weightdecay.interval import Choice, Interval
 from weightdecay.near import hint, nearest
-from weightdecay.rule import CONTEXT, REGISTRY, Rule
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.rule import CONTEXT, REGISTRY, Rule
 from weightdecay.warned import warn
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
@@ -42,7 +42,7 @@ _WRITTEN_BY_SCHEDULERS = (
 def defaults(rules: Iterable[Rule]) -> dict[str, Any]:
     """Return the rules' hyper-parameters under their users' names, with their defaults.
 
-    >>> from weightdecay.rule import REGISTRY
+    >>> from weightdecay.update_rules.rule import REGISTRY
     >>> defaults([REGISTRY["direction", "adam"]])
     {'betas': (0.9, 0.999), 'eps': 1e-08}
     """

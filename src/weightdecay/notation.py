@@ -10,7 +10,7 @@ from sympy.printing.latex import LatexPrinter, greek_letters_set, tex_greek_dict
 from sympy.printing.pretty.pretty import PrettyPrinter
 from sympy.printing.pretty.stringpict import prettyForm
 
-from weightdecay.reductions import REDUCTIONS
+from weightdecay.update_rules.reductions import REDUCTIONS
 
 _NAMES = {
     "lam": "lambda",

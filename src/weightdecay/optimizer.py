@@ -17,9 +17,9 @@ from weightdecay.checkpoints import Checkpointed
 from weightdecay.readers import counting, eager, memory, rounding
 from weightdecay.readers.plan import Kernels, Plan
 from weightdecay.readers.table import Entry, Signature
-from weightdecay.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.saved_state import moment_dtype, name_of
-from weightdecay.step import Equation, RuleLike
+from weightdecay.update_rules.equation import Equation, RuleLike
+from weightdecay.update_rules.rule import REGISTRY, Kept, Rule, kept_for
 from weightdecay.warned import warn
 
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)

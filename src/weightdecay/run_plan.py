@@ -12,8 +12,8 @@ from weightdecay.arguments import choice, number, whole
 from weightdecay.columns import aligned
 from weightdecay.report.numerals import setting
 from weightdecay.schedules import share_of_peak
-from weightdecay.shrink import rounded_away
 from weightdecay.units import UNITS, Record, Settings, Timescale, lambda_unit, share, swings
+from weightdecay.update_rules.traits import rounded_away
 
 LITTLE, MUCH = 0.01, 0.1
 CONVENTIONS = {"torch": "lr·λ", "independent": "λ at the peak lr", "coupled": "lr·λ/(1 − momentum)"}

@@ -17,7 +17,7 @@ from weightdecay.arguments import choice, number, unboxed, whole
 from weightdecay.attachment import LAMBDA, Attachment
 from weightdecay.hyperparameters import peak_lr, refuse_following_twice, remember_lr, warn_above_peak
 from weightdecay.optimizer import Optimizer, Schedule
-from weightdecay.rule import Rule
+from weightdecay.update_rules.rule import Rule
 from weightdecay.wrappers import innermost
 
 _UNITS = ("torch", "independent")

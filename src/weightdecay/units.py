@@ -11,9 +11,9 @@ from fractions import Fraction
 from typing import Any
 
 from weightdecay.arguments import choice, number, whole
-from weightdecay.rule import REGISTRY
-from weightdecay.shrink import at_rest, steps_to_halve
-from weightdecay.step import Equation, step_on_floats
+from weightdecay.update_rules.equation import Equation, step_on_floats
+from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.traits import at_rest, steps_to_halve
 
 UNITS = {
     "torch": "λ per unit of lr, beside the step: s = lr·λ",

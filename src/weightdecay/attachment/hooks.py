@@ -17,10 +17,10 @@ from weightdecay.attachment.takeover import DECAY, LAMBDA, TAKEN_OVER, Takeover
 from weightdecay.checkpoints import Chosen, chosen, overridden, warn_of_news
 from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
-from weightdecay.rule import REGISTRY, Rule
 from weightdecay.saved_state import name_of
-from weightdecay.shrink import is_uniform
-from weightdecay.step import Equation, RuleLike
+from weightdecay.update_rules.equation import Equation, RuleLike
+from weightdecay.update_rules.rule import REGISTRY, Rule
+from weightdecay.update_rules.traits import is_uniform
 from weightdecay.warned import warn
 from weightdecay.wrappers import calls_hooks, innermost
 

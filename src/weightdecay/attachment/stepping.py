@@ -18,8 +18,8 @@ from weightdecay import saved_state
 from weightdecay.attachment.takeover import DECAY, LAMBDA, Takeover
 from weightdecay.readers import eager, rounding
 from weightdecay.saved_state import moment_dtype, name_of
-from weightdecay.shrink import at_rest, is_uniform, rounded_away
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.traits import at_rest, is_uniform, rounded_away
 
 _OURS = "attached_"
 """How the keys begin under which an optimizer's state holds what the decay keeps of a parameter."""

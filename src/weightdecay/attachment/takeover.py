@@ -6,7 +6,7 @@ from typing import Any
 
 from weightdecay import hyperparameters
 from weightdecay.arguments import number
-from weightdecay.rule import Rule
+from weightdecay.update_rules.rule import Rule
 
 LAMBDA = "attached_weight_decay"
 """The key of a parameter group under which λ is found, by schedules too."""

@@ -14,9 +14,9 @@ from weightdecay.arguments import choice
 from weightdecay.audit.sums import AFTER, BEFORE
 from weightdecay.columns import aligned
 from weightdecay.decomposition import Upcoming
-from weightdecay.rule import Rule
-from weightdecay.shrink import steps_to_halve
 from weightdecay.units import Record, Settings
+from weightdecay.update_rules.rule import Rule
+from weightdecay.update_rules.traits import steps_to_halve
 
 _ORTHOGONAL = 1e-4
 """Where the cosine between a weight and its gradient is below, the length of the weight is taken not to change the loss."""

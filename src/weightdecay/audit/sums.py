@@ -14,7 +14,7 @@ from torch import Tensor
 from weightdecay.attachment import PENDING, Intended
 from weightdecay.decomposition import Upcoming
 from weightdecay.readers import eager, rounding
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
 
 BEFORE = ("w·decay", "decay²", "step²", "w·undecayed", "w·gradient", "gradient²")
 """Sums before a step w_t = g·w − η·h: w is the stored weight, `decay` (1 − g)·w, `step` η·h, `undecayed` by what w − η·h would

@@ -7,7 +7,7 @@ import click
 
 import weightdecay as wd
 from weightdecay.cli.console import Refusal, show
-from weightdecay.rule import KINDS
+from weightdecay.update_rules.rule import KINDS
 
 
 def _settings(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay.hyperparameters import refuse_unknown, unify
 from weightdecay.optimizer import Optimizer, Schedule
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
 
 Number = float | Tensor
 Betas = tuple[Number, Number]

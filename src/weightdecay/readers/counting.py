@@ -6,9 +6,9 @@ From 2²⁴ on a float32 has no t + 1: a count of torch's stands still there. Ou
 import ctypes
 from typing import Any
 
-from weightdecay import words
 from weightdecay.readers.rounding import number, pattern, value, where, whole
-from weightdecay.rule import bind
+from weightdecay.update_rules import ops
+from weightdecay.update_rules.rule import bind
 
 EXACT = 2.0**24
 """Up to here float32 has every whole number."""
@@ -45,6 +45,6 @@ def _value(pattern: int) -> float:
     return ctypes.c_float.from_buffer(ctypes.c_int32(pattern)).value
 
 
-_OF_HOST = {"pattern": _pattern, "value": _value, "number": float, "where": words.where, "whole": int}
+_OF_HOST = {"pattern": _pattern, "value": _value, "number": float, "where": ops.where, "whole": int}
 following_of_host = bind(following, _OF_HOST)
 drawn_from_of_host = bind(drawn_from, _OF_HOST)

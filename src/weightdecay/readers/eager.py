@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay import rule, words
 from weightdecay.readers import rounding
 from weightdecay.readers import split as lifting
-from weightdecay.reductions import OF_ALL, REDUCTIONS, Reduction
-from weightdecay.rule import Kept
-from weightdecay.step import Equation
-from weightdecay.step import step as one_step
+from weightdecay.update_rules import ops as words
+from weightdecay.update_rules import rule
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.equation import step as one_step
+from weightdecay.update_rules.reductions import OF_ALL, REDUCTIONS, Reduction
+from weightdecay.update_rules.rule import Kept
 
 Numbers = Mapping[str, Mapping[str, Any]]
 Share = tuple[str, list[Any], int]

@@ -15,9 +15,9 @@ import torch
 
 from weightdecay.readers import rounding
 from weightdecay.readers.table import Signature
-from weightdecay.reductions import REDUCTIONS, Reduction
-from weightdecay.rule import Rule
-from weightdecay.step import step
+from weightdecay.update_rules.equation import step
+from weightdecay.update_rules.reductions import REDUCTIONS, Reduction
+from weightdecay.update_rules.rule import Rule
 
 
 @dataclass(frozen=True)

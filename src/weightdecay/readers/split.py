@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from weightdecay import words
-from weightdecay.reductions import Reduction
-from weightdecay.rule import Rule, bind
-from weightdecay.step import Equation, step
-from weightdecay.words import WORDS
+from weightdecay.update_rules import ops
+from weightdecay.update_rules.equation import Equation, step
+from weightdecay.update_rules.ops import WORDS
+from weightdecay.update_rules.reductions import Reduction
+from weightdecay.update_rules.rule import Rule, bind
 
 
 class Linear:
@@ -120,7 +120,7 @@ def split(
     """Return g and h of one step, for which w_t = g·w − η·h.
 
     Args:
-        equation, numbers, values: as `weightdecay.step.step` takes them.
+        equation, numbers, values: as `weightdecay.update_rules.equation.step` takes them.
         read: binds a rule to the backend's words, `lifted`.
         reduce: reduces plain values.
         quotient: takes (x, w) apart into (rest, part), for which x = rest + part·w.
@@ -168,7 +168,7 @@ def is_factor(decay: Rule) -> bool:
     Decoupled decay is the first kind, a proximal one, which shrinks w − η·u, the second. Asked of the rule, on floats.
     """
     numbers = {**dict.fromkeys(decay.numbers, 0.5), **decay.defaults}
-    read = bind(decay.function, lifted({name: getattr(words, name) for name in WORDS}))
+    read = bind(decay.function, lifted({name: getattr(ops, name) for name in WORDS}))
     more = [0.0] * (len(decay.elements) - 2)
 
     def after(w: float, u: float) -> tuple[Any, Any]:

@@ -14,9 +14,9 @@ import sympy as sp
 
 from weightdecay.notation import Notation, symbol_name, unknown_function
 from weightdecay.readers.split import Linear, is_factor, lifted, pieces, split, whole
-from weightdecay.reductions import REDUCTIONS, Reduction
-from weightdecay.rule import Rule, bind
-from weightdecay.step import Equation, step
+from weightdecay.update_rules.equation import Equation, step
+from weightdecay.update_rules.reductions import REDUCTIONS, Reduction
+from weightdecay.update_rules.rule import Rule, bind
 
 Value = Any
 """An expression, or what is computed from expressions (`weightdecay.readers.split.Linear`)."""

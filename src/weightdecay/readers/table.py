@@ -29,8 +29,8 @@ from weightdecay.readers.memory import (
     is_wrapper,
     lies_like,
 )
-from weightdecay.rule import Kept
-from weightdecay.step import Equation
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.rule import Kept
 
 _MASK = 2**64 - 1
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from weightdecay import words
+from weightdecay.update_rules import ops
 
 
 class Written:
@@ -107,7 +107,7 @@ class ByComparison:
 
     def sign(self, x: Any) -> Any:
         if not isinstance(x, Written):
-            return words.sign(x)
+            return ops.sign(x)
         return self.where(x > 0, 1.0, self.where(x < 0, -1.0, self.where(x == 0, 0.0, x)))
 
     def finite(self, x: Any) -> Any:
@@ -121,6 +121,6 @@ class ByComparison:
 
     def _extremum(self, word: str, better: Callable[[Any, Any], Any], x: Any, y: Any) -> Any:
         if not isinstance(x, Written) and not isinstance(y, Written):
-            return getattr(words, word)(x, y)
+            return getattr(ops, word)(x, y)
         x, y = self.alike(x, y)
         return self.where(better(x, y), x, self.where(x == x, y, x))

@@ -12,9 +12,9 @@ from weightdecay.interval import geometric
 from weightdecay.near import hint
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, SGD
-from weightdecay.rule import REGISTRY
-from weightdecay.step import Equation
 from weightdecay.sweeps.task import Grid, Task
+from weightdecay.update_rules.equation import Equation
+from weightdecay.update_rules.rule import REGISTRY
 
 DEFAULT_OPTIMIZERS = ("SGD", "SGDW", "Adam", "AdamW")
 

@@ -14,7 +14,7 @@ from weightdecay.audit.cure import Cure, Run
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import attached, made, without_decay
 from weightdecay.optimizer import Optimizer
-from weightdecay.shrink import rounded_away
+from weightdecay.update_rules.traits import rounded_away
 
 ID, TITLE = "D3", "the decay is lost to rounding"
 _NARROW = (torch.bfloat16, torch.float16, torch.float32)

@@ -12,7 +12,7 @@ from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import written
 from weightdecay.audit.law import decay_of
 from weightdecay.run_plan import LITTLE
-from weightdecay.shrink import steps_to_halve
+from weightdecay.update_rules.traits import steps_to_halve
 
 ID, TITLE = "D5", "λ in the wrong unit for the learning rate"
 _INDEPENDENT = 1e-3

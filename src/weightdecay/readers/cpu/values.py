@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from weightdecay import rule, words
 from weightdecay.readers import rounding
 from weightdecay.readers.written import ByComparison, Written
+from weightdecay.update_rules import ops, rule
 
 BIT, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOAT, DOUBLE, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
@@ -66,7 +66,7 @@ class Writer(ByComparison):
         self.lanes = 1
         self._written: dict[Any, Value] = {}
         self._bound: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self.words: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in (*words.WORDS, *rounding.BIT_WORDS)}
+        self.words: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in (*ops.WORDS, *rounding.BIT_WORDS)}
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of words as one that writes instructions."""
@@ -203,10 +203,10 @@ class Writer(ByComparison):
     # The words ----------------------------------------------------------------------------------------------------------
 
     def absolute(self, x: Any) -> Any:
-        return self.emit("fabs", x, call=True) if isinstance(x, Value) else words.absolute(x)
+        return self.emit("fabs", x, call=True) if isinstance(x, Value) else ops.absolute(x)
 
     def sqrt(self, x: Any) -> Any:
-        return self.emit("sqrt", x, call=True) if isinstance(x, Value) else words.sqrt(x)
+        return self.emit("sqrt", x, call=True) if isinstance(x, Value) else ops.sqrt(x)
 
     def where(self, condition: Any, x: Any, y: Any) -> Any:
         if not isinstance(condition, Value):
@@ -224,7 +224,7 @@ class Writer(ByComparison):
 
     def debias(self, beta: Any, t: Any) -> Any:
         if not isinstance(beta, Value) and not isinstance(t, Value):
-            return words.debias(beta, t)
+            return ops.debias(beta, t)
         if isinstance(beta, Value) and self._is_fast(beta):  # float32 would lose it, and no rule is in a hurry for it
             exact = 1 - self.emit("pow", *self.alike(self.converted(beta, DOUBLE), t), call=True)
             return self.converted(exact, beta.of)
@@ -235,7 +235,7 @@ class Writer(ByComparison):
 
     def exp(self, x: Any) -> Any:
         if not isinstance(x, Value):
-            return words.exp(x)
+            return ops.exp(x)
         if not self._is_fast(x):
             return self.emit("exp", x, call=True)
         high, low = _split(math.log2(math.e))
@@ -246,7 +246,7 @@ class Writer(ByComparison):
 
     def log(self, x: Any) -> Any:
         if not isinstance(x, Value):
-            return words.log(x)
+            return ops.log(x)
         if not self._is_fast(x):
             return self.emit("log", x, call=True)
         k, high, low = self._log2(x)
@@ -257,7 +257,7 @@ class Writer(ByComparison):
 
     def power(self, x: Any, exponent: Any) -> Any:
         if not isinstance(x, Value) and not isinstance(exponent, Value):
-            return words.power(x, exponent)
+            return ops.power(x, exponent)
         if not isinstance(x, Value) or not self._is_fast(x):
             return self.emit("pow", *self.alike(x, exponent), call=True)
         of, x = x.of, self.converted(x, FLOAT)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from weightdecay import rule, words
 from weightdecay.readers import rounding
 from weightdecay.readers.written import ByComparison, Written
+from weightdecay.update_rules import ops, rule
 
 BOOL, INT16, INT32, INT64, HALF, FLOAT, DOUBLE = "int1", "int16", "int32", "int64", "float16", "float32", "float64"
 _BITS = {BOOL: 1, INT16: 16, INT32: 32, INT64: 64, HALF: 16, FLOAT: 32, DOUBLE: 64}
@@ -51,7 +51,7 @@ class Writer(ByComparison):
         self._written: dict[tuple[str, str], Value] = {}
         self._count = 0
         self._bound: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self.words: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in (*words.WORDS, *rounding.BIT_WORDS)}
+        self.words: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in (*ops.WORDS, *rounding.BIT_WORDS)}
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of words as one that writes lines."""
@@ -147,28 +147,28 @@ class Writer(ByComparison):
     # The words ----------------------------------------------------------------------------------------------------------
 
     def absolute(self, x: Any) -> Any:
-        return self.emit("tl.abs({})", x.of, x) if isinstance(x, Value) else words.absolute(x)
+        return self.emit("tl.abs({})", x.of, x) if isinstance(x, Value) else ops.absolute(x)
 
     def sqrt(self, x: Any) -> Any:
         if not isinstance(x, Value):
-            return words.sqrt(x)
+            return ops.sqrt(x)
         return self.emit("tl.sqrt_rn({})" if x.of == FLOAT else "tl.sqrt({})", x.of, x)
 
     def exp(self, x: Any) -> Any:
-        return self.emit("words.exp({})", x.of, x) if isinstance(x, Value) else words.exp(x)
+        return self.emit("words.exp({})", x.of, x) if isinstance(x, Value) else ops.exp(x)
 
     def log(self, x: Any) -> Any:
-        return self.emit("words.log({})", x.of, x) if isinstance(x, Value) else words.log(x)
+        return self.emit("words.log({})", x.of, x) if isinstance(x, Value) else ops.log(x)
 
     def power(self, x: Any, exponent: Any) -> Any:
         if not isinstance(x, Value) and not isinstance(exponent, Value):
-            return words.power(x, exponent)
+            return ops.power(x, exponent)
         x, exponent = self._spread(*self.alike(x, exponent))
         return self.emit("words.power({}, {})", x.of, x, exponent)
 
     def debias(self, beta: Any, t: Any) -> Any:
         if not isinstance(beta, Value) and not isinstance(t, Value):
-            return words.debias(beta, t)
+            return ops.debias(beta, t)
         if isinstance(beta, Value) and beta.per_element:  # float32 would lose it
             exact = 1 - self.power(self.converted(beta, DOUBLE), t)
             return self.converted(exact, beta.of)

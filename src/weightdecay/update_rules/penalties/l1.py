@@ -1,0 +1,16 @@
+"""L1: the sum of the absolute weights, λΣ|w|. The lasso."""
+
+from weightdecay.update_rules.ops import sign
+from weightdecay.update_rules.rule import penalty
+
+
+@penalty(source="Tibshirani 1996")
+def l1(w, *, lam):
+    """Pull every weight to zero with the same force, and leave it at zero.
+
+    This is the subgradient: weights come near zero, exact zeros take a proximal step.
+
+    >>> l1(-2.0, lam=0.5)
+    -0.5
+    """
+    return lam * sign(w)
