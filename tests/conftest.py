@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 try:
     import hypothesis

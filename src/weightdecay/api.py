@@ -55,8 +55,9 @@ from weightdecay.run_plan import Plan, plan
 from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
 from weightdecay.units import convert, half_life, normalized, timescale, transfer
+from weightdecay.update_rules.decorators import decay, direction, penalty
 from weightdecay.update_rules.lint import RuleError
-from weightdecay.update_rules.rule import decay, direction, penalty, rules
+from weightdecay.update_rules.registry import rules
 
 if TYPE_CHECKING:
     from weightdecay.derivation import Derivation, derive

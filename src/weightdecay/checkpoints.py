@@ -15,7 +15,8 @@ from weightdecay.hyperparameters import SCHEDULES
 from weightdecay.names import differences, some, without_wrappers
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation
-from weightdecay.update_rules.rule import KINDS, Kept
+from weightdecay.update_rules.rule import KINDS
+from weightdecay.update_rules.state import Kept
 from weightdecay.warned import warn
 
 _OURS = ("foreach", "fused", "differentiable")

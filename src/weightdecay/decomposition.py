@@ -20,7 +20,7 @@ from weightdecay.readers import counting, eager, rounding
 from weightdecay.readers.split import is_factor
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation
-from weightdecay.update_rules.rule import kept_for
+from weightdecay.update_rules.state import kept_for
 from weightdecay.update_rules.traits import at_rest, is_uniform, rounded_away, steps_to_halve
 from weightdecay.wrappers import innermost
 

@@ -18,7 +18,8 @@ from weightdecay.arguments import unboxed
 from weightdecay.interval import Choice, Interval
 from weightdecay.near import hint, nearest
 from weightdecay.update_rules.equation import Equation
-from weightdecay.update_rules.rule import CONTEXT, REGISTRY, Rule
+from weightdecay.update_rules.registry import REGISTRY
+from weightdecay.update_rules.rule import CONTEXT, Rule
 from weightdecay.warned import warn
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}

@@ -16,7 +16,7 @@ from weightdecay.columns import aligned
 from weightdecay.groups.params import params_of
 from weightdecay.hyperparameters import SCHEDULES
 from weightdecay.names import differences, some, without_wrappers
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 __all__ = ["Migration", "Moved", "migrate"]
 

@@ -19,7 +19,9 @@ from weightdecay.readers.plan import Kernels, Plan
 from weightdecay.readers.table import Entry, Signature
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation, RuleLike
-from weightdecay.update_rules.rule import REGISTRY, Kept, Rule, kept_for
+from weightdecay.update_rules.registry import REGISTRY
+from weightdecay.update_rules.rule import Rule
+from weightdecay.update_rules.state import Kept, kept_for
 from weightdecay.warned import warn
 
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightdecay.names import some
 from weightdecay.readers import eager
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 _LARGEST = torch.finfo(torch.float32).max
 _ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)

@@ -12,7 +12,7 @@ from typing import Any
 
 from weightdecay.arguments import choice, number, whole
 from weightdecay.update_rules.equation import Equation, step_on_floats
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.traits import at_rest, steps_to_halve
 
 UNITS = {

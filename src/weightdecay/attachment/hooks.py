@@ -19,7 +19,8 @@ from weightdecay.columns import aligned
 from weightdecay.optimizer import Optimizer
 from weightdecay.saved_state import name_of
 from weightdecay.update_rules.equation import Equation, RuleLike
-from weightdecay.update_rules.rule import REGISTRY, Rule
+from weightdecay.update_rules.registry import REGISTRY
+from weightdecay.update_rules.rule import Rule
 from weightdecay.update_rules.traits import is_uniform
 from weightdecay.warned import warn
 from weightdecay.wrappers import calls_hooks, innermost

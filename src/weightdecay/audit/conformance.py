@@ -15,7 +15,7 @@ from weightdecay.audit.experiments import Finding
 from weightdecay.audit.hypotheses import IN_GRADIENT, PER_LR, Powers
 from weightdecay.audit.identify import KINDS, DecayLaw, identify
 from weightdecay.audit.trial import Factory, name_of
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 CHECKS: Mapping[str, tuple[str, ...]] = {
     "law": (),

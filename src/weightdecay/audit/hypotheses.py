@@ -20,7 +20,8 @@ from weightdecay.attachment import LAMBDA as ATTACHED
 from weightdecay.attachment import attach
 from weightdecay.audit.trial import LAMBDA, LR, LRS, Run, Subject
 from weightdecay.optimizer import Optimizer
-from weightdecay.update_rules.rule import REGISTRY, Rule
+from weightdecay.update_rules.registry import REGISTRY
+from weightdecay.update_rules.rule import Rule
 
 FITS = 1e-4
 """The share of the decay's effect that a hypothesis may leave unexplained: rounding leaves 1e-5 in float32, the hypotheses here

@@ -12,7 +12,7 @@ from weightdecay.audit.experiments import Finding
 from weightdecay.audit.hypotheses import FITS, Beside, Constant, Coupled, Hypothesis, Observed, Powers
 from weightdecay.audit.trial import LAMBDA, LR, Factory, Run, StepError, Subject, alone, name_of
 from weightdecay.units import Record
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 KINDS = {
     "coupled": "the penalty enters the gradient, and all that is made of it",

@@ -18,7 +18,8 @@ from weightdecay.audit.hypotheses import Powers
 from weightdecay.audit.identify import identify
 from weightdecay.optimizer import Optimizer
 from weightdecay.units import Settings, swings
-from weightdecay.update_rules.rule import REGISTRY, Rule
+from weightdecay.update_rules.registry import REGISTRY
+from weightdecay.update_rules.rule import Rule
 
 Share = Callable[[Mapping[str, Any]], float | None]
 """From the numbers of a group to the share of itself that a weight without a gradient loses in a step."""

@@ -40,7 +40,7 @@ from weightdecay.presets.papers import (
     ProxSGD,
 )
 from weightdecay.presets.preset import Preset
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 __all__ = [
     "LAMB",

@@ -17,7 +17,7 @@ from weightdecay.update_rules import rule
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.equation import step as one_step
 from weightdecay.update_rules.reductions import OF_ALL, REDUCTIONS, Reduction
-from weightdecay.update_rules.rule import Kept
+from weightdecay.update_rules.state import Kept
 
 Numbers = Mapping[str, Mapping[str, Any]]
 Share = tuple[str, list[Any], int]

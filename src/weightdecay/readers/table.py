@@ -30,7 +30,7 @@ from weightdecay.readers.memory import (
     lies_like,
 )
 from weightdecay.update_rules.equation import Equation
-from weightdecay.update_rules.rule import Kept
+from weightdecay.update_rules.state import Kept
 
 _MASK = 2**64 - 1
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -14,7 +14,7 @@ from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, SGD
 from weightdecay.sweeps.task import Grid, Task
 from weightdecay.update_rules.equation import Equation
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 DEFAULT_OPTIMIZERS = ("SGD", "SGDW", "Adam", "AdamW")
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightdecay.update_rules.reductions import REDUCTIONS, Reduction
-from weightdecay.update_rules.rule import REGISTRY, Kept, Kind, Rule
+from weightdecay.update_rules.registry import REGISTRY
+from weightdecay.update_rules.rule import Kind, Rule
+from weightdecay.update_rules.state import Kept
 
 RuleLike = str | Callable[..., Any]
 """A rule's name, or the decorated function."""

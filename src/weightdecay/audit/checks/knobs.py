@@ -14,7 +14,7 @@ from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import decoupled, made, said, written
 from weightdecay.audit.law import DECOUPLED, decay_of, plain
 from weightdecay.near import nearest
-from weightdecay.update_rules.rule import REGISTRY
+from weightdecay.update_rules.registry import REGISTRY
 
 ID, TITLE = "D8", "a λ that does nothing or acts twice"
 _OTHER_NAMES = ("wd", "l2", "l2_reg", "weightdecay", "decay", "lambda", "reg")

@@ -1,7 +1,7 @@
 """Cautious decay: shrink a weight only while the step also shrinks it."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import sign, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Chen et al. 2025, arXiv:2510.12402")

@@ -1,7 +1,7 @@
 """Constrained parameter regularisation: a multiplier per tensor that grows while Σw² is above κ, and shrinks the tensor."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import maximum, minimum, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(

@@ -1,7 +1,7 @@
 """Elastic net, proximal: a soft threshold for the share r of λ, and division for the rest."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import absolute, sign, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Zou & Hastie 2005", domain={"l1_ratio": "[0, 1]"})

@@ -1,7 +1,7 @@
 """Group threshold: the proximal step of λ‖W‖, each tensor a group. Whole tensors become zero."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Yuan & Lin 2006")

@@ -1,7 +1,7 @@
 """Half threshold: the proximal step of λΣ|w|^½, which leaves large weights nearly alone and zeroes small ones."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import absolute, power, sqrt, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Xu, Chang, Xu & Zhang 2012")

@@ -1,7 +1,7 @@
 """Huber decay, proximal: shrinks in proportion within δ, by a constant beyond."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import absolute, sign, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="arXiv:2511.14721 (AdamHD); Huber 1964", domain={"delta": "(0, inf)"})

@@ -1,7 +1,7 @@
 """Hyperball: no decay, but a constant norm. Every step goes along the sphere on which the tensor started."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import sqrt, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(

@@ -1,7 +1,7 @@
 """Weight norm control: decay towards a share r of the norm that the tensor started with, not towards zero."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Loshchilov 2023, arXiv:2311.11446", reference={"norm_w_0": "norm_at_start"}, domain={"ratio": "[0, inf)"})

@@ -1,7 +1,7 @@
 """p-norm decay: the step of λ|w|^p, with the weight as a reweighted L2. For p < 1 it makes weights vanish."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import absolute, power, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Outmezguine & Levi 2024, arXiv:2404.10824", domain={"p": "(0, inf)"})

@@ -1,7 +1,7 @@
 """Selective projection decay: pull back towards the start only where the gradient would take the tensor back too."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import maximum, minimum, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(

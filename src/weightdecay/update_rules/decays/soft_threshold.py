@@ -1,7 +1,7 @@
 """Soft threshold: the proximal step of λΣ|w|. The lasso, with zeros that are exact."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import absolute, sign, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Daubechies, Defrise & De Mol 2004; Beck & Teboulle 2009")

@@ -1,7 +1,7 @@
 """Stable weight decay, AdamS's: λ over the root mean square of all gradients, so that it has the unit of Adam's steps."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import sqrt, where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="Xie, Xu, Zhang, Sato & Sugiyama 2023, arXiv:2011.11152, without the ε in the root, as in the authors' code")

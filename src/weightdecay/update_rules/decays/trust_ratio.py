@@ -1,7 +1,7 @@
 """LAMB's decay: λw joins the step, and the sum is scaled to the length of the tensor itself."""
 
+from weightdecay.update_rules.decorators import decay
 from weightdecay.update_rules.ops import where
-from weightdecay.update_rules.rule import decay
 
 
 @decay(source="You et al. 2020, arXiv:1904.00962 (LAMB), with φ the identity as in optax.lamb")

@@ -1,7 +1,7 @@
 """Adadelta: Adagrad that forgets, in units of its own past steps."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import sqrt
-from weightdecay.update_rules.rule import direction
 
 
 @direction(

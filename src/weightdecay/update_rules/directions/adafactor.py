@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.update_rules.rule import direction
+from weightdecay.update_rules.decorators import direction
 
 Size = tuple[int, ...]
 

@@ -1,7 +1,7 @@
 """Adagrad: the gradient over the root of the sum of all its squares."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import sqrt
-from weightdecay.update_rules.rule import direction
 
 
 @direction(

@@ -1,7 +1,7 @@
 """AMSGrad: Adam whose second moment never falls, so that no step is larger than its past allows."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import debias, maximum, sqrt
-from weightdecay.update_rules.rule import direction
 
 
 @direction(

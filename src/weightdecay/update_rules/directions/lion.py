@@ -1,7 +1,7 @@
 """Lion: the sign of a mean of the gradient, with a longer memory behind it."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import sign
-from weightdecay.update_rules.rule import direction
 
 
 @direction(

@@ -1,7 +1,7 @@
 """NAdam: Adam with Nesterov's look-ahead, and a momentum that warms up."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import debias, power, sqrt
-from weightdecay.update_rules.rule import direction
 
 
 @direction(

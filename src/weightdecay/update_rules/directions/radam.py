@@ -1,7 +1,7 @@
 """RAdam: Adam that is momentum until the variance of its root mean square is known well enough."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import debias, power, sqrt, where
-from weightdecay.update_rules.rule import direction
 
 
 @direction(

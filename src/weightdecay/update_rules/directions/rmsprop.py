@@ -1,7 +1,7 @@
 """RMSprop: the gradient over the root of the mean of its square, with momentum and centring if asked for."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import maximum, sqrt, where
-from weightdecay.update_rules.rule import direction
 
 
 def has_a_variance(*, alpha: float, centered: float, **_: object) -> None:

@@ -1,7 +1,7 @@
 """Stochastic gradient descent with momentum, dampening and Nesterov's look-ahead, as in torch.optim.SGD."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import where
-from weightdecay.update_rules.rule import direction
 
 
 def looks_along_a_momentum(*, mu: float, dampening: float, nesterov: float) -> None:

@@ -1,7 +1,7 @@
 """Signum: the sign of the mean gradient."""
 
+from weightdecay.update_rules.decorators import direction
 from weightdecay.update_rules.ops import sign
-from weightdecay.update_rules.rule import direction
 
 
 @direction(

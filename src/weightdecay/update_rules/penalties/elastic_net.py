@@ -1,7 +1,7 @@
 """Elastic net: λ(r·Σ|w| + ½(1 − r)·‖w‖²), the lasso and ridge in one, as scikit-learn weighs them."""
 
+from weightdecay.update_rules.decorators import penalty
 from weightdecay.update_rules.ops import sign
-from weightdecay.update_rules.rule import penalty
 
 
 @penalty(source="Zou & Hastie 2005", domain={"l1_ratio": "[0, 1]"})

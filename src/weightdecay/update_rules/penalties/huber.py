@@ -1,7 +1,7 @@
 """Huber: quadratic within δ, as L2, and linear beyond, as L1: λΣ½w² for |w| ≤ δ, λΣδ(|w| − δ/2) for the rest."""
 
+from weightdecay.update_rules.decorators import penalty
 from weightdecay.update_rules.ops import maximum, minimum
-from weightdecay.update_rules.rule import penalty
 
 
 @penalty(source="Huber 1964; on weights arXiv:2511.14721", domain={"delta": "(0, inf)"})

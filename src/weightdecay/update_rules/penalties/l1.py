@@ -1,7 +1,7 @@
 """L1: the sum of the absolute weights, λΣ|w|. The lasso."""
 
+from weightdecay.update_rules.decorators import penalty
 from weightdecay.update_rules.ops import sign
-from weightdecay.update_rules.rule import penalty
 
 
 @penalty(source="Tibshirani 1996")

@@ -1,7 +1,7 @@
 """Log: λΣlog(1 + |w|/s), which pulls hardest at small weights: a concave penalty, between L1 and a count."""
 
+from weightdecay.update_rules.decorators import penalty
 from weightdecay.update_rules.ops import absolute, sign
-from weightdecay.update_rules.rule import penalty
 
 
 @penalty(source="Candès, Wakin & Boyd 2008", domain={"scale": "(0, inf)"})

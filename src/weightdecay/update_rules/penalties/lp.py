@@ -1,7 +1,7 @@
 """Lp, also called bridge: λΣ|w|^p. With p = 1 it is `l1`, with p = 2 twice `l2`."""
 
+from weightdecay.update_rules.decorators import penalty
 from weightdecay.update_rules.ops import absolute, power, sign, where
-from weightdecay.update_rules.rule import penalty
 
 
 @penalty(source="Frank & Friedman 1993", domain={"p": "(0, inf)"})
