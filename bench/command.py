@@ -14,7 +14,7 @@ import torch
 from bench import machine
 from bench.result import Result, table
 from bench.timing import Options
-from weightdecay import files
+from weightdecay.display import files
 
 Works = Mapping[str, Callable[[Options], Iterator[Result]]]
 

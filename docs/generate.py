@@ -232,7 +232,7 @@ def walk(starts: list[float], pull: float, **rules: Any) -> list[list[float]]:
 
 def draw(rule: Rule) -> str:
     """Return the picture of a rule as an SVG."""
-    from weightdecay.report.canvas import BLUE, GREY, RED, Canvas, Margins, picture
+    from weightdecay.display.figure import BLUE, GREY, RED, Canvas, Margins, picture
 
     # A colour says the same in every picture: blue is a penalty, red a decay, grey the step without either.
     colours = {"alone": GREY, "no decay": GREY, "l2": BLUE, "decoupled": RED, rule.name: RED if rule.kind == "decay" else BLUE}
@@ -268,7 +268,7 @@ def run_page(name: str) -> None:
 def draw_schedules() -> str:
     """Return the picture of docs/schedules.md: what a step takes under the schedules, while the learning rate falls."""
     from weightdecay import schedules
-    from weightdecay.report.canvas import BLUE, GREEN, GREY, PURPLE, RED, Canvas, Margins, picture
+    from weightdecay.display.figure import BLUE, GREEN, GREY, PURPLE, RED, Canvas, Margins, picture
 
     steps = 1000
     share = schedules.share_of_peak(steps, "cosine")

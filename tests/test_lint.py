@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import weightdecay as wd
-from weightdecay.interval import Interval
+from weightdecay.validation import Interval
 
 HEADER = """
 from weightdecay import decay, direction, penalty

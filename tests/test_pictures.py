@@ -16,10 +16,10 @@ from torch import nn
 import weightdecay as wd
 from weightdecay.audit.readings import Reading, Sample
 from weightdecay.decomposition import Summary
+from weightdecay.display import figure as drawing
+from weightdecay.display.figure import DARK, PAPER, Canvas
 from weightdecay.groups.roles import ROLES
-from weightdecay.report import canvas as drawing
 from weightdecay.report import verdict
-from weightdecay.report.canvas import DARK, PAPER, Canvas
 from weightdecay.report.course import _COLOURS, colours, course
 from weightdecay.report.heat_maps import heat_maps
 from weightdecay.report.histories import curves, norms

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from weightdecay import files
+from weightdecay.display import files
 from weightdecay.report import best_table, verdict, write_report
 from weightdecay.report.contrast import Contrast, contrast
 from weightdecay.report.estimate import Estimate, student_p, student_quantile

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from weightdecay.near import nearest
+from weightdecay.display.near_names import nearest
 
 if TYPE_CHECKING:
     from weightdecay.api import *  # noqa: F403

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from weightdecay import saved_state
+from weightdecay.display.table import some
+from weightdecay.display.warned import warn
 from weightdecay.hyperparameters import SCHEDULES
-from weightdecay.names import differences, some, without_wrappers
+from weightdecay.names import differences, without_wrappers
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.rule import KINDS
 from weightdecay.update_rules.state import Kept
-from weightdecay.warned import warn
 
 _OURS = ("foreach", "fused", "differentiable")
 """The flags that say how a step is computed, not which: a checkpoint's are not taken over."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.attachment import Attachment
-from weightdecay.columns import aligned
+from weightdecay.display.table import aligned
 from weightdecay.names import without_wrappers
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam, Preset
@@ -161,7 +161,7 @@ class Decomposition(Mapping[Tensor, Split]):
 
         Needs matplotlib: `pip install 'weightdecay[sweep]'`.
         """
-        from weightdecay.report.canvas import save
+        from weightdecay.display.figure import save
         from weightdecay.report.spread import spread
 
         if not any(each.strongest > 0 for each in self.summary()):

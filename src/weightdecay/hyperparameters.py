@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from weightdecay import schedules
-from weightdecay.arguments import unboxed
-from weightdecay.interval import Choice, Interval
-from weightdecay.near import hint, nearest
+from weightdecay.display.near_names import hint, nearest
+from weightdecay.display.warned import warn
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import CONTEXT, Rule
-from weightdecay.warned import warn
+from weightdecay.validation import Choice, Interval, unboxed
 
 _USER_NAMES = {"eta": "lr", "eta_max": "lr_max", "mu": "momentum"}
 _DOMAINS = {

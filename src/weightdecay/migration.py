@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from weightdecay import arguments, saved_state
+from weightdecay import saved_state, validation
 from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER
 from weightdecay.checkpoints import Chosen
-from weightdecay.columns import aligned
+from weightdecay.display.table import aligned, some
 from weightdecay.groups.params import params_of
 from weightdecay.hyperparameters import SCHEDULES
-from weightdecay.names import differences, some, without_wrappers
+from weightdecay.names import differences, without_wrappers
 from weightdecay.update_rules.registry import REGISTRY
 
 __all__ = ["Migration", "Moved", "migrate"]
@@ -149,7 +149,7 @@ def migrate(
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the one that it wraps")
     policies = {"weight_decay": weight_decay, "lr": lr}
     for name, policy in policies.items():
-        arguments.choice(name, policy, POLICIES)
+        validation.choice(name, policy, POLICIES)
     live = _live_slots(optimizer, model)
     old = _saved_slots(state_dict, saved)
     pairs = _paired(live, old)

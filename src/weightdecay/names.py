@@ -1,8 +1,10 @@
 """Names of parameters without what wrappers put before them: DDP, FSDP, torch.compile, activation checkpointing."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
+
+from weightdecay.display.table import some
 
 __all__ = ["WRAPPERS", "differences", "some", "unwrapped", "without_wrappers"]
 
@@ -54,16 +56,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             break
         model = child
     return model
-
-
-def some(names: Iterable[str], most: int = 3) -> str:
-    """Return the first names, quoted, and how many more there are.
-
-    >>> some(["a", "b", "c", "d"])
-    "'a', 'b', 'c' and 1 more"
-    """
-    quoted = [f"'{name}'" for name in names]
-    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")
 
 
 def differences(live: Sequence[str], saved: Sequence[str]) -> str:

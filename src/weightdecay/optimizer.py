@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from weightdecay import hyperparameters, readers
 from weightdecay.checkpoints import Checkpointed
+from weightdecay.display.warned import warn
 from weightdecay.readers import counting, eager, memory, rounding
 from weightdecay.readers.plan import Kernels, Plan
 from weightdecay.readers.table import Entry, Signature
@@ -22,7 +23,6 @@ from weightdecay.update_rules.equation import Equation, RuleLike
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import Rule
 from weightdecay.update_rules.state import Kept, kept_for
-from weightdecay.warned import warn
 
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _SCHEDULED = {"lr", "largest_lr", "weight_decay", "penalty_weight"}

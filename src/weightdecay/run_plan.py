@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import torch
 
-from weightdecay.arguments import choice, number, whole
-from weightdecay.columns import aligned
-from weightdecay.report.numerals import setting
+from weightdecay.display.numbers import setting
+from weightdecay.display.record import Record
+from weightdecay.display.table import aligned
 from weightdecay.schedules import share_of_peak
-from weightdecay.units import UNITS, Record, Settings, Timescale, lambda_unit, share, swings
+from weightdecay.units import UNITS, Settings, Timescale, lambda_unit, share, swings
 from weightdecay.update_rules.traits import rounded_away
+from weightdecay.validation import choice, number, whole
 
 LITTLE, MUCH = 0.01, 0.1
 CONVENTIONS = {"torch": "lr·λ", "independent": "λ at the peak lr", "coupled": "lr·λ/(1 − momentum)"}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.names import some
+from weightdecay.display.table import some
 from weightdecay.readers import eager
 from weightdecay.update_rules.registry import REGISTRY
 

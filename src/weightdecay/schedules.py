@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.arguments import choice, number, whole
+from weightdecay.validation import choice, number, whole
 
 SCHEDULES = ("constant", "linear", "cosine")
 """Those that `share_of_peak` knows."""

@@ -6,14 +6,15 @@ shrinks are those of the rules that run, computed on fractions, so that no digit
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from weightdecay.arguments import choice, number, whole
+from weightdecay.display.record import Record
 from weightdecay.update_rules.equation import Equation, step_on_floats
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.traits import at_rest, steps_to_halve
+from weightdecay.validation import choice, number, whole
 
 UNITS = {
     "torch": "λ per unit of lr, beside the step: s = lr·λ",
@@ -41,15 +42,6 @@ LOSSES = {"half_mean": (0.5, True), "mean": (1.0, True), "half_sum": (0.5, False
 """By the name of a loss of squared errors: its factor, and whether it is divided by their number."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """A result of several numbers."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as plain data; what never ends is None."""
-        return {key: _jsonable(value) for key, value in asdict(self).items()}
-
-
 def share(left: float, digits: int = 3) -> str:
     """Return a share that is left in words, with as many digits as it takes to see that something is missing.
 
@@ -60,14 +52,6 @@ def share(left: float, digits: int = 3) -> str:
     if float(f"{left:.{digits}g}") != 1 or abs(missing) < 1e-9:
         return f"{left:.{digits}g}"
     return f"{left:.{-math.floor(math.log10(abs(missing)))}f}"
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # From one unit to another --------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightdecay import hyperparameters
-from weightdecay.arguments import number
 from weightdecay.update_rules.rule import Rule
+from weightdecay.validation import number
 
 LAMBDA = "attached_weight_decay"
 """The key of a parameter group under which λ is found, by schedules too."""

@@ -13,7 +13,6 @@ from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from weightdecay import hyperparameters
-from weightdecay.arguments import number, whole
 from weightdecay.audit.cure import MOST, Run, tempered, was_trained
 from weightdecay.audit.law import Law, decay_now, decay_of, lambda_key, laws_of, names_of, plain
 from weightdecay.audit.replay import Step, replay
@@ -21,6 +20,7 @@ from weightdecay.forecast import ahead
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.units import share
+from weightdecay.validation import number, whole
 from weightdecay.wrappers import bare, innermost
 
 ASSUMED_STEPS = 10_000

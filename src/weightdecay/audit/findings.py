@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightdecay.columns import aligned
-from weightdecay.names import some
-from weightdecay.units import Record
+from weightdecay.display.record import Record
+from weightdecay.display.table import aligned, some
 
 SEVERITIES = ("error", "warning", "info")
 """error: the decay does not do what its numbers say; warning: it does, to what or in a size that is rarely meant; info: good to

@@ -11,7 +11,7 @@ from weightdecay.audit import experiments, hypotheses
 from weightdecay.audit.experiments import Finding
 from weightdecay.audit.hypotheses import FITS, Beside, Constant, Coupled, Hypothesis, Observed, Powers
 from weightdecay.audit.trial import LAMBDA, LR, Factory, Run, StepError, Subject, alone, name_of
-from weightdecay.units import Record
+from weightdecay.display.record import Record
 from weightdecay.update_rules.registry import REGISTRY
 
 KINDS = {

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
-from weightdecay.arguments import number, whole
 from weightdecay.attachment import Attachment, Intended
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample, Summary
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
+from weightdecay.display.near_names import hint
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
-from weightdecay.near import hint
 from weightdecay.optimizer import Optimizer
 from weightdecay.readers import counting, rounding
+from weightdecay.validation import number, whole
 from weightdecay.wrappers import calls_hooks, innermost
 
 EVERY = 500
@@ -342,7 +342,7 @@ class Meter:
             ValueError: nothing was measured yet, or the path is neither.
             FileNotFoundError: there is no such folder.
         """
-        from weightdecay.report.canvas import save
+        from weightdecay.display.figure import save
         from weightdecay.report.course import course
 
         samples = self.history()

@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from weightdecay import equilibrium
-from weightdecay.arguments import choice
 from weightdecay.audit.sums import AFTER, BEFORE
-from weightdecay.columns import aligned
 from weightdecay.decomposition import Upcoming
-from weightdecay.units import Record, Settings
+from weightdecay.display.record import Record
+from weightdecay.display.table import aligned
+from weightdecay.units import Settings
 from weightdecay.update_rules.rule import Rule
 from weightdecay.update_rules.traits import steps_to_halve
+from weightdecay.validation import choice
 
 _ORTHOGONAL = 1e-4
 """Where the cosine between a weight and its gradient is below, the length of the weight is taken not to change the loss."""

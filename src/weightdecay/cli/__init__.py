@@ -13,7 +13,7 @@ except ImportError as error:
     raise SystemExit(f"the command line needs {error.name}: pip install 'weightdecay[sweep]'") from None
 
 from weightdecay.cli.console import err, load_module, look_in
-from weightdecay.near import hint
+from weightdecay.display.near_names import hint
 
 
 class _Commands(click.Group):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightdecay.columns import fitted
-from weightdecay.near import nearest
+from weightdecay.display.near_names import nearest
+from weightdecay.display.table import fitted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from weightdecay.near import nearest
+from weightdecay.display.near_names import nearest
 
 CHECKS = ("D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "D9", "D10")
 CONVENTIONS = ("torch", "independent", "coupled")

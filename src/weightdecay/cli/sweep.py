@@ -15,8 +15,8 @@ import click
 import weightdecay as wd
 from weightdecay.cli.console import Refusal, err, escaped, explained, load, look_in, out, show, users_code
 from weightdecay.cli.options import OPTIMIZERS, TASKS
-from weightdecay.interval import geometric
-from weightdecay.near import hint
+from weightdecay.display.near_names import hint
+from weightdecay.validation import geometric
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from weightdecay.columns import aligned
+from weightdecay.display.table import aligned
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.groups.sharded import agreed, fully_sharded, noise_like, whole, written

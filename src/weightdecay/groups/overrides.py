@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay import arguments, near
+from weightdecay import validation
+from weightdecay.display import near_names
+from weightdecay.display.table import some
 from weightdecay.groups.params import Param
 from weightdecay.groups.roles import ROLES
-from weightdecay.names import some
 
 __all__ = ["Overrides", "Settings", "by_pattern", "by_role", "checked_number", "marked"]
 
@@ -30,7 +31,7 @@ def by_role(roles: Mapping[str, Any]) -> dict[str, tuple[str, Settings]]:
     families = {name.rpartition(".")[0] for name in (role.name for role in ROLES)} - {""}
     found: dict[str, tuple[str, Settings]] = {}
     for name in sorted(roles, key=len):
-        arguments.choice("role", name, dict.fromkeys([*(role.name for role in ROLES), *sorted(families)]))
+        validation.choice("role", name, dict.fromkeys([*(role.name for role in ROLES), *sorted(families)]))
         who = f"role '{name}'"
         overrides = _settings(roles[name], who)
         found.update(dict.fromkeys(ROLES.named(name), (who, overrides)))
@@ -57,7 +58,7 @@ def marked(names: Iterable[str], params: Sequence[Param]) -> None:
     known = {name: param for param in params for name in param.names}
     for name in names:
         if name not in known:
-            nearest = near.nearest(name, known, most=3, cutoff=0)
+            nearest = near_names.nearest(name, known, most=3, cutoff=0)
             raise ValueError(f"scale_invariant names {name!r}, which is no parameter; the nearest are {some(nearest)}.")
         known[name].scale_invariant = True
 
@@ -101,5 +102,5 @@ def _why_no_match(pattern: str, matching: Sequence[str], taken: Mapping[str, str
     if matching:
         return f"matches only what is frozen: {some(matching)}. Unfreeze it, pass frozen=True, or drop the pattern."
     names = [name for param in params for name in param.names]
-    nearest = near.nearest(pattern, names, most=3, cutoff=0)
+    nearest = near_names.nearest(pattern, names, most=3, cutoff=0)
     return f"matches no parameter; the nearest are {some(nearest)}. Correct it after the names that the table shows."

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightdecay import arguments
+from weightdecay import validation
 from weightdecay.groups.overrides import Overrides, Settings, by_pattern, by_role, checked_number, marked
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import ROLES, role_of
@@ -109,7 +109,7 @@ def param_groups(
     Patterns follow torchtitan's optimizer configuration (pytorch/torchtitan, components/optimizer).
     """
     decay = checked_number(weight_decay, "weight_decay")
-    arguments.choice("style", style, STYLES)
+    validation.choice("style", style, STYLES)
     by_modules = isinstance(model, nn.Module)
     if not embeddings and not by_modules:
         raise ValueError("embeddings=False needs module types, and (name, parameter) pairs have none. Pass the model.")

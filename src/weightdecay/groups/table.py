@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from weightdecay import arguments
-from weightdecay.columns import aligned
+from weightdecay import validation
+from weightdecay.display.table import aligned
 from weightdecay.groups.folding import folded
 from weightdecay.groups.styles import Verdict
 
@@ -126,7 +126,7 @@ class ParamGroups(list[dict[str, Any]]):
 
     def style_known(self, style: str) -> str:
         """Return the style, or refuse one that there is no verdict of."""
-        return arguments.choice("style", style, [name for name in self._verdicts if name])
+        return validation.choice("style", style, [name for name in self._verdicts if name])
 
     def __repr__(self) -> str:
         return self.table()

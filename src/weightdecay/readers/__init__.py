@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from weightdecay.near import hint
-from weightdecay.warned import warn
+from weightdecay.display.near_names import hint
+from weightdecay.display.warned import warn
 
 if TYPE_CHECKING:
     from weightdecay.readers.plan import Kernels

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from weightdecay.report.canvas import (
+from weightdecay.display.figure import (
     AMBER,
     BLUE,
     FAINT,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from weightdecay import files
 from weightdecay.audit.checks import CHECKS
 from weightdecay.audit.findings import Report, shown
+from weightdecay.display import files
 
 __all__ = ["write_examination"]
 

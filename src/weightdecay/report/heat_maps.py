@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from weightdecay.report.canvas import ABSENT, BLACK, FAINT, PAPER, WHITE, Canvas, Margins, Picture, headline, picture
+from weightdecay.display.figure import ABSENT, BLACK, FAINT, PAPER, WHITE, Canvas, Margins, Picture, headline, picture
+from weightdecay.display.numbers import setting
 from weightdecay.report.grid import Cell, Grid, Sweep
 from weightdecay.report.judge import Judgement
-from weightdecay.report.numerals import setting
 from weightdecay.report.verdict import Verdict
 
 __all__ = ["heat_maps"]

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from weightdecay.report.canvas import AMBER, BLUE, FAINT, Canvas, Margins, Picture, headline, picture
+from weightdecay.display.figure import AMBER, BLUE, FAINT, Canvas, Margins, Picture, headline, picture
+from weightdecay.display.numbers import setting
 from weightdecay.report.grid import Cell
 from weightdecay.report.judge import Judgement
-from weightdecay.report.numerals import setting
 from weightdecay.report.verdict import Verdict
 
 __all__ = ["curves", "norms"]

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from weightdecay.display.numbers import setting
 from weightdecay.report.grid import Cell, Grid, Sweep
 from weightdecay.report.judge import Judgement
-from weightdecay.report.numerals import setting
 from weightdecay.report.trend import BestDecay, Standing
 
 __all__ = ["BestLine", "CellLine", "best_lines", "cell_lines"]

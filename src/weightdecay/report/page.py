@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from weightdecay import files
-from weightdecay.report.canvas import Picture
+from weightdecay.display import files
+from weightdecay.display.figure import Picture
 from weightdecay.report.grid import Row, Sweep
 from weightdecay.report.heat_maps import heat_maps
 from weightdecay.report.histories import curves, norms

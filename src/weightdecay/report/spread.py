@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from weightdecay.report.canvas import BLUE, FAINT, RED, Canvas, Margins, Picture, headline, picture
+from weightdecay.display.figure import BLUE, FAINT, RED, Canvas, Margins, Picture, headline, picture
 
 if TYPE_CHECKING:  # which draws with this module, when asked to
     from weightdecay.decomposition import Summary

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from weightdecay.display.near_names import hint
 from weightdecay.groups import param_groups
-from weightdecay.interval import geometric
-from weightdecay.near import hint
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, SGD
 from weightdecay.sweeps.task import Grid, Task
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.registry import REGISTRY
+from weightdecay.validation import geometric
 
 DEFAULT_OPTIMIZERS = ("SGD", "SGDW", "Adam", "AdamW")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from weightdecay import files
+from weightdecay.display import files
 from weightdecay.sweeps.grid import Run
 
 try:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from weightdecay.interval import Choice, Interval
 from weightdecay.update_rules.lint import RuleError, lint
 from weightdecay.update_rules.reductions import REDUCTIONS
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import _FIRST_ARGUMENTS, CONTEXT, FLAGS, TAKEN, Function, Kind, Rule
 from weightdecay.update_rules.state import Kept, Shape
+from weightdecay.validation import Choice, Interval
 
 
 def penalty(

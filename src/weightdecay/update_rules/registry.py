@@ -5,8 +5,8 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from weightdecay.columns import aligned
-from weightdecay.near import hint, nearest
+from weightdecay.display.near_names import hint, nearest
+from weightdecay.display.table import aligned
 from weightdecay.update_rules.lint import RuleError
 from weightdecay.update_rules.rule import KINDS, Kind, Rule
 

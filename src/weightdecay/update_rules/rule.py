@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
-from weightdecay.interval import Choice, Interval
 from weightdecay.update_rules.reductions import REDUCTIONS
 from weightdecay.update_rules.state import Kept
+from weightdecay.validation import Choice, Interval
 
 Kind = Literal["penalty", "direction", "decay"]
 Function = TypeVar("Function", bound=Callable[..., Any])

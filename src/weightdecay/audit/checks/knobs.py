@@ -13,7 +13,7 @@ from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import decoupled, made, said, written
 from weightdecay.audit.law import DECOUPLED, decay_of, plain
-from weightdecay.near import nearest
+from weightdecay.display.near_names import nearest
 from weightdecay.update_rules.registry import REGISTRY
 
 ID, TITLE = "D8", "a λ that does nothing or acts twice"

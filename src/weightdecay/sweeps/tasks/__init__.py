@@ -3,7 +3,7 @@
 import pkgutil
 from importlib import import_module
 
-from weightdecay.near import hint
+from weightdecay.display.near_names import hint
 from weightdecay.sweeps.task import Task
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))

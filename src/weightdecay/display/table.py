@@ -1,7 +1,7 @@
 """Tables in plain text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 
@@ -34,3 +34,13 @@ def _parts(line: str, width: int) -> list[str]:
     columns = [match.end() for match in re.finditer(r"\S {2,}(?=\S)", line) if match.end() <= width // 2]
     below = " " * (columns[-1] if columns else min(start, width // 2))
     return [part.rstrip() for part in wrap(line, width, subsequent_indent=below, break_on_hyphens=False)]
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Return the first names, quoted, and how many more there are.
+
+    >>> some(["a", "b", "c", "d"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    quoted = [f"'{name}'" for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")

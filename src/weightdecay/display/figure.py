@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from weightdecay.files import write
-from weightdecay.report.numerals import setting
+from weightdecay.display.files import write
+from weightdecay.display.numbers import setting
 
 __all__ = [
     *("ABSENT", "AMBER", "BLACK", "BLUE", "DARK", "FAINT", "GREEN", "GREY", "INK", "PAPER", "PINK", "PURPLE", "RED", "TEAL"),
