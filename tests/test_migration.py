@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from training import bits, copies, noise, refused
 
 import weightdecay as wd
-from weightdecay.names import differences, without_wrappers
+from weightdecay.groups.names import differences, without_wrappers
 
 NAMES = ("body.weight", "body.bias", "head.weight", "head.bias")
 MOMENTUM = {"momentum": 0.9}

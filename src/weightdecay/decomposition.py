@@ -13,7 +13,7 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.attachment import Attachment
 from weightdecay.display.table import aligned
-from weightdecay.names import without_wrappers
+from weightdecay.groups.names import without_wrappers
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam, Preset
 from weightdecay.readers import counting, eager, rounding

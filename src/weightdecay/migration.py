@@ -13,9 +13,9 @@ from weightdecay import saved_state, validation
 from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER
 from weightdecay.checkpoints import Chosen
 from weightdecay.display.table import aligned, some
+from weightdecay.groups.names import differences, without_wrappers
 from weightdecay.groups.params import params_of
 from weightdecay.hyperparameters import SCHEDULES
-from weightdecay.names import differences, without_wrappers
 from weightdecay.update_rules.registry import REGISTRY
 
 __all__ = ["Migration", "Moved", "migrate"]

@@ -1,8 +1,8 @@
 """Which parameters decay, and why: roles, the parameter groups made from them, and how other code would have chosen."""
 
-from weightdecay.groups.invariance import Invariance, scale_invariant
-from weightdecay.groups.partition import param_groups
+from weightdecay.groups.param_groups import param_groups
 from weightdecay.groups.roles import ROLES, Role, Roles
+from weightdecay.groups.scale_invariance import Invariance, scale_invariant
 from weightdecay.groups.table import Difference, Differences, ParamGroups
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from weightdecay.names import WRAPPERS, unwrapped, without_wrappers
+from weightdecay.groups.names import WRAPPERS, unwrapped, without_wrappers
 
 if TYPE_CHECKING:
     from weightdecay.groups.roles import Role

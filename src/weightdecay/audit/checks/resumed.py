@@ -16,7 +16,7 @@ from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import said
 from weightdecay.audit.law import names_of, plain
-from weightdecay.names import without_wrappers
+from weightdecay.groups.names import without_wrappers
 from weightdecay.saved_state import of_another_shape
 
 ID, TITLE = "D7", "damage of a resume or a regrouping"
