@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 
-from weightdecay.readers.cpu import machine
+from weightdecay.backends.cpu import jit
 
 PROCESSORS = {
     "x86-64-v2": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
@@ -32,11 +32,11 @@ def main() -> int:
     files = [f"tests/test_{name}.py" for name in TESTS]
     failed = []
     for level, variables in PROCESSORS.items():
-        why = machine.refusal(level)
+        why = jit.refusal(level)
         if why is not None:
             say(f"{level}: skipped, {why}")
             continue
-        given = {machine.VARIABLE: level, **variables}
+        given = {jit.VARIABLE: level, **variables}
         say(f"{level}: {' '.join(f'{key}={value}' for key, value in given.items())}")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sys.argv[1:], *files]
         if subprocess.run(command, env={**os.environ, **given}, check=False).returncode:

@@ -13,7 +13,7 @@ from bench.result import Check, Demand, Result
 from bench.steps import ADAMW, FOREACH, FUSED, OURS, Make, Params, Step, ours, torch_paths
 from bench.timing import Options, Turn, race
 from bench.values import ALLOWED, DECAY, LR, MI, ULPS, WARM_UP, Shape
-from weightdecay import readers
+from weightdecay import backends as readers
 
 DEVICE = "cuda"
 COPY = "c.copy_(b)"

@@ -21,13 +21,13 @@ import sympy as sp
 
 import weightdecay as wd
 from weightdecay import hyperparameters
+from weightdecay.analysis import symbolic
+from weightdecay.analysis.symbolic import Line
+from weightdecay.backends.gpu.codegen import Signature, source
 from weightdecay.derivation import Derivation, in_lines
 from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
 from weightdecay.presets import PRESETS
-from weightdecay.readers import symbolic
-from weightdecay.readers.gpu.source import Signature, source
-from weightdecay.readers.symbolic import Line
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.rule import Rule, as_typed
 

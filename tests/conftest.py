@@ -30,10 +30,10 @@ def pytest_collection_modifyitems(items):
     """Skip what the processor that WEIGHTDECAY_CPU names cannot do: the oldest has no float16, and its kernels refuse it."""
     if "WEIGHTDECAY_CPU" not in os.environ:
         return
-    from weightdecay.readers.cpu import machine
+    from weightdecay.backends.cpu import jit
 
-    if not machine.converts_float16():
-        mark = pytest.mark.skip(reason=f"{os.environ[machine.VARIABLE]} has no instruction for float16")
+    if not jit.converts_float16():
+        mark = pytest.mark.skip(reason=f"{os.environ[jit.VARIABLE]} has no instruction for float16")
         for item in items:
             if re.search(r"(?<!b)float16", item.nodeid):
                 item.add_marker(mark)

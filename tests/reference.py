@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.readers import counting, eager, rounding
+from weightdecay.backends import counting, eager, rounding
 from weightdecay.update_rules import ops, rule
 from weightdecay.update_rules.equation import Equation, step
 from weightdecay.update_rules.reductions import REDUCTIONS

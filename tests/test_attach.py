@@ -16,7 +16,7 @@ from training import all_params, apart, bits, copies, everything, noise, one_pro
 
 import weightdecay as wd
 from weightdecay.attachment import LAMBDA
-from weightdecay.readers.rounding import LOW_PRECISION
+from weightdecay.backends.rounding import LOW_PRECISION
 from weightdecay.update_rules.ops import absolute, sign, where
 from weightdecay.update_rules.traits import is_uniform
 

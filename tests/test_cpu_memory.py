@@ -34,7 +34,7 @@ from training import (
 )
 
 import weightdecay as wd
-from weightdecay.readers import rounding
+from weightdecay.backends import rounding
 
 LAM = {"lr": 0.05, "weight_decay": 0.1}
 
@@ -1496,8 +1496,8 @@ def test_an_edited_rule_is_compiled_anew_in_the_next_process(rule_file):
 
 def test_kernels_that_no_optimizer_uses_are_freed_but_for_the_last(monkeypatch):
     """A notebook that defines its rule again and again, or a search over rules, does not fill the memory with code."""
-    from weightdecay.readers.cpu import kernel
-    from weightdecay.readers.recent import Recent
+    from weightdecay.backends.cpu import kernel
+    from weightdecay.backends.recent import Recent
 
     monkeypatch.setattr(kernel, "KERNELS", Recent(2))
 

@@ -30,8 +30,8 @@ from training import (
 )
 
 import weightdecay as wd
-from weightdecay.readers import eager, rounding
-from weightdecay.readers.cpu import machine
+from weightdecay.backends import eager, rounding
+from weightdecay.backends.cpu import jit
 from weightdecay.update_rules.ops import ULPS, WORDS, absolute, debias, exp, log, maximum, minimum, power, sign, sqrt, where
 
 LOW = rounding.LOW_PRECISION
@@ -651,7 +651,7 @@ def test_a_narrow_moment_is_rounded_as_torch_rounds(dtype, of_moment, edge):
 
 OLDER = """
 from itertools import product
-from weightdecay.readers.cpu import machine
+from weightdecay.backends.cpu import machine
 
 class Features(dict):
     def flatten(self):
@@ -677,7 +677,7 @@ class Lacking(dict):
     """The features of a processor that has everything but some."""
 
     def __init__(self, *missing):
-        super().__init__({name: name not in missing for name in machine.LEVELS["x86-64-v4"]})
+        super().__init__({name: name not in missing for name in jit.LEVELS["x86-64-v4"]})
 
 
 @pytest.mark.parametrize(
@@ -685,28 +685,28 @@ class Lacking(dict):
     [
         ("x86-64-v9", ["there are x86-64-v2, x86-64-v3, x86-64-v4"]),
         ("haswell", ["there are x86-64-v2, x86-64-v3, x86-64-v4"]),
-        ("x86-64-v4", ["has no fma, avx512bw", machine.binding.get_host_cpu_name()]),
+        ("x86-64-v4", ["has no fma, avx512bw", jit.binding.get_host_cpu_name()]),
     ],
 )
 def test_a_processor_that_cannot_be_asked_for_is_refused_by_name(monkeypatch, asked, words):
     monkeypatch.setenv("WEIGHTDECAY_CPU", asked)
-    monkeypatch.setattr(machine.binding, "get_host_cpu_features", lambda: Lacking("fma", "avx512bw"))
+    monkeypatch.setattr(jit.binding, "get_host_cpu_features", lambda: Lacking("fma", "avx512bw"))
     with refused(ValueError, f"WEIGHTDECAY_CPU={asked!r}", *words):
-        machine._processor.__wrapped__()
+        jit._processor.__wrapped__()
 
 
 def test_a_processor_is_what_the_environment_calls_it(monkeypatch):
-    monkeypatch.setattr(machine.binding, "get_host_cpu_features", Lacking)
+    monkeypatch.setattr(jit.binding, "get_host_cpu_features", Lacking)
     for asked, has_float16 in (("x86-64-v2", False), ("x86-64-v3", True)):
         monkeypatch.setenv("WEIGHTDECAY_CPU", asked)
-        _, processor, features = machine._processor.__wrapped__()
+        _, processor, features = jit._processor.__wrapped__()
         assert processor == asked
         assert features["sse4.2"]
         assert features["f16c"] == has_float16
         assert not features["avx512f"]
     for asked in ("", None):
         monkeypatch.delenv("WEIGHTDECAY_CPU") if asked is None else monkeypatch.setenv("WEIGHTDECAY_CPU", asked)
-        assert machine._processor.__wrapped__()[1] == machine.binding.get_host_cpu_name()
+        assert jit._processor.__wrapped__()[1] == jit.binding.get_host_cpu_name()
 
 
 # Directions of whole tensors --------------------------------------------------------------------------------------------
@@ -899,7 +899,7 @@ def test_real_parameters_go_through_the_kernel_beside_complex_ones(monkeypatch):
     update = eager.update
     monkeypatch.setattr(eager, "update", lambda *given, **named: seen.append(given[2].dtype) or update(*given, **named))
     train(ours, 3)
-    without_a_kernel = set() if machine.converts_float16() else {torch.float16}
+    without_a_kernel = set() if jit.converts_float16() else {torch.float16}
     assert set(seen) == {torch.complex64, torch.complex128} | without_a_kernel
     assert everything(ours) == everything(theirs)
 

@@ -10,11 +10,11 @@ from test_gpu_source import optimizer_of, signature
 from training import PRESETS, options_of
 
 import weightdecay as wd
-from weightdecay.readers import rounding
-from weightdecay.readers.gpu.source import ARGUMENTS, BLOCK, SIZES
+from weightdecay.backends import rounding
+from weightdecay.backends.gpu.codegen import ARGUMENTS, BLOCK, SIZES
 
-kernels = pytest.importorskip("weightdecay.readers.gpu.kernel", reason="Triton is not installed", exc_type=ImportError)
-words = pytest.importorskip("weightdecay.readers.gpu.words")
+kernels = pytest.importorskip("weightdecay.backends.gpu.kernel", reason="Triton is not installed", exc_type=ImportError)
+words = pytest.importorskip("weightdecay.backends.gpu.libdevice")
 pytestmark = pytest.mark.skipif(words.INTERPRETED, reason="TRITON_INTERPRET=1 is set: there is no compiler then")
 
 TARGETS = [(80, torch.float32, "nearest"), (90, torch.bfloat16, "stochastic")]

@@ -14,10 +14,10 @@ from torch.nn import Parameter
 from training import LAYOUTS, PRESETS, all_params, noise, options_of, parameters_of, train
 
 import weightdecay as wd
-from weightdecay.readers import rounding
-from weightdecay.readers.gpu import source
+from weightdecay.backends import rounding
+from weightdecay.backends.gpu import codegen
 
-gpu = pytest.importorskip("weightdecay.readers.gpu.reader", reason="Triton is not installed", exc_type=ImportError)
+gpu = pytest.importorskip("weightdecay.backends.gpu.backend", reason="Triton is not installed", exc_type=ImportError)
 pytestmark = [
     pytest.mark.skipif(not gpu.INTERPRETED, reason="TRITON_INTERPRET=1 is not set"),
     # The interpreter's own, which is NumPy.
@@ -150,7 +150,7 @@ def test_places_beyond_32_bits_are_stepped_like_any_other(dtype, how):
     (table,) = optimizer._plan.tables
     blocks = table.columns[table.signature.columns.index("blocks")]
     for column, value in {
-        "first": -(before // (blocks * source.BLOCK)),
+        "first": -(before // (blocks * codegen.BLOCK)),
         "elements": before + count,
         "w": param.data_ptr() - before * dtype.itemsize,
     }.items():

@@ -9,9 +9,9 @@ import torch
 from runs import RULES, name, rules_with
 
 import weightdecay as wd
-from weightdecay import readers
-from weightdecay.readers import rounding
-from weightdecay.readers.gpu.source import Signature, source
+from weightdecay import backends
+from weightdecay.backends import rounding
+from weightdecay.backends.gpu.codegen import Signature, source
 
 FOLDER = Path(wd.__file__).parent / "readers" / "gpu"
 
@@ -117,22 +117,22 @@ def no_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     forget(monkeypatch)
     yield
-    readers._gpu_if_there.cache_clear()
+    backends._gpu_if_there.cache_clear()
 
 
 def forget(monkeypatch):
     """Let the reader be imported anew."""
     for module in ("reader", "table", "kernel", "words", "partials"):
-        monkeypatch.delitem(sys.modules, f"weightdecay.readers.gpu.{module}", raising=False)
-        monkeypatch.delattr(f"weightdecay.readers.gpu.{module}", raising=False)
-    readers._gpu_if_there.cache_clear()
+        monkeypatch.delitem(sys.modules, f"weightdecay.backends.gpu.{module}", raising=False)
+        monkeypatch.delattr(f"weightdecay.backends.gpu.{module}", raising=False)
+    backends._gpu_if_there.cache_clear()
 
 
 @pytest.mark.usefixtures("no_triton")
 def test_without_triton_parameters_on_a_gpu_are_torchs_and_that_is_said_once():
     with pytest.warns(UserWarning, match=r"torch's operations.*needs Triton, pip install 'weightdecay\[gpu\]'"):
-        assert readers.kernels("auto", torch.device("cuda", 0)) is None
-    assert readers.kernels("auto", torch.device("cuda", 1)) is None  # a second warning would be an error here
+        assert backends.kernels("auto", torch.device("cuda", 0)) is None
+    assert backends.kernels("auto", torch.device("cuda", 1)) is None  # a second warning would be an error here
 
 
 @pytest.mark.usefixtures("no_triton")
@@ -143,16 +143,16 @@ def test_without_triton_the_reader_is_refused_with_what_to_install():
 
 def test_a_triton_that_cannot_start_is_not_taken(monkeypatch):
     """It compiles a little C to launch kernels, and not every machine can."""
-    reader = pytest.importorskip("weightdecay.readers.gpu.reader", exc_type=ImportError)
+    reader = pytest.importorskip("weightdecay.backends.gpu.backend", exc_type=ImportError)
 
     def fail():
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(reader, "start", fail)
-    readers._gpu_if_there.cache_clear()
+    backends._gpu_if_there.cache_clear()
     with pytest.warns(UserWarning, match="torch's operations.*Failed to find C compiler"):
-        assert readers.kernels("auto", torch.device("cuda", 0)) is None
-    readers._gpu_if_there.cache_clear()
+        assert backends.kernels("auto", torch.device("cuda", 0)) is None
+    backends._gpu_if_there.cache_clear()
 
 
 def test_a_triton_that_is_too_old_counts_as_none(monkeypatch):
@@ -160,9 +160,9 @@ def test_a_triton_that_is_too_old_counts_as_none(monkeypatch):
     monkeypatch.setattr(triton, "__version__", "3.1.0")
     forget(monkeypatch)
     with pytest.raises(ImportError, match=r"pip install .*Triton 3\.1\.0 is older than 3\.6"):
-        readers.resolve("gpu")
+        backends.resolve("gpu")
 
 
 def test_other_devices_are_torchs():
-    assert readers.kernels("auto", torch.device("meta")) is None
-    assert readers.kernels("eager", torch.device("cpu")) is None
+    assert backends.kernels("auto", torch.device("meta")) is None
+    assert backends.kernels("eager", torch.device("cpu")) is None

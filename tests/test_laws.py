@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runs import DIRECTIONS, DTYPES, assert_close, gradients, name, numbers_of, same_bits, twin, walk, weights, zeros
 
 import weightdecay as wd
-from weightdecay.readers import eager
+from weightdecay.backends import eager
 from weightdecay.update_rules.reductions import REDUCTIONS
 
 SHRINKING = ("cautious", "decoupled", "independent")

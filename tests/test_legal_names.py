@@ -15,7 +15,7 @@ from test_gpu_source import signature
 from test_lint import define  # noqa: F401
 
 import weightdecay as wd
-from weightdecay.readers.gpu.source import source
+from weightdecay.backends.gpu.codegen import source
 
 SYMPY = """
     floor ceiling E I S N O Q C re im arg beta gamma zeta lambda_ Lambda pi oo zoo nan inf GoldenRatio Abs sin cos var

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from training import COMBINATIONS, all_params, bits, copies, noise, parameters, set_gradients, train
 
 import weightdecay as wd
-from weightdecay.readers import counting, rounding
+from weightdecay.backends import counting, rounding
 
 LOW = rounding.LOW_PRECISION
 LAM = {"lr": 0.05, "weight_decay": 0.1}

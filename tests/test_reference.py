@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from training import all_params, noise
 
 import weightdecay as wd
-from weightdecay.readers import eager, rounding
+from weightdecay.backends import eager, rounding
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.ops import ULPS, debias, sqrt, where
 

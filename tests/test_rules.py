@@ -33,7 +33,7 @@ from runs import (
 from torch.nn import Parameter
 
 import weightdecay as wd
-from weightdecay.readers import eager, rounding
+from weightdecay.backends import eager, rounding
 from weightdecay.update_rules.reductions import REDUCTIONS
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import arguments, name
 
-from weightdecay.readers import eager
+from weightdecay.backends import eager
 from weightdecay.update_rules import ops
 
 NUMPY = {

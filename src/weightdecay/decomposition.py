@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
+from weightdecay.analysis.linear import is_factor
 from weightdecay.attachment import Attachment
+from weightdecay.backends import counting, eager, rounding
 from weightdecay.display.table import aligned
 from weightdecay.groups.names import without_wrappers
 from weightdecay.optimizer import Optimizer
 from weightdecay.presets import PRESETS, Adam, Preset
-from weightdecay.readers import counting, eager, rounding
-from weightdecay.readers.split import is_factor
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.state import kept_for

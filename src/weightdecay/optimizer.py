@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from weightdecay import hyperparameters, readers
+from weightdecay import backends, hyperparameters
+from weightdecay.backends import counting, eager, memory, rounding
+from weightdecay.backends.dispatch import Kernels, Plan
+from weightdecay.backends.param_table import Entry, Signature
 from weightdecay.checkpoints import Checkpointed
 from weightdecay.display.warned import warn
-from weightdecay.readers import counting, eager, memory, rounding
-from weightdecay.readers.plan import Kernels, Plan
-from weightdecay.readers.table import Entry, Signature
 from weightdecay.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation, RuleLike
 from weightdecay.update_rules.registry import REGISTRY
@@ -142,12 +142,12 @@ class Optimizer(Checkpointed):
         """Finish the construction of any optimizer of this package."""
         if isinstance(params, torch.nn.Module):
             raise TypeError("params is a module: pass model.parameters(), or weightdecay.param_groups(model, weight_decay=…)")
-        self.reader = readers.resolve(reader)
+        self.reader = backends.resolve(reader)
         given = {key: flag for key, flag in flags.items() if flag is not None or key in _FLAGS}  # no schedule, no key
         defaults = {**defaults, **_FLAGS, **given}
         hyperparameters.unify(defaults, self.equation(defaults))
         super().__init__(params, defaults)
-        self.reader = readers.resolve(reader)  # again: torch.compile, around a construction, forgets what came before torch's
+        self.reader = backends.resolve(reader)  # again: torch.compile, around a construction, forgets what came before torch's
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -160,7 +160,7 @@ class Optimizer(Checkpointed):
 
     def _kernels(self, device: torch.device) -> Kernels | None:
         """Return the reader that makes kernels for a device; None where torch's operations do the step."""
-        return readers.kernels(self.reader, device)
+        return backends.kernels(self.reader, device)
 
     def equation(self, group: Mapping[str, Any]) -> Equation:
         """Return the rules that a parameter group is trained with."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.backends import eager
 from weightdecay.display.table import some
-from weightdecay.readers import eager
 from weightdecay.update_rules.registry import REGISTRY
 
 _LARGEST = torch.finfo(torch.float32).max

@@ -15,12 +15,12 @@ from torch.optim import Optimizer as TorchOptimizer
 from weightdecay.attachment import Attachment, Intended
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample, Summary
+from weightdecay.backends import counting, rounding
 from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
 from weightdecay.display.near_names import hint
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optimizer import Optimizer
-from weightdecay.readers import counting, rounding
 from weightdecay.validation import number, whole
 from weightdecay.wrappers import calls_hooks, innermost
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from weightdecay.attachment import PENDING, Intended
+from weightdecay.backends import eager, rounding
 from weightdecay.decomposition import Upcoming
-from weightdecay.readers import eager, rounding
 from weightdecay.update_rules.equation import Equation
 
 BEFORE = ("w·decay", "decay²", "step²", "w·undecayed", "w·gradient", "gradient²")

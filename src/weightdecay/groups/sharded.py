@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightdecay.readers.rounding import places_in_whole, spread_like
+from weightdecay.backends.rounding import places_in_whole, spread_like
 
 __all__ = ["agreed", "fully_sharded", "noise_like", "whole", "written"]
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from weightdecay.backends import eager
 from weightdecay.groups import param_groups
 from weightdecay.optimizer import Optimizer
-from weightdecay.readers import eager
 from weightdecay.sweeps.grid import Choice, Run
 from weightdecay.sweeps.task import Data, Pair, Task
 

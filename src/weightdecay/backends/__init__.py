@@ -9,7 +9,7 @@ from weightdecay.display.near_names import hint
 from weightdecay.display.warned import warn
 
 if TYPE_CHECKING:
-    from weightdecay.readers.plan import Kernels
+    from weightdecay.backends.dispatch import Kernels
 
 READERS = ("eager", "cpu", "gpu")
 """Every reader there is. "auto" takes `cpu` and `gpu` for what they can do, and `eager` for the rest."""
@@ -27,7 +27,7 @@ def resolve(reader: str) -> str:
 def kernels(reader: str, device: torch.device) -> "Kernels | None":
     """Return the reader that makes kernels for a device; None where torch's operations do the step."""
     if reader == "cpu" or (reader == "auto" and device.type == "cpu"):
-        from weightdecay.readers import cpu
+        from weightdecay.backends import cpu
 
         return cpu
     if reader == "gpu":
@@ -37,7 +37,7 @@ def kernels(reader: str, device: torch.device) -> "Kernels | None":
 
 def _gpu() -> "Kernels":
     try:
-        from weightdecay.readers.gpu import reader
+        from weightdecay.backends.gpu import backend as reader
     except ImportError as error:
         gpu = "" if torch.cuda.is_available() else ", and a CUDA GPU, of which torch sees none"
         raise ImportError(f"reader='gpu' needs Triton{gpu}: pip install 'weightdecay[gpu]' ({error})") from None
@@ -47,7 +47,7 @@ def _gpu() -> "Kernels":
 @cache
 def _gpu_if_there() -> "Kernels | None":
     try:
-        from weightdecay.readers.gpu import reader
+        from weightdecay.backends.gpu import backend as reader
 
         reader.start()
     except Exception as error:  # there may be no Triton, or no C compiler for it

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.readers import rounding
-from weightdecay.readers import split as lifting
+from weightdecay.analysis import linear as lifting
+from weightdecay.backends import rounding
 from weightdecay.update_rules import ops as words
 from weightdecay.update_rules import rule
 from weightdecay.update_rules.equation import Equation

@@ -7,10 +7,10 @@ import torch
 import triton
 from torch import Tensor
 
-from weightdecay.readers.gpu.source import Signature
-from weightdecay.readers.gpu.table import Table as table  # noqa: N813
-from weightdecay.readers.gpu.words import INTERPRETED
-from weightdecay.readers.table import unreadable
+from weightdecay.backends.gpu.codegen import Signature
+from weightdecay.backends.gpu.libdevice import INTERPRETED
+from weightdecay.backends.gpu.param_table import Table as table  # noqa: N813
+from weightdecay.backends.param_table import unreadable
 
 __all__ = ["INTERPRETED", "refusal", "signature", "start", "table"]
 

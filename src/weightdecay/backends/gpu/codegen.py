@@ -15,10 +15,10 @@ from textwrap import indent
 
 import torch
 
-from weightdecay.readers import counting, rounding, table
-from weightdecay.readers.gpu.values import DOUBLE, FLOAT, INT32, INT64, STORAGE, Value, Writer
-from weightdecay.readers.passes import Pass, Passes, Sum
-from weightdecay.readers.written import Pair
+from weightdecay.backends import counting, param_table, rounding
+from weightdecay.backends.expressions import Pair
+from weightdecay.backends.gpu.ops import DOUBLE, FLOAT, INT32, INT64, STORAGE, Value, Writer
+from weightdecay.backends.passes import Pass, Passes, Sum
 
 BLOCK = 1024
 """Elements that a program has in its registers at a time."""
@@ -32,7 +32,7 @@ SIZES = {"tensors": "i32", "count": "i32"}
 
 
 @dataclass(frozen=True)
-class Signature(table.Signature):
+class Signature(param_table.Signature):
     """All that a kernel depends on, and the device that its table is on."""
 
     device: torch.device

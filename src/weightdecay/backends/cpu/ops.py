@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from weightdecay.readers import rounding
-from weightdecay.readers.written import ByComparison, Written
+from weightdecay.backends import rounding
+from weightdecay.backends.expressions import ByComparison, Written
 from weightdecay.update_rules import ops, rule
 
 BIT, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)

@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from weightdecay.readers.cpu.values import I64
+from weightdecay.backends.cpu.ops import I64
 
 VARIABLE = "WEIGHTDECAY_CPU"
 _V2 = ("cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 
-from weightdecay.readers.eager import Share
-from weightdecay.readers.memory import (
+from weightdecay.backends.eager import Share
+from weightdecay.backends.memory import (
     ORDINARY,
     Likeness,
     Spans,

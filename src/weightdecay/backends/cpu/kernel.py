@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from weightdecay.readers import counting, rounding, table
-from weightdecay.readers.cpu.machine import Code, compiled, converts_float16, counted
-from weightdecay.readers.cpu.values import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
-from weightdecay.readers.passes import Pass, Passes, Sum
-from weightdecay.readers.recent import Recent
-from weightdecay.readers.written import Pair
+from weightdecay.backends import counting, param_table, rounding
+from weightdecay.backends.cpu.jit import Code, compiled, converts_float16, counted
+from weightdecay.backends.cpu.ops import DOUBLE, FLOAT, I32, I64, POINTER, Value, Writer
+from weightdecay.backends.expressions import Pair
+from weightdecay.backends.passes import Pass, Passes, Sum
+from weightdecay.backends.recent import Recent
 
 CHUNK = 4096
 """Elements per chunk: a partial sum covers one, whoever computes it."""
@@ -37,7 +37,7 @@ _AHEAD = 2048
 _LINE = 64
 
 
-class Signature(table.Signature):
+class Signature(param_table.Signature):
     """All that a kernel depends on."""
 
     @property

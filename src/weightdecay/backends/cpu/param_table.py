@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay.readers import table
-from weightdecay.readers.cpu import threads
-from weightdecay.readers.cpu.kernel import CHUNK, JOB, Signature, kernel
-from weightdecay.readers.eager import Share
+from weightdecay.backends import param_table as table
+from weightdecay.backends.cpu import threads
+from weightdecay.backends.cpu.kernel import CHUNK, JOB, Signature, kernel
+from weightdecay.backends.eager import Share
 
 PARTS_PER_THREAD = 4
 """So that a thread that was held up can leave work to another; decisions/0009 has the measurement."""

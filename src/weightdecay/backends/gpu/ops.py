@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from weightdecay.readers import rounding
-from weightdecay.readers.written import ByComparison, Written
+from weightdecay.backends import rounding
+from weightdecay.backends.expressions import ByComparison, Written
 from weightdecay.update_rules import ops, rule
 
 BOOL, INT16, INT32, INT64, HALF, FLOAT, DOUBLE = "int1", "int16", "int32", "int64", "float16", "float32", "float64"

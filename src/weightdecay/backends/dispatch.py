@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weightdecay.readers.eager import Share
-from weightdecay.readers.memory import has_address
-from weightdecay.readers.table import Entry, Signature, Table, Written
+from weightdecay.backends.eager import Share
+from weightdecay.backends.memory import has_address
+from weightdecay.backends.param_table import Entry, Signature, Table, Written
 
 
 class Kernels(Protocol):
-    """What a reader that makes kernels, a module of `weightdecay.readers`, has for an optimizer."""
+    """What a reader that makes kernels, a module of `weightdecay.backends`, has for an optimizer."""
 
     def refusal(self, param: Tensor, grad: Tensor | None, *moments: Tensor) -> str | None:
         """Return why no kernel can step a parameter with this gradient and moments; None if one can."""

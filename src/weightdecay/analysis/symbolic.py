@@ -12,14 +12,14 @@ from typing import Any
 
 import sympy as sp
 
+from weightdecay.analysis.linear import Linear, is_factor, lifted, pieces, split, whole
 from weightdecay.notation import Notation, symbol_name, unknown_function
-from weightdecay.readers.split import Linear, is_factor, lifted, pieces, split, whole
 from weightdecay.update_rules.equation import Equation, step
 from weightdecay.update_rules.reductions import REDUCTIONS, Reduction
 from weightdecay.update_rules.rule import Rule, bind
 
 Value = Any
-"""An expression, or what is computed from expressions (`weightdecay.readers.split.Linear`)."""
+"""An expression, or what is computed from expressions (`weightdecay.analysis.linear.Linear`)."""
 
 _RELATIONS: dict[type[ast.cmpop], Callable[[Value, Value], Any]] = {
     ast.Lt: sp.Lt, ast.LtE: sp.Le, ast.Gt: sp.Gt, ast.GtE: sp.Ge, ast.Eq: sp.Eq, ast.NotEq: sp.Ne,

@@ -10,9 +10,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from weightdecay.readers.gpu import partials, words
-from weightdecay.readers.gpu.source import BLOCK, SIZES, Signature, source
-from weightdecay.readers.recent import Recent
+from weightdecay.backends.gpu import libdevice, partial_sums
+from weightdecay.backends.gpu.codegen import BLOCK, SIZES, Signature, source
+from weightdecay.backends.recent import Recent
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 """How every kernel is compiled; without fusion a product is rounded before it is added, as decisions/0010 says."""
@@ -53,9 +53,9 @@ def _written(signature: Signature) -> Kernel:
 
 def function(source: str) -> Any:
     """Return the function of this source, as Triton's: it reads the source again, under a name that is made of all of it."""
-    file = f"<weightdecay.readers.gpu {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    file = f"<weightdecay.backends.gpu {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names: dict[str, Any] = {"__name__": __name__, "tl": tl, "words": words, "partials_of": partials}
+    names: dict[str, Any] = {"__name__": __name__, "tl": tl, "words": libdevice, "partials_of": partial_sums}
     exec(compile(source, file, "exec"), names)  # our own text, whose words are those of the rules
     return triton.jit(names[source[len("def ") : source.index("(")]], do_not_specialize=list(SIZES))
 

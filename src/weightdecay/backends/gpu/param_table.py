@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.readers import counting, table
-from weightdecay.readers.eager import Share
-from weightdecay.readers.gpu.kernel import kernel, launch
-from weightdecay.readers.gpu.source import BLOCK, Signature
+from weightdecay.backends import counting, param_table
+from weightdecay.backends.eager import Share
+from weightdecay.backends.gpu.codegen import BLOCK, Signature
+from weightdecay.backends.gpu.kernel import kernel, launch
 
 BLOCKS_PER_PROGRAM = 16
 """At most, so that what a program computes once is little beside what it does per element."""
@@ -26,17 +26,17 @@ PARTIALS = 1024
 _SETTLE = 128
 
 
-def _count_of(entry: table.Entry) -> ctypes.c_float:
+def _count_of(entry: param_table.Entry) -> ctypes.c_float:
     """Return the step count of a parameter where it lies in the host's memory."""
     return ctypes.c_float.from_address(entry.state["step"].data_ptr())
 
 
-class Table(table.Table):
+class Table(param_table.Table):
     """All parameters with one signature, ready for its kernel."""
 
     signature: Signature
 
-    def __init__(self, signature: Signature, entries: Iterable[table.Entry]) -> None:
+    def __init__(self, signature: Signature, entries: Iterable[param_table.Entry]) -> None:
         super().__init__(signature, entries)
         self.kernel = kernel(signature)
         device, count = signature.device, len(self.entries)

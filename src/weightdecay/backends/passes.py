@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from weightdecay.readers import rounding
-from weightdecay.readers.table import Signature
+from weightdecay.backends import rounding
+from weightdecay.backends.param_table import Signature
 from weightdecay.update_rules.equation import step
 from weightdecay.update_rules.reductions import REDUCTIONS, Reduction
 from weightdecay.update_rules.rule import Rule

@@ -6,7 +6,7 @@ From 2²⁴ on a float32 has no t + 1: a count of torch's stands still there. Ou
 import ctypes
 from typing import Any
 
-from weightdecay.readers.rounding import number, pattern, value, where, whole
+from weightdecay.backends.rounding import number, pattern, value, where, whole
 from weightdecay.update_rules import ops
 from weightdecay.update_rules.rule import bind
 

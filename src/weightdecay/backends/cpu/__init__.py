@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay.readers.cpu.kernel import Signature, can_hold
-from weightdecay.readers.cpu.table import Table as table  # noqa: N813
-from weightdecay.readers.table import unreadable
+from weightdecay.backends.cpu.kernel import Signature, can_hold
+from weightdecay.backends.cpu.param_table import Table as table  # noqa: N813
+from weightdecay.backends.param_table import unreadable
 
 __all__ = ["refusal", "signature", "table"]
 
