@@ -20,14 +20,14 @@ from typing import Any
 import sympy as sp
 
 import weightdecay as wd
-from weightdecay import hyperparameters
 from weightdecay.analysis import symbolic
 from weightdecay.analysis.symbolic import Line
 from weightdecay.backends.gpu.codegen import Signature, source
 from weightdecay.derivation import Derivation, in_lines
 from weightdecay.long_run import tidy
 from weightdecay.notation import Notation
-from weightdecay.presets import PRESETS
+from weightdecay.optim import hyperparameters
+from weightdecay.optim.presets import PRESETS
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.rule import Rule, as_typed
 
@@ -267,8 +267,8 @@ def run_page(name: str) -> None:
 
 def draw_schedules() -> str:
     """Return the picture of docs/schedules.md: what a step takes under the schedules, while the learning rate falls."""
-    from weightdecay import schedules
     from weightdecay.display.figure import BLUE, GREEN, GREY, PURPLE, RED, Canvas, Margins, picture
+    from weightdecay.optim import schedules
 
     steps = 1000
     share = schedules.share_of_peak(steps, "cosine")

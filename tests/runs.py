@@ -6,7 +6,7 @@ import math
 import torch
 
 import weightdecay as wd
-from weightdecay import hyperparameters
+from weightdecay.optim import hyperparameters
 from weightdecay.update_rules.ops import absolute, maximum, sign
 from weightdecay.update_rules.reductions import REDUCTIONS
 

@@ -15,8 +15,8 @@ from torch.optim import lr_scheduler
 from training import all_params, apart, bits, copies, everything, noise, one_process, parameters, refused, set_gradients, train
 
 import weightdecay as wd
-from weightdecay.attachment import LAMBDA
 from weightdecay.backends.rounding import LOW_PRECISION
+from weightdecay.optim.attach import LAMBDA
 from weightdecay.update_rules.ops import absolute, sign, where
 from weightdecay.update_rules.traits import is_uniform
 

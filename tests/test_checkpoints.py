@@ -29,7 +29,7 @@ from training import (
 )
 
 import weightdecay as wd
-from weightdecay import saved_state
+from weightdecay.optim import saved_state
 
 LAM = {"lr": 0.05, "weight_decay": 0.1}
 TWINS = {

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 from training import all_params, bits, noise, options_of, parameters_of, set_gradients
 
 import weightdecay as wd
-from weightdecay import presets
+from weightdecay.optim import presets
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own, on the way into its compiler
 STEPS = 6

@@ -16,9 +16,9 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import weightdecay as wd
-from weightdecay import presets
 from weightdecay.audit.checks import CHECKS, Check
 from weightdecay.audit.law import laws_of
+from weightdecay.optim import presets
 
 
 class Block(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import weightdecay as wd
-from weightdecay.attachment import Attachment
 from weightdecay.audit.readings import METRICS
-from weightdecay.wrappers import innermost
+from weightdecay.optim.attach import Attachment
+from weightdecay.optim.unwrap import innermost
 
 # Of the frameworks' own code.
 pytestmark = [

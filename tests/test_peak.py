@@ -12,8 +12,8 @@ from torch.optim import lr_scheduler
 from training import READERS, all_params, refused
 
 import weightdecay as wd
-from weightdecay import hyperparameters
 from weightdecay.audit.case import Case
+from weightdecay.optim import hyperparameters
 
 LAM, STEPS = 0.01, 24
 every_reader = pytest.mark.parametrize("reader", READERS)

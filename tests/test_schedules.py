@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from training import READERS, all_params, bits, everything, parameters, refused, set_gradients, train
 
 import weightdecay as wd
-from weightdecay import schedules
+from weightdecay.optim import schedules
 
 LR, LAM, STEPS = 0.5, 0.25, 14
 BY_HAND = {

@@ -391,7 +391,7 @@ def test_a_value_that_cannot_be_meant_is_refused_wherever_it_is_given(preset, ke
 
 @pytest.mark.parametrize("rule", wd.rules().values(), ids=lambda rule: f"{rule.kind}-{rule.name}")
 def test_every_number_of_a_rule_is_checked(rule):
-    from weightdecay.hyperparameters import defaults
+    from weightdecay.optim.hyperparameters import defaults
 
     for key, default in defaults([rule]).items():
         if isinstance(default, bool):

@@ -16,8 +16,9 @@ from sklearn.linear_model import Ridge
 from torch.optim import lr_scheduler
 
 import weightdecay as wd
-from weightdecay import schedules, units
+from weightdecay import units
 from weightdecay.cli import main
+from weightdecay.optim import schedules
 
 UNITS = tuple(units.UNITS)
 LRS = [0.02, 0.05, 0.1, 0.1, 0.07, 0.03, 0.01, 0.0]

@@ -8,7 +8,7 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import CyclicLR
 
 import weightdecay as wd
-from weightdecay import optimizer as core
+from weightdecay.optim import optimizer as core
 
 
 def one():

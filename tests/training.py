@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import Parameter
 
 import weightdecay as wd
-from weightdecay import presets
+from weightdecay.optim import presets
 
 PRESETS = list(presets.PRESETS.values())
 KINDS = (wd.SGD, wd.SGDW, wd.Adam, wd.AdamW, wd.NAdam, wd.Adagrad, wd.AdamSPD)

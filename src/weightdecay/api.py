@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from weightdecay.attachment import Attachment, attach
 from weightdecay.audit.doctor import doctor
 from weightdecay.audit.findings import Report
 from weightdecay.audit.identify import DecayLaw, identify
@@ -10,9 +9,10 @@ from weightdecay.audit.meter import Meter
 from weightdecay.decomposition import Decomposition, Split, decompose
 from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups, scale_invariant
-from weightdecay.migration import migrate
-from weightdecay.optimizer import Optimizer
-from weightdecay.presets import (
+from weightdecay.optim.attach import Attachment, attach
+from weightdecay.optim.migrate import migrate
+from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.presets import (
     LAMB,
     SGD,
     SGDC,
@@ -51,8 +51,8 @@ from weightdecay.presets import (
     RMSpropW,
     Signum,
 )
+from weightdecay.optim.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.run_plan import Plan, plan
-from weightdecay.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
 from weightdecay.units import convert, half_life, normalized, timescale, transfer
 from weightdecay.update_rules.decorators import decay, direction, penalty

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.analysis.linear import is_factor
-from weightdecay.attachment import Attachment
 from weightdecay.backends import counting, eager, rounding
 from weightdecay.display.table import aligned
 from weightdecay.groups.names import without_wrappers
-from weightdecay.optimizer import Optimizer
-from weightdecay.presets import PRESETS, Adam, Preset
-from weightdecay.saved_state import moment_dtype, name_of
+from weightdecay.optim.attach import Attachment
+from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.presets import PRESETS, Adam, Preset
+from weightdecay.optim.saved_state import moment_dtype, name_of
+from weightdecay.optim.unwrap import innermost
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.state import kept_for
 from weightdecay.update_rules.traits import at_rest, is_uniform, rounded_away, steps_to_halve
-from weightdecay.wrappers import innermost
 
 _AS_TORCH = {"differentiable": False, "rounding": "nearest", "seed": 0, "weight_decay_schedule": None}
 """What of torch's step matters here or could be taken for ours: another may keep something under these keys of a group."""

@@ -10,12 +10,12 @@ import sympy as sp
 import torch
 from torch import Tensor
 
-from weightdecay import hyperparameters
 from weightdecay.analysis import symbolic
 from weightdecay.analysis.symbolic import Line, System
 from weightdecay.long_run import AtRest, at_rest, fixed_point
 from weightdecay.notation import Notation, readable
-from weightdecay.presets import PRESETS, Preset
+from weightdecay.optim import hyperparameters
+from weightdecay.optim.presets import PRESETS, Preset
 from weightdecay.update_rules.equation import Equation, RuleLike
 
 

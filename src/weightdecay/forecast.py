@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from weightdecay import hyperparameters
 from weightdecay.decomposition import as_ours
 from weightdecay.display.record import Record
-from weightdecay.optimizer import Optimizer
+from weightdecay.optim import hyperparameters
+from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.unwrap import bare, innermost
 from weightdecay.units import share
 from weightdecay.update_rules.equation import Equation, step_on_floats
 from weightdecay.validation import whole
-from weightdecay.wrappers import bare, innermost
 
 
 @dataclass(frozen=True)

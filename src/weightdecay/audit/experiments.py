@@ -16,7 +16,7 @@ from torch import Tensor
 from weightdecay.audit.hypotheses import FITS, Powers
 from weightdecay.audit.trial import LAMBDA, LR, Run, StepError, Subject, Weights, described
 from weightdecay.display.record import Record
-from weightdecay.optimizer import Optimizer
+from weightdecay.optim.optimizer import Optimizer
 
 _STEPS = 6
 _LOW_STEPS, _LOW_LR, _LOW_LAMBDA, _LOW_SHRINK = 25, 1e-3, 0.4, 4e-4

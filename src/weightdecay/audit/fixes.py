@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from weightdecay import hyperparameters, presets
-from weightdecay.attachment import Attachment
 from weightdecay.audit.case import Case, Member
 from weightdecay.audit.cure import Cure, Run, two_digits
 from weightdecay.audit.law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
-from weightdecay.optimizer import Optimizer, holds_tensor
-from weightdecay.presets.preset import Options
+from weightdecay.optim import hyperparameters, presets
+from weightdecay.optim.attach import Attachment
+from weightdecay.optim.optimizer import Optimizer, holds_tensor
+from weightdecay.optim.presets.preset import Options
+from weightdecay.optim.unwrap import calls_hooks
 from weightdecay.units import share
-from weightdecay.wrappers import calls_hooks
 
 __all__ = ["attached", "decoupled", "filtered", "made", "said", "without_decay", "written"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay import hyperparameters
-from weightdecay.attachment import LAMBDA as ATTACHED
-from weightdecay.attachment import attach
 from weightdecay.audit.trial import LAMBDA, LR, LRS, Run, Subject
-from weightdecay.optimizer import Optimizer
+from weightdecay.optim import hyperparameters
+from weightdecay.optim.attach import LAMBDA as ATTACHED
+from weightdecay.optim.attach import attach
+from weightdecay.optim.optimizer import Optimizer
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import Rule
 

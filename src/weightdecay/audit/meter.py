@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
-from weightdecay.attachment import Attachment, Intended
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample, Summary
 from weightdecay.backends import counting, rounding
@@ -20,9 +19,10 @@ from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
 from weightdecay.display.near_names import hint
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
-from weightdecay.optimizer import Optimizer
+from weightdecay.optim.attach import Attachment, Intended
+from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.unwrap import calls_hooks, innermost
 from weightdecay.validation import number, whole
-from weightdecay.wrappers import calls_hooks, innermost
 
 EVERY = 500
 """By default one step in so many is measured."""

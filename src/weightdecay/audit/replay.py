@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
-from weightdecay.attachment import LAMBDA, PENDING, Attachment, attach
 from weightdecay.forecast import copied
-from weightdecay.hyperparameters import SCHEDULES
+from weightdecay.optim.attach import LAMBDA, PENDING, Attachment, attach
+from weightdecay.optim.hyperparameters import SCHEDULES
 
 _SIDE = 64
 """How long the axes of a piece are at most."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.attachment import PENDING, Intended
 from weightdecay.backends import eager, rounding
 from weightdecay.decomposition import Upcoming
+from weightdecay.optim.attach import PENDING, Intended
 from weightdecay.update_rules.equation import Equation
 
 BEFORE = ("w·decay", "decay²", "step²", "w·undecayed", "w·gradient", "gradient²")

@@ -9,8 +9,8 @@ from torch import nn
 
 from weightdecay.display.near_names import hint
 from weightdecay.groups import param_groups
-from weightdecay.optimizer import Optimizer
-from weightdecay.presets import PRESETS, SGD
+from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.presets import PRESETS, SGD
 from weightdecay.sweeps.task import Grid, Task
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.registry import REGISTRY

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from weightdecay.schedules import cosine
+from weightdecay.optim.schedules import cosine
 
 Pair = tuple[Tensor, Tensor]
 

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from weightdecay.backends import eager
 from weightdecay.groups import param_groups
-from weightdecay.optimizer import Optimizer
+from weightdecay.optim.optimizer import Optimizer
 from weightdecay.sweeps.grid import Choice, Run
 from weightdecay.sweeps.task import Data, Pair, Task
 

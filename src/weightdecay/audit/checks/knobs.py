@@ -6,7 +6,6 @@ Source: tinygrad #17709 (a decay computed and thrown away), huggingface/llama-co
 import math
 from collections.abc import Collection, Iterator
 
-from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER, Attachment
 from weightdecay.audit.case import Case, names
 from weightdecay.audit.checks.resumed import passed_decay, steps_made
 from weightdecay.audit.cure import Cure
@@ -14,6 +13,7 @@ from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import decoupled, made, said, written
 from weightdecay.audit.law import DECOUPLED, decay_of, plain
 from weightdecay.display.near_names import nearest
+from weightdecay.optim.attach import DECAY, LAMBDA, TAKEN_OVER, Attachment
 from weightdecay.update_rules.registry import REGISTRY
 
 ID, TITLE = "D8", "a λ that does nothing or acts twice"

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from weightdecay.attachment import Attachment
 from weightdecay.audit.case import Case
 from weightdecay.audit.cure import Cure
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import said
 from weightdecay.audit.law import names_of, plain
 from weightdecay.groups.names import without_wrappers
-from weightdecay.saved_state import of_another_shape
+from weightdecay.optim.attach import Attachment
+from weightdecay.optim.saved_state import of_another_shape
 
 ID, TITLE = "D7", "damage of a resume or a regrouping"
 

@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator
 
 import torch
 
-from weightdecay import presets
 from weightdecay.audit.case import Case, Member, by_group, names
 from weightdecay.audit.cure import Cure, Run
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import attached, made, without_decay
-from weightdecay.optimizer import Optimizer
+from weightdecay.optim import presets
+from weightdecay.optim.optimizer import Optimizer
 from weightdecay.update_rules.traits import rounded_away
 
 ID, TITLE = "D3", "the decay is lost to rounding"

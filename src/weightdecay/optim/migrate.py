@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from weightdecay import saved_state, validation
-from weightdecay.attachment import DECAY, LAMBDA, TAKEN_OVER
-from weightdecay.checkpoints import Chosen
+from weightdecay import validation
 from weightdecay.display.table import aligned, some
 from weightdecay.groups.names import differences, without_wrappers
 from weightdecay.groups.params import params_of
-from weightdecay.hyperparameters import SCHEDULES
+from weightdecay.optim import saved_state
+from weightdecay.optim.attach import DECAY, LAMBDA, TAKEN_OVER
+from weightdecay.optim.checkpoint import Chosen
+from weightdecay.optim.hyperparameters import SCHEDULES
 from weightdecay.update_rules.registry import REGISTRY
 
 __all__ = ["Migration", "Moved", "migrate"]

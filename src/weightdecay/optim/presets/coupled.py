@@ -4,8 +4,8 @@ from typing import Any, ClassVar, Unpack
 
 from torch.optim.optimizer import ParamsT
 
-from weightdecay.optimizer import why_unsteppable
-from weightdecay.presets.preset import Betas, Flagged, Flags, Number, Options, Preset, Settings
+from weightdecay.optim.optimizer import why_unsteppable
+from weightdecay.optim.presets.preset import Betas, Flagged, Flags, Number, Options, Preset, Settings
 
 
 class SGD(Preset):

@@ -4,8 +4,8 @@ from typing import ClassVar, Unpack
 
 from torch.optim.optimizer import ParamsT
 
-from weightdecay.presets.coupled import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop
-from weightdecay.presets.preset import Betas, Decoupled, Number, Options, Preset
+from weightdecay.optim.presets.coupled import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop
+from weightdecay.optim.presets.preset import Betas, Decoupled, Number, Options, Preset
 
 
 class SGDW(SGD):

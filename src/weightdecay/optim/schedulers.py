@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from weightdecay import schedules
-from weightdecay.attachment import LAMBDA, Attachment
-from weightdecay.hyperparameters import peak_lr, refuse_following_twice, remember_lr, warn_above_peak
-from weightdecay.optimizer import Optimizer, Schedule
+from weightdecay.optim import schedules
+from weightdecay.optim.attach import LAMBDA, Attachment
+from weightdecay.optim.hyperparameters import peak_lr, refuse_following_twice, remember_lr, warn_above_peak
+from weightdecay.optim.optimizer import Optimizer, Schedule
+from weightdecay.optim.unwrap import innermost
 from weightdecay.update_rules.rule import Rule
 from weightdecay.validation import choice, number, unboxed, whole
-from weightdecay.wrappers import innermost
 
 _UNITS = ("torch", "independent")
 _DECOUPLED = ("AdamW", "Muon")

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weightdecay import saved_state
-from weightdecay.attachment.takeover import DECAY, LAMBDA, Takeover
 from weightdecay.backends import eager, rounding
-from weightdecay.saved_state import moment_dtype, name_of
+from weightdecay.optim import saved_state
+from weightdecay.optim.attach.host_groups import DECAY, LAMBDA, Takeover
+from weightdecay.optim.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.traits import at_rest, is_uniform, rounded_away
 

@@ -5,8 +5,8 @@ has it.
 a class's λ is in units of, help() says.
 """
 
-from weightdecay.presets.coupled import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop
-from weightdecay.presets.decoupled import (
+from weightdecay.optim.presets.coupled import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop
+from weightdecay.optim.presets.decoupled import (
     LAMB,
     SGDW,
     AdadeltaW,
@@ -21,7 +21,7 @@ from weightdecay.presets.decoupled import (
     RMSpropW,
     Signum,
 )
-from weightdecay.presets.papers import (
+from weightdecay.optim.presets.papers import (
     SGDC,
     SGDCWD,
     AdamC,
@@ -39,7 +39,7 @@ from weightdecay.presets.papers import (
     ProxAdam,
     ProxSGD,
 )
-from weightdecay.presets.preset import Preset
+from weightdecay.optim.presets.preset import Preset
 from weightdecay.update_rules.registry import REGISTRY
 
 __all__ = [

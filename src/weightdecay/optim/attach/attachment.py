@@ -10,20 +10,20 @@ from typing import Any, cast
 
 import torch
 
-from weightdecay import hyperparameters, saved_state
-from weightdecay.attachment.stepping import Step, Watcher, all_params, forget
-from weightdecay.attachment.takeover import DECAY, LAMBDA, TAKEN_OVER, Takeover
-from weightdecay.checkpoints import Chosen, chosen, overridden, warn_of_news
 from weightdecay.display.table import aligned
 from weightdecay.display.warned import warn
-from weightdecay.optimizer import Optimizer
-from weightdecay.saved_state import name_of
+from weightdecay.optim import hyperparameters, saved_state
+from weightdecay.optim.attach.host_groups import DECAY, LAMBDA, TAKEN_OVER, Takeover
+from weightdecay.optim.attach.step import Step, Watcher, all_params, forget
+from weightdecay.optim.checkpoint import Chosen, chosen, overridden, warn_of_news
+from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.saved_state import name_of
+from weightdecay.optim.unwrap import calls_hooks, innermost
 from weightdecay.update_rules.equation import Equation, RuleLike
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import Rule
 from weightdecay.update_rules.traits import is_uniform
 from weightdecay.validation import choice, number
-from weightdecay.wrappers import calls_hooks, innermost
 
 ROUNDINGS = ("auto", "nearest", "stochastic", "deferred")
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay import saved_state
 from weightdecay.display.table import some
 from weightdecay.display.warned import warn
 from weightdecay.groups.names import differences, without_wrappers
-from weightdecay.hyperparameters import SCHEDULES
-from weightdecay.saved_state import moment_dtype, name_of
+from weightdecay.optim import saved_state
+from weightdecay.optim.hyperparameters import SCHEDULES
+from weightdecay.optim.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.rule import KINDS
 from weightdecay.update_rules.state import Kept

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay import schedules
 from weightdecay.display.near_names import hint, nearest
 from weightdecay.display.warned import warn
+from weightdecay.optim import schedules
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import CONTEXT, Rule

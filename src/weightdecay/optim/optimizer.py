@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from weightdecay import backends, hyperparameters
+from weightdecay import backends
 from weightdecay.backends import counting, eager, memory, rounding
 from weightdecay.backends.dispatch import Kernels, Plan
 from weightdecay.backends.param_table import Entry, Signature
-from weightdecay.checkpoints import Checkpointed
 from weightdecay.display.warned import warn
-from weightdecay.saved_state import moment_dtype, name_of
+from weightdecay.optim import hyperparameters
+from weightdecay.optim.checkpoint import Checkpointed
+from weightdecay.optim.saved_state import moment_dtype, name_of
 from weightdecay.update_rules.equation import Equation, RuleLike
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import Rule

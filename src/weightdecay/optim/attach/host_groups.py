@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightdecay import hyperparameters
+from weightdecay.optim import hyperparameters
 from weightdecay.update_rules.rule import Rule
 from weightdecay.validation import number
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from weightdecay.hyperparameters import refuse_unknown, unify
-from weightdecay.optimizer import Optimizer, Schedule
+from weightdecay.optim.hyperparameters import refuse_unknown, unify
+from weightdecay.optim.optimizer import Optimizer, Schedule
 from weightdecay.update_rules.equation import Equation
 
 Number = float | Tensor

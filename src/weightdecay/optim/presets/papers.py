@@ -4,9 +4,9 @@ from typing import ClassVar, Unpack
 
 from torch.optim.optimizer import ParamsT
 
-from weightdecay.presets.coupled import SGD
-from weightdecay.presets.decoupled import Lion, Muon
-from weightdecay.presets.preset import Betas, Number, Options, Preset
+from weightdecay.optim.presets.coupled import SGD
+from weightdecay.optim.presets.decoupled import Lion, Muon
+from weightdecay.optim.presets.preset import Betas, Number, Options, Preset
 
 
 class SGDC(SGD):
