@@ -21,11 +21,11 @@ import sympy as sp
 
 import weightdecay as wd
 from weightdecay.analysis import symbolic
+from weightdecay.analysis.closed_form import tidy
+from weightdecay.analysis.derivation import Derivation, in_lines
+from weightdecay.analysis.notation import Notation
 from weightdecay.analysis.symbolic import Line
 from weightdecay.backends.gpu.codegen import Signature, source
-from weightdecay.derivation import Derivation, in_lines
-from weightdecay.long_run import tidy
-from weightdecay.notation import Notation
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.presets import PRESETS
 from weightdecay.update_rules.equation import Equation

@@ -121,7 +121,8 @@ def test_help_and_errors_of_usage_import_no_torch():
 
 def test_what_options_take_is_what_there_is():
     """They are written down a second time, for help to be quick."""
-    from weightdecay import run_plan, sweeps
+    from weightdecay import sweeps
+    from weightdecay.analysis import run_plan
     from weightdecay.audit import checks, identify
     from weightdecay.groups import styles
     from weightdecay.optim import schedules

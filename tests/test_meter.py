@@ -16,7 +16,7 @@ from training import PRESETS, all_params, everything, options_of, parameters_of,
 import weightdecay as wd
 from weightdecay.audit import sums
 from weightdecay.audit.readings import METRICS, QUANTITIES, asked_for
-from weightdecay.decomposition import _OURS
+from weightdecay.optim.torch_equivalents import _OURS
 from weightdecay.update_rules.traits import is_uniform
 
 LR, LAMBDA = 0.01, 0.3

@@ -14,8 +14,9 @@ from test_report import flat, hurting, ridge, sweep
 from torch import nn
 
 import weightdecay as wd
+from weightdecay.analysis.plot import spread
+from weightdecay.analysis.split import Summary
 from weightdecay.audit.readings import Reading, Sample
-from weightdecay.decomposition import Summary
 from weightdecay.display import figure as drawing
 from weightdecay.display.figure import DARK, PAPER, Canvas
 from weightdecay.groups.roles import ROLES
@@ -23,7 +24,6 @@ from weightdecay.report import verdict
 from weightdecay.report.course import _COLOURS, colours, course
 from weightdecay.report.heat_maps import heat_maps
 from weightdecay.report.histories import curves, norms
-from weightdecay.report.spread import spread
 
 LONG = "an_optimizer_with_a_name_that_nobody_can_say"
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 from torch.optim import lr_scheduler
 
 import weightdecay as wd
-from weightdecay import units
+from weightdecay.analysis import units
 from weightdecay.cli import main
 from weightdecay.optim import schedules
 

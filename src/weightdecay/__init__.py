@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
     if name in _WITH_SYMPY:
-        return getattr(import_module("weightdecay.derivation"), name)
+        return getattr(import_module("weightdecay.analysis.derivation"), name)
     if name == "__all__" or not name.startswith("_"):
         if find_spec(f"{__name__}.{name}") is not None:
             return import_module(f"{__name__}.{name}")

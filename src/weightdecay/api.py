@@ -2,12 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+from weightdecay.analysis.decomposition import Decomposition, decompose
+from weightdecay.analysis.remaining import remaining
+from weightdecay.analysis.run_plan import Plan, plan
+from weightdecay.analysis.split import Split
+from weightdecay.analysis.transfer import normalized, transfer
+from weightdecay.analysis.units import convert, half_life, timescale
 from weightdecay.audit.doctor import doctor
 from weightdecay.audit.findings import Report
 from weightdecay.audit.identify import DecayLaw, identify
 from weightdecay.audit.meter import Meter
-from weightdecay.decomposition import Decomposition, Split, decompose
-from weightdecay.forecast import remaining
 from weightdecay.groups import param_groups, scale_invariant
 from weightdecay.optim.attach import Attachment, attach
 from weightdecay.optim.migrate import migrate
@@ -52,15 +56,13 @@ from weightdecay.optim.presets import (
     Signum,
 )
 from weightdecay.optim.schedulers import WarmRestarts, WeightDecayScheduler
-from weightdecay.run_plan import Plan, plan
 from weightdecay.sweeps import Data, Grid, Task, sweep
-from weightdecay.units import convert, half_life, normalized, timescale, transfer
 from weightdecay.update_rules.decorators import decay, direction, penalty
 from weightdecay.update_rules.lint import RuleError
 from weightdecay.update_rules.registry import rules
 
 if TYPE_CHECKING:
-    from weightdecay.derivation import Derivation, derive
+    from weightdecay.analysis.derivation import Derivation, derive
 
 __all__ = [
     "LAMB",

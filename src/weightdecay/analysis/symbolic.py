@@ -13,7 +13,7 @@ from typing import Any
 import sympy as sp
 
 from weightdecay.analysis.linear import Linear, is_factor, lifted, pieces, split, whole
-from weightdecay.notation import Notation, symbol_name, unknown_function
+from weightdecay.analysis.notation import Notation, symbol_name, unknown_function
 from weightdecay.update_rules.equation import Equation, step
 from weightdecay.update_rules.reductions import REDUCTIONS, Reduction
 from weightdecay.update_rules.rule import Rule, bind

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from weightdecay.analysis.remaining import ahead
+from weightdecay.analysis.units import share
 from weightdecay.audit.cure import MOST, Run, tempered, was_trained
 from weightdecay.audit.law import Law, decay_now, decay_of, lambda_key, laws_of, names_of, plain
 from weightdecay.audit.replay import Step, replay
-from weightdecay.forecast import ahead
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.unwrap import bare, innermost
-from weightdecay.units import share
 from weightdecay.validation import number, whole
 
 ASSUMED_STEPS = 10_000

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+from weightdecay.analysis.run_plan import MUCH
 from weightdecay.groups.params import Param
 from weightdecay.groups.roles import role_of
-from weightdecay.run_plan import MUCH
 
 __all__ = ["MOST", "Cure", "Run", "destroys", "forgets", "tempered", "two_digits", "was_trained"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from weightdecay.analysis.units import share
 from weightdecay.audit.case import Case, Member
 from weightdecay.audit.cure import Cure, Run, two_digits
 from weightdecay.audit.law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
@@ -15,7 +16,6 @@ from weightdecay.optim.attach import Attachment
 from weightdecay.optim.optimizer import Optimizer, holds_tensor
 from weightdecay.optim.presets.preset import Options
 from weightdecay.optim.unwrap import calls_hooks
-from weightdecay.units import share
 
 __all__ = ["attached", "decoupled", "filtered", "made", "said", "without_decay", "written"]
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
+from weightdecay.analysis.units import Settings, swings
 from weightdecay.audit.hypotheses import Powers
 from weightdecay.audit.identify import identify
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.attach import DECAY, LAMBDA, Attachment
 from weightdecay.optim.optimizer import Optimizer
-from weightdecay.units import Settings, swings
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import Rule
 

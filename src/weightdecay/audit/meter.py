@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
+from weightdecay.analysis.next_step import Upcoming, shared_numbers
 from weightdecay.audit import sums
 from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample, Summary
 from weightdecay.backends import counting, rounding
-from weightdecay.decomposition import Upcoming, as_ours, shared_numbers
 from weightdecay.display.near_names import hint
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optim.attach import Attachment, Intended
 from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.torch_equivalents import as_ours
 from weightdecay.optim.unwrap import calls_hooks, innermost
 from weightdecay.validation import number, whole
 

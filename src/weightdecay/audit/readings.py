@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from weightdecay import equilibrium
+from weightdecay.analysis.next_step import Upcoming
+from weightdecay.analysis.units import Settings
 from weightdecay.audit.sums import AFTER, BEFORE
-from weightdecay.decomposition import Upcoming
 from weightdecay.display.record import Record
 from weightdecay.display.table import aligned
-from weightdecay.units import Settings
 from weightdecay.update_rules.rule import Rule
 from weightdecay.update_rules.traits import steps_to_halve
 from weightdecay.validation import choice

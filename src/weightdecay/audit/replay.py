@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
-from weightdecay.forecast import copied
+from weightdecay.analysis.remaining import copied
 from weightdecay.optim.attach import LAMBDA, PENDING, Attachment, attach
 from weightdecay.optim.hyperparameters import SCHEDULES
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightdecay.analysis.next_step import Upcoming
 from weightdecay.backends import eager, rounding
-from weightdecay.decomposition import Upcoming
 from weightdecay.optim.attach import PENDING, Intended
 from weightdecay.update_rules.equation import Equation
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.analysis import linear as lifting
 from weightdecay.backends import rounding
 from weightdecay.update_rules import ops as words
 from weightdecay.update_rules import rule
@@ -189,43 +188,6 @@ def _sum(totals: Sequence[Any]) -> Any:
     if device is None:
         return sum(sorted(totals))
     return torch.stack([torch.as_tensor(total, dtype=torch.float64, device=device) for total in totals]).sum()
-
-
-def split(equation: Equation, numbers: Numbers, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return g and h of a step, with w_t = g·w − η·h; arguments as `step` takes them, without a stack.
-
-    A factor that would not be finite (a constant pull on a tiny weight) is taken as 1, and the pull goes to h.
-    """
-    w = values["w"]
-    dtype, words = w.dtype, lifting.lifted(vocabulary(w.dtype))
-
-    def read(each: rule.Rule) -> Callable[..., Any]:
-        if each.whole:
-            return lambda g, *state, **given: bound(each.function, dtype)(lifting.whole(g), *state, **given)
-        return rule.bind(each.function, words)
-
-    def quotient(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        part = x / torch.where(w == 0, 1.0, w)
-        holds = (w != 0) & part.isfinite()
-        return torch.where(holds, 0.0, x), torch.where(holds, part, 0.0)
-
-    eta = numbers["decay"]["eta"]
-    if eta == 0 and (equation.decay.reductions or any(kept.per_element for kept in equation.decay.keeps)):
-        # A pull to a reference is in h, or u times a ratio: its limit is that of a learning rate that no other term can feel.
-        nearly = {**numbers, "decay": {**numbers["decay"], "eta": 2.0**-60}}
-        return torch.ones_like(w), split(equation, nearly, values)[1]
-    factor, rest = lifting.split(
-        equation, numbers, values, read=read, reduce=reduce, quotient=quotient, by_eta=lambda x, u: u if eta == 0 else x / eta
-    )
-    return _like(factor, w), _like(rest, w)
-
-
-def _like(value: Any, w: Tensor) -> Tensor:
-    """Return a value of every weight, or one for all of them, in the shape and, if w is a DTensor, in the layout of w."""
-    if not isinstance(value, Tensor) or (value.ndim == 0 and w.ndim > 0):
-        same: Tensor = torch.zeros_like(w) + value
-        return same
-    return torch.as_tensor(value, dtype=w.dtype, device=w.device).expand_as(w).clone()
 
 
 def numbers_in(dtype: torch.dtype, numbers: Numbers) -> dict[str, dict[str, Any]]:

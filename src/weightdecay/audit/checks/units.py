@@ -6,12 +6,12 @@ Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1/s); mosaicml/co
 import math
 from collections.abc import Iterator
 
+from weightdecay.analysis.run_plan import LITTLE
 from weightdecay.audit.case import Case, Member, by_group, names
 from weightdecay.audit.cure import Cure, Run, destroys, forgets, two_digits
 from weightdecay.audit.findings import Finding
 from weightdecay.audit.fixes import written
 from weightdecay.audit.law import decay_of
-from weightdecay.run_plan import LITTLE
 from weightdecay.update_rules.traits import steps_to_halve
 
 ID, TITLE = "D5", "λ in the wrong unit for the learning rate"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from weightdecay.analysis import symbolic
+from weightdecay.analysis.closed_form import AtRest, at_rest, fixed_point
+from weightdecay.analysis.notation import Notation, readable
 from weightdecay.analysis.symbolic import Line, System
-from weightdecay.long_run import AtRest, at_rest, fixed_point
-from weightdecay.notation import Notation, readable
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.presets import PRESETS, Preset
 from weightdecay.update_rules.equation import Equation, RuleLike

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from weightdecay.display.figure import BLUE, FAINT, RED, Canvas, Margins, Picture, headline, picture
 
 if TYPE_CHECKING:  # which draws with this module, when asked to
-    from weightdecay.decomposition import Summary
+    from weightdecay.analysis.split import Summary
 
 __all__ = ["spread"]
 

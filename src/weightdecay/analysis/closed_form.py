@@ -10,8 +10,8 @@ from typing import Any
 
 import sympy as sp
 
+from weightdecay.analysis.notation import Notation
 from weightdecay.analysis.symbolic import Line, System, evaluated, vocabulary
-from weightdecay.notation import Notation
 
 
 @dataclass(frozen=True)

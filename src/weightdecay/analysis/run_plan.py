@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import torch
 
+from weightdecay.analysis.units import UNITS, Settings, Timescale, lambda_unit, share, swings
 from weightdecay.display.numbers import setting
 from weightdecay.display.record import Record
 from weightdecay.display.table import aligned
 from weightdecay.optim.schedules import share_of_peak
-from weightdecay.units import UNITS, Settings, Timescale, lambda_unit, share, swings
 from weightdecay.update_rules.traits import rounded_away
 from weightdecay.validation import choice, number, whole
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from weightdecay.decomposition import as_ours
+from weightdecay.analysis.units import share
 from weightdecay.display.record import Record
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.torch_equivalents import as_ours
 from weightdecay.optim.unwrap import bare, innermost
-from weightdecay.units import share
 from weightdecay.update_rules.equation import Equation, step_on_floats
 from weightdecay.validation import whole
 
