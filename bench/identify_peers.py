@@ -27,7 +27,7 @@ import torch
 
 from bench import machine
 from weightdecay.audit.conformance import CHECKS
-from weightdecay.audit.identify import DecayLaw, identify
+from weightdecay.audit.identify.identify import DecayLaw, identify
 
 _SECONDS = 120
 """For one optimizer."""

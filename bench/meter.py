@@ -13,7 +13,7 @@ import weightdecay as wd
 from bench.result import Result
 from bench.timing import Options, Turn, race
 from bench.values import DECAY
-from weightdecay.audit.meter import EVERY, is_due
+from weightdecay.audit.meter.meter import EVERY, is_due
 
 _RUN = 10_000
 WITHOUT, BETWEEN, SAMPLE, AMORTISED = "without a meter", "between samples", "at a sample", f"with a meter, over {_RUN:,} steps"

@@ -123,7 +123,8 @@ def test_what_options_take_is_what_there_is():
     """They are written down a second time, for help to be quick."""
     from weightdecay import sweeps
     from weightdecay.analysis import run_plan
-    from weightdecay.audit import checks, identify
+    from weightdecay.audit.doctor import checks
+    from weightdecay.audit.identify import identify
     from weightdecay.groups import styles
     from weightdecay.optim import schedules
 

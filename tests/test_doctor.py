@@ -16,8 +16,8 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import weightdecay as wd
-from weightdecay.audit.checks import CHECKS, Check
-from weightdecay.audit.law import laws_of
+from weightdecay.audit.doctor.checks import CHECKS, Check
+from weightdecay.audit.doctor.decay_law import laws_of
 from weightdecay.optim import presets
 
 
@@ -1114,7 +1114,7 @@ def test_schedulers_by_the_epoch_and_those_that_wait_for_losses():
     ]
     assert all(subject["scheduler_foreseen"] for subject in left)
 
-    from weightdecay.audit.case import Case
+    from weightdecay.audit.doctor.setup import Case
 
     lrs = Case(model, optimizer, scheduler, 9000, 100).runs[0].lrs
     assert (lrs.count(1e-3), len(lrs)) == (3000, 9000)

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 import weightdecay as wd
 from weightdecay.audit.conformance import CHECKS, check_decay, complaints, decay_test
-from weightdecay.audit.hypotheses import FITS, IN_GRADIENT, LIKELY, PER_LR, PER_PEAK, Powers, holding, observe
-from weightdecay.audit.identify import KINDS, DecayLaw, identify
-from weightdecay.audit.trial import Subject, alone, name_of
+from weightdecay.audit.identify.harness import Subject, alone, name_of
+from weightdecay.audit.identify.hypotheses import FITS, IN_GRADIENT, LIKELY, PER_LR, PER_PEAK, Powers, holding, observe
+from weightdecay.audit.identify.identify import KINDS, DecayLaw, identify
 
 OURS = partial(wd.Optimizer, direction="adam", reader="eager")
 CORNERS = {

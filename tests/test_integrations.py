@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import weightdecay as wd
-from weightdecay.audit.readings import METRICS
+from weightdecay.audit.meter.metrics import METRICS
 from weightdecay.optim.attach import Attachment
 from weightdecay.optim.unwrap import innermost
 

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import PRESETS, all_params, everything, options_of, parameters_of, set_gradients, train
 
 import weightdecay as wd
-from weightdecay.audit import sums
-from weightdecay.audit.readings import METRICS, QUANTITIES, asked_for
+from weightdecay.audit.meter import sums
+from weightdecay.audit.meter.metrics import METRICS, QUANTITIES, asked_for
 from weightdecay.optim.torch_equivalents import _OURS
 from weightdecay.update_rules.traits import is_uniform
 

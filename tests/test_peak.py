@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 from training import READERS, all_params, refused
 
 import weightdecay as wd
-from weightdecay.audit.case import Case
+from weightdecay.audit.doctor.setup import Case
 from weightdecay.optim import hyperparameters
 
 LAM, STEPS = 0.01, 24

@@ -16,12 +16,12 @@ from torch import nn
 import weightdecay as wd
 from weightdecay.analysis.plot import spread
 from weightdecay.analysis.split import Summary
-from weightdecay.audit.readings import Reading, Sample
+from weightdecay.audit.meter.metrics import Reading, Sample
+from weightdecay.audit.meter.plot import _COLOURS, colours, course
 from weightdecay.display import figure as drawing
 from weightdecay.display.figure import DARK, PAPER, Canvas
 from weightdecay.groups.roles import ROLES
 from weightdecay.report import verdict
-from weightdecay.report.course import _COLOURS, colours, course
 from weightdecay.report.heat_maps import heat_maps
 from weightdecay.report.histories import curves, norms
 

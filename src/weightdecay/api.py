@@ -8,10 +8,10 @@ from weightdecay.analysis.run_plan import Plan, plan
 from weightdecay.analysis.split import Split
 from weightdecay.analysis.transfer import normalized, transfer
 from weightdecay.analysis.units import convert, half_life, timescale
-from weightdecay.audit.doctor import doctor
-from weightdecay.audit.findings import Report
-from weightdecay.audit.identify import DecayLaw, identify
-from weightdecay.audit.meter import Meter
+from weightdecay.audit.doctor.doctor import doctor
+from weightdecay.audit.doctor.findings import Report
+from weightdecay.audit.identify.identify import DecayLaw, identify
+from weightdecay.audit.meter.meter import Meter
 from weightdecay.groups import param_groups, scale_invariant
 from weightdecay.optim.attach import Attachment, attach
 from weightdecay.optim.migrate import migrate

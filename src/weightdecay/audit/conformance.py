@@ -10,10 +10,10 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from weightdecay.audit.experiments import Finding
-from weightdecay.audit.hypotheses import IN_GRADIENT, PER_LR, Powers
-from weightdecay.audit.identify import KINDS, DecayLaw, identify
-from weightdecay.audit.trial import Factory, name_of
+from weightdecay.audit.identify.experiments import Finding
+from weightdecay.audit.identify.harness import Factory, name_of
+from weightdecay.audit.identify.hypotheses import IN_GRADIENT, PER_LR, Powers
+from weightdecay.audit.identify.identify import KINDS, DecayLaw, identify
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.validation import choice, number
 

@@ -58,7 +58,7 @@ def doctor(
     schedulers are lists. For example: `weightdecay doctor train:setup --steps 10000`.
     """
     if list_checks:
-        from weightdecay.audit.checks import CHECKS as ALL
+        from weightdecay.audit.doctor.checks import CHECKS as ALL
 
         show("\n".join(f"{each.id:<4}{each.title}" for each in ALL.values()))
         return
@@ -70,7 +70,7 @@ def doctor(
             *parts, steps=steps, steps_per_epoch=steps_per_epoch, only=only, ignore=ignore, pretrained=pretrained
         )
     if page is not None:
-        from weightdecay.report.examination import write_examination
+        from weightdecay.audit.doctor.page import write_examination
 
         try:
             write_examination(page, report, setup)

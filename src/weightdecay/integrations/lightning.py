@@ -9,8 +9,8 @@ try:
 except ImportError as error:
     raise ImportError("lightning is not installed: pip install 'weightdecay[integrations]'") from error
 
-from weightdecay.audit.meter import EVERY, Meter
-from weightdecay.audit.readings import METRICS, asked_for
+from weightdecay.audit.meter.meter import EVERY, Meter
+from weightdecay.audit.meter.metrics import METRICS, asked_for
 
 
 class MeterCallback(Callback):
@@ -23,7 +23,7 @@ class MeterCallback(Callback):
     Args:
         every: measure every so many steps of an optimizer, and more often at the start.
         roles: log the sums by role as well, told from the module; the meter has them in any case, to print and to plot.
-        metrics: which quantities to log, as in `weightdecay.audit.readings.Reading`, or "all".
+        metrics: which quantities to log, as in `weightdecay.audit.meter.metrics.Reading`, or "all".
 
     Raises:
         ValueError: `metrics` names none.

@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from weightdecay.audit.meter import Meter
-from weightdecay.audit.readings import METRICS, asked_for
+from weightdecay.audit.meter.meter import Meter
+from weightdecay.audit.meter.metrics import METRICS, asked_for
 
 
 class Writer(Protocol):
@@ -29,7 +29,7 @@ def write_metrics(
         meter: what has measured.
         step: where on the axis; the sample's own step if you do not say.
         prefix: what the tags begin with.
-        metrics: which quantities, as in `weightdecay.audit.readings.Reading`, or "all".
+        metrics: which quantities, as in `weightdecay.audit.meter.metrics.Reading`, or "all".
 
     Raises:
         ValueError: `metrics` names none.

@@ -11,8 +11,8 @@ try:
 except ImportError as error:
     raise ImportError("transformers is not installed: pip install 'weightdecay[integrations]'") from error
 
-from weightdecay.audit.meter import EVERY, Meter
-from weightdecay.audit.readings import METRICS, asked_for
+from weightdecay.audit.meter.meter import EVERY, Meter
+from weightdecay.audit.meter.metrics import METRICS, asked_for
 
 
 class MeterCallback(TrainerCallback):
@@ -24,7 +24,7 @@ class MeterCallback(TrainerCallback):
     Args:
         every: measure every so many optimizer steps, and more often at the start.
         roles: log the sums by role as well, told from the model; the meter has them in any case, to print and to plot.
-        metrics: which quantities to log, as in `weightdecay.audit.readings.Reading`, or "all".
+        metrics: which quantities to log, as in `weightdecay.audit.meter.metrics.Reading`, or "all".
 
     Raises:
         ValueError: `metrics` names none.

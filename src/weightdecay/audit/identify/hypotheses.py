@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.audit.trial import LAMBDA, LR, LRS, Run, Subject
+from weightdecay.audit.identify.harness import LAMBDA, LR, LRS, Run, Subject
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.attach import LAMBDA as ATTACHED
 from weightdecay.optim.attach import attach

@@ -30,7 +30,7 @@ from weightdecay.display.figure import (
 )
 
 if TYPE_CHECKING:  # which draws with this module, when asked to
-    from weightdecay.audit.readings import Reading, Sample
+    from weightdecay.audit.meter.metrics import Reading, Sample
 
 __all__ = ["course"]
 

@@ -5,10 +5,10 @@ Source: open_clip #358 and pytorch/pytorch #101343 (FSDP1's flat parameters have
 
 from collections.abc import Iterator
 
-from weightdecay.audit.case import Case
-from weightdecay.audit.cure import Cure
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import made
+from weightdecay.audit.doctor.cure import Cure
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import made
+from weightdecay.audit.doctor.setup import Case
 
 ID, TITLE = "D10", "sharding breaks the groups"
 

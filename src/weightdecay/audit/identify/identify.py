@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from weightdecay.audit import experiments, hypotheses
-from weightdecay.audit.experiments import Finding
-from weightdecay.audit.hypotheses import FITS, Beside, Constant, Coupled, Hypothesis, Observed, Powers
-from weightdecay.audit.trial import LAMBDA, LR, Factory, Run, StepError, Subject, alone, name_of
+from weightdecay.audit.identify import experiments, hypotheses
+from weightdecay.audit.identify.experiments import Finding
+from weightdecay.audit.identify.harness import LAMBDA, LR, Factory, Run, StepError, Subject, alone, name_of
+from weightdecay.audit.identify.hypotheses import FITS, Beside, Constant, Coupled, Hypothesis, Observed, Powers
 from weightdecay.display.record import Record
 from weightdecay.update_rules.registry import REGISTRY
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from weightdecay.audit.case import Case
-from weightdecay.audit.cure import Cure
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import said
-from weightdecay.audit.law import names_of, plain
+from weightdecay.audit.doctor.cure import Cure
+from weightdecay.audit.doctor.decay_law import names_of, plain
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import said
+from weightdecay.audit.doctor.setup import Case
 from weightdecay.groups.names import without_wrappers
 from weightdecay.optim.attach import Attachment
 from weightdecay.optim.saved_state import of_another_shape

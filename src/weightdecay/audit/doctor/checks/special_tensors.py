@@ -5,10 +5,10 @@ Source: state-spaces/mamba #798, huggingface/pytorch-image-models #2712, unsloth
 
 from collections.abc import Iterator
 
-from weightdecay.audit.case import Case, Member, names
-from weightdecay.audit.cure import Cure
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import made, without_decay
+from weightdecay.audit.doctor.cure import Cure
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import made, without_decay
+from weightdecay.audit.doctor.setup import Case, Member, names
 
 ID, TITLE = "D9", "special tensors decay"
 _KINDS = {

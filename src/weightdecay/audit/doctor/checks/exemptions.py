@@ -7,9 +7,9 @@ those that Trainers and fine-tuning scripts look for.
 import re
 from collections.abc import Iterator
 
-from weightdecay.audit.case import Case, names
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import made
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import made
+from weightdecay.audit.doctor.setup import Case, names
 from weightdecay.groups.params import unheard
 
 ID, TITLE = "D2", "an exemption that matches nothing, or too much"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.analysis.next_step import Upcoming, shared_numbers
-from weightdecay.audit import sums
-from weightdecay.audit.readings import GROUP, Expected, Known, Measured, Sample, Summary
+from weightdecay.audit.meter import sums
+from weightdecay.audit.meter.metrics import GROUP, Expected, Known, Measured, Sample, Summary
 from weightdecay.backends import counting, rounding
 from weightdecay.display.near_names import hint
 from weightdecay.groups.params import params_of
@@ -95,7 +95,7 @@ class Meter:
 
     It hooks the optimizer's step and changes nothing: a run with a meter is the run without it, bit for bit. Between two
     samples it does nothing. A sample is of one step and holds a copy of the weights during it; its numbers stay on a GPU
-    until they are asked for. `weightdecay.audit.readings.Reading` says what they are. DTensors (`fully_shard`) are measured
+    until they are asked for. `weightdecay.audit.meter.metrics.Reading` says what they are. DTensors (`fully_shard`) are measured
     whole: every rank has the same numbers, and every rank needs the meter.
 
     This package's optimizers, and torch's of the same names, are known from their rules, and a decay of `weightdecay.attach` is
@@ -299,7 +299,7 @@ class Meter:
 
         Args:
             prefix: what the keys begin with.
-            names: which quantities, as in `weightdecay.audit.readings.Reading`; all of them if you do not say.
+            names: which quantities, as in `weightdecay.audit.meter.metrics.Reading`; all of them if you do not say.
             roles: of the roles as well as of the groups.
         """
         samples = self.history()
@@ -343,8 +343,8 @@ class Meter:
             ValueError: nothing was measured yet, or the path is neither.
             FileNotFoundError: there is no such folder.
         """
+        from weightdecay.audit.meter.plot import course
         from weightdecay.display.figure import save
-        from weightdecay.report.course import course
 
         samples = self.history()
         if not samples:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.audit.hypotheses import FITS, Powers
-from weightdecay.audit.trial import LAMBDA, LR, Run, StepError, Subject, Weights, described
+from weightdecay.audit.identify.harness import LAMBDA, LR, Run, StepError, Subject, Weights, described
+from weightdecay.audit.identify.hypotheses import FITS, Powers
 from weightdecay.display.record import Record
 from weightdecay.optim.optimizer import Optimizer
 

@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from weightdecay.audit.case import Case, cases_of
-from weightdecay.audit.checks import CHECKS, Check
-from weightdecay.audit.findings import Finding, Report, ranked
-from weightdecay.audit.trial import alone
+from weightdecay.audit.doctor.checks import CHECKS, Check
+from weightdecay.audit.doctor.findings import Finding, Report, ranked
+from weightdecay.audit.doctor.setup import Case, cases_of
+from weightdecay.audit.identify.harness import alone
 from weightdecay.validation import choice
 
 __all__ = ["doctor"]

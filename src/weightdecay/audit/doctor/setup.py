@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from weightdecay.analysis.remaining import ahead
 from weightdecay.analysis.units import share
-from weightdecay.audit.cure import MOST, Run, tempered, was_trained
-from weightdecay.audit.law import Law, decay_now, decay_of, lambda_key, laws_of, names_of, plain
-from weightdecay.audit.replay import Step, replay
+from weightdecay.audit.doctor.cure import MOST, Run, tempered, was_trained
+from weightdecay.audit.doctor.decay_law import Law, decay_now, decay_of, lambda_key, laws_of, names_of, plain
+from weightdecay.audit.doctor.probe import Step, replay
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optim import hyperparameters
@@ -190,7 +190,7 @@ class Case:
         return target is None or innermost(target) is self.optimizer
 
     def replay(self, member: Member, gradient: float = 0.0, **changes: Any) -> Step | None:
-        """Do one step of a copy on a piece of a tensor; see `weightdecay.audit.replay`."""
+        """Do one step of a copy on a piece of a tensor; see `weightdecay.audit.doctor.probe`."""
         return replay(self.optimizer, self.groups[member.group], member.tensor, gradient, **changes)
 
     def sample(self, members: Sequence[Member]) -> Member | None:

@@ -6,9 +6,9 @@ Source: pytorch/pytorch #2639, huggingface/transformers #35927, verl-project/ver
 from collections import Counter
 from collections.abc import Iterator
 
-from weightdecay.audit.case import Case, Member, names
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import made
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import made
+from weightdecay.audit.doctor.setup import Case, Member, names
 
 ID, TITLE = "D1", "norms, biases and other vectors decay"
 _VECTORS = ("norm", "bias", "scalar", "vector")

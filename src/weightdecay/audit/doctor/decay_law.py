@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from weightdecay.analysis.units import Settings, swings
-from weightdecay.audit.hypotheses import Powers
-from weightdecay.audit.identify import identify
+from weightdecay.audit.identify.hypotheses import Powers
+from weightdecay.audit.identify.identify import identify
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.attach import DECAY, LAMBDA, Attachment
 from weightdecay.optim.optimizer import Optimizer

@@ -6,12 +6,12 @@ Source: tinygrad #17709 (a decay computed and thrown away), huggingface/llama-co
 import math
 from collections.abc import Collection, Iterator
 
-from weightdecay.audit.case import Case, names
-from weightdecay.audit.checks.resumed import passed_decay, steps_made
-from weightdecay.audit.cure import Cure
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import decoupled, made, said, written
-from weightdecay.audit.law import DECOUPLED, decay_of, plain
+from weightdecay.audit.doctor.checks.resume import passed_decay, steps_made
+from weightdecay.audit.doctor.cure import Cure
+from weightdecay.audit.doctor.decay_law import DECOUPLED, decay_of, plain
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import decoupled, made, said, written
+from weightdecay.audit.doctor.setup import Case, names
 from weightdecay.display.near_names import nearest
 from weightdecay.optim.attach import DECAY, LAMBDA, TAKEN_OVER, Attachment
 from weightdecay.update_rules.registry import REGISTRY

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from weightdecay.analysis.units import share
-from weightdecay.audit.case import Case, Member
-from weightdecay.audit.cure import Cure, Run, two_digits
-from weightdecay.audit.law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
+from weightdecay.audit.doctor.cure import Cure, Run, two_digits
+from weightdecay.audit.doctor.decay_law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
+from weightdecay.audit.doctor.setup import Case, Member
 from weightdecay.optim import hyperparameters, presets
 from weightdecay.optim.attach import Attachment
 from weightdecay.optim.optimizer import Optimizer, holds_tensor

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 
 import torch
 
-from weightdecay.audit.case import Case, Member, by_group, names
-from weightdecay.audit.cure import Cure, Run
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import attached, made, without_decay
+from weightdecay.audit.doctor.cure import Cure, Run
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import attached, made, without_decay
+from weightdecay.audit.doctor.setup import Case, Member, by_group, names
 from weightdecay.optim import presets
 from weightdecay.optim.optimizer import Optimizer
 from weightdecay.update_rules.traits import rounded_away

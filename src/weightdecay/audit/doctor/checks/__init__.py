@@ -4,20 +4,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 
-from weightdecay.audit.case import Case
-from weightdecay.audit.checks import (
-    coupling,
+from weightdecay.audit.doctor.checks import (
+    coupled,
     exemptions,
-    knobs,
-    members,
+    ineffective_decay,
     norms_decayed,
-    resumed,
+    parameter_set,
+    resume,
     rounding,
     sharding,
     special_tensors,
     units,
 )
-from weightdecay.audit.findings import Finding
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.setup import Case
 
 __all__ = ["CHECKS", "Check"]
 
@@ -38,7 +38,7 @@ def _check(module: ModuleType) -> Check:
 CHECKS = {
     each.ID: _check(each)
     for each in (
-        norms_decayed, exemptions, rounding, coupling, units, members, resumed, knobs, special_tensors, sharding
+        norms_decayed, exemptions, rounding, coupled, units, parameter_set, resume, ineffective_decay, special_tensors, sharding
     )
 }  # fmt: skip
 """The checks by their ids."""

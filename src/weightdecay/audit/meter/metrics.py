@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from weightdecay import equilibrium
 from weightdecay.analysis.next_step import Upcoming
 from weightdecay.analysis.units import Settings
-from weightdecay.audit.sums import AFTER, BEFORE
+from weightdecay.audit.meter import equilibrium
+from weightdecay.audit.meter.sums import AFTER, BEFORE
 from weightdecay.display.record import Record
 from weightdecay.display.table import aligned
 from weightdecay.update_rules.rule import Rule

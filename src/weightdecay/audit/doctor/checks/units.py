@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 
 from weightdecay.analysis.run_plan import LITTLE
-from weightdecay.audit.case import Case, Member, by_group, names
-from weightdecay.audit.cure import Cure, Run, destroys, forgets, two_digits
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import written
-from weightdecay.audit.law import decay_of
+from weightdecay.audit.doctor.cure import Cure, Run, destroys, forgets, two_digits
+from weightdecay.audit.doctor.decay_law import decay_of
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import written
+from weightdecay.audit.doctor.setup import Case, Member, by_group, names
 from weightdecay.update_rules.traits import steps_to_halve
 
 ID, TITLE = "D5", "λ in the wrong unit for the learning rate"

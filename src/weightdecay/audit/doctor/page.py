@@ -4,8 +4,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from weightdecay.audit.checks import CHECKS
-from weightdecay.audit.findings import Report, shown
+from weightdecay.audit.doctor.checks import CHECKS
+from weightdecay.audit.doctor.findings import Report, shown
 from weightdecay.display import files
 
 __all__ = ["write_examination"]

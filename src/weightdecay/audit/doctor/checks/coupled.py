@@ -6,9 +6,9 @@ Source: Loshchilov & Hutter 2019, arXiv:1711.05101; jettify/pytorch-optimizer #4
 import re
 from collections.abc import Iterator
 
-from weightdecay.audit.case import Case, Member, by_group, names
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import decoupled
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import decoupled
+from weightdecay.audit.doctor.setup import Case, Member, by_group, names
 
 ID, TITLE = "D4", "coupled where decoupled was meant"
 _OF_ADAMW = 1e-2

@@ -6,11 +6,11 @@ Source: KellerJordan/Muon #54, iamwangyabin/S-Prompts #2, marin-community/marin 
 from collections import Counter
 from collections.abc import Iterator
 
-from weightdecay.audit.case import Case, names
-from weightdecay.audit.cure import Cure
-from weightdecay.audit.findings import Finding
-from weightdecay.audit.fixes import filtered, made, said
-from weightdecay.audit.law import names_of
+from weightdecay.audit.doctor.cure import Cure
+from weightdecay.audit.doctor.decay_law import names_of
+from weightdecay.audit.doctor.findings import Finding
+from weightdecay.audit.doctor.fix_code import filtered, made, said
+from weightdecay.audit.doctor.setup import Case, names
 
 ID, TITLE = "D6", "the wrong set of parameters"
 
