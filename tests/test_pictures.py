@@ -21,9 +21,9 @@ from weightdecay.audit.meter.plot import _COLOURS, colours, course
 from weightdecay.display import figure as drawing
 from weightdecay.display.figure import DARK, PAPER, Canvas
 from weightdecay.groups.roles import ROLES
-from weightdecay.report import verdict
-from weightdecay.report.heat_maps import heat_maps
-from weightdecay.report.histories import curves, norms
+from weightdecay.sweeps.report import verdict
+from weightdecay.sweeps.report.heat_maps import heat_maps
+from weightdecay.sweeps.report.training_curves import curves, norms
 
 LONG = "an_optimizer_with_a_name_that_nobody_can_say"
 

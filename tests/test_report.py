@@ -17,11 +17,11 @@ import pytest
 from rich.console import Console
 
 from weightdecay.display import files
-from weightdecay.report import best_table, verdict, write_report
-from weightdecay.report.contrast import Contrast, contrast
-from weightdecay.report.estimate import Estimate, student_p, student_quantile
-from weightdecay.report.grid import Sweep
-from weightdecay.report.heat_maps import Scale
+from weightdecay.sweeps.report import best_table, verdict, write_report
+from weightdecay.sweeps.report.estimate import Estimate, student_p, student_quantile
+from weightdecay.sweeps.report.heat_maps import Scale
+from weightdecay.sweeps.report.paired_comparison import Contrast, contrast
+from weightdecay.sweeps.report.results_grid import Sweep
 
 LRS = [10.0**power for power in (-3.5, -3, -2.5, -2, -1.5, -1)]
 DECAYS = [0.0, *(10.0**power for power in (-4, -3, -2, -1, 0, 1))]
@@ -669,9 +669,9 @@ def test_a_verdict_needs_no_optional_dependency() -> None:
 import sys
 for name in ("matplotlib", "jinja2", "rich"):
     sys.modules[name] = None
-from weightdecay.report import verdict
+from weightdecay.sweeps.report import verdict
 try:
-    from weightdecay.report import write_report
+    from weightdecay.sweeps.report import write_report
 except ImportError:
     print("no pictures", verdict.__name__)
 """

@@ -112,7 +112,7 @@ def sweep(
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
         return
-    from weightdecay.report import best_table
+    from weightdecay.sweeps.report import best_table
 
     verdict = result.verdict()
     out().print(best_table(result.rows, result.manifest))

@@ -54,7 +54,7 @@ class SweepResult:
 
     def verdict(self) -> Any:
         """Return what the data say of weight decay."""
-        from weightdecay.report import verdict
+        from weightdecay.sweeps.report import verdict
 
         return verdict(self.rows, self.manifest)
 
@@ -134,7 +134,7 @@ def sweep(
         rows = sorted((row for row in results.rows if key(row) in wanted), key=lambda row: list(chosen).index(row["optimizer"]))
         page = None
         if report:
-            from weightdecay.report import write_report
+            from weightdecay.sweeps.report import write_report
 
             watcher.note("writing the report")
             try:

@@ -16,7 +16,7 @@ def write_examination(path: Path | str, report: Report, setup: str) -> Path:
     path = Path(path)
     # Names of tensors and classes come from outside: nothing goes onto the page unescaped.
     environment = Environment(
-        loader=PackageLoader("weightdecay.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("weightdecay.sweeps.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"shown": shown}
     titles = {each.id: each.title for each in CHECKS.values()}

@@ -6,15 +6,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from weightdecay.report.verdict import Verdict, verdict
+from weightdecay.sweeps.report.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
-    from weightdecay.report.page import write_report
-    from weightdecay.report.tables import best_table
+    from weightdecay.sweeps.report.page import write_report
+    from weightdecay.sweeps.report.terminal_table import best_table
 
 __all__ = ["Verdict", "best_table", "verdict", "write_report"]
 
-_HOME = {"best_table": "weightdecay.report.tables", "write_report": "weightdecay.report.page"}
+_HOME = {"best_table": "weightdecay.sweeps.report.terminal_table", "write_report": "weightdecay.sweeps.report.page"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from weightdecay.display.numbers import setting
-from weightdecay.report.grid import Cell, Grid, Sweep
-from weightdecay.report.judge import Judgement
-from weightdecay.report.trend import BestDecay, Standing
+from weightdecay.sweeps.report.best_decay import BestDecay, Standing
+from weightdecay.sweeps.report.comparison import Judgement
+from weightdecay.sweeps.report.results_grid import Cell, Grid, Sweep
 
 __all__ = ["BestLine", "CellLine", "best_lines", "cell_lines"]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from weightdecay.display.numbers import fixed, plus_minus, setting
-from weightdecay.report.estimate import Estimate
+from weightdecay.sweeps.report.estimate import Estimate
 
 __all__ = ["Units", "fixed", "plus_minus", "setting"]
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from weightdecay.display.numbers import plus_minus, setting
-from weightdecay.report.contrast import Contrast, Outcome
-from weightdecay.report.grid import Cell, Grid, Sweep
-from weightdecay.report.judge import Comparison, Judgement
-from weightdecay.report.trend import Standing, Trend
+from weightdecay.sweeps.report.best_decay import Standing, Trend
+from weightdecay.sweeps.report.comparison import Comparison, Judgement
+from weightdecay.sweeps.report.paired_comparison import Contrast, Outcome
+from weightdecay.sweeps.report.results_grid import Cell, Grid, Sweep
 
 __all__ = ["about_all", "about_comparison", "about_coverage", "about_decay", "about_learning_rates", "about_movement"]
 

@@ -13,9 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from weightdecay.display.figure import AMBER, BLUE, FAINT, Canvas, Margins, Picture, headline, picture
 from weightdecay.display.numbers import setting
-from weightdecay.report.grid import Cell
-from weightdecay.report.judge import Judgement
-from weightdecay.report.verdict import Verdict
+from weightdecay.sweeps.report.comparison import Judgement
+from weightdecay.sweeps.report.results_grid import Cell
+from weightdecay.sweeps.report.verdict import Verdict
 
 __all__ = ["curves", "norms"]
 

@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from weightdecay.display.figure import ABSENT, BLACK, FAINT, PAPER, WHITE, Canvas, Margins, Picture, headline, picture
 from weightdecay.display.numbers import setting
-from weightdecay.report.grid import Cell, Grid, Sweep
-from weightdecay.report.judge import Judgement
-from weightdecay.report.verdict import Verdict
+from weightdecay.sweeps.report.comparison import Judgement
+from weightdecay.sweeps.report.results_grid import Cell, Grid, Sweep
+from weightdecay.sweeps.report.verdict import Verdict
 
 __all__ = ["heat_maps"]
 

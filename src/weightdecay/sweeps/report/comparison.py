@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from weightdecay.report.contrast import Contrast, Pair, contrast
-from weightdecay.report.grid import Cell, Grid, Sweep
-from weightdecay.report.trend import BestDecay, Trend, best_decays, decay_pair, fit
+from weightdecay.sweeps.report.best_decay import BestDecay, Trend, best_decays, decay_pair, fit
+from weightdecay.sweeps.report.paired_comparison import Contrast, Pair, contrast
+from weightdecay.sweeps.report.results_grid import Cell, Grid, Sweep
 
 __all__ = ["Comparison", "Judgement", "compare", "judge"]
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from weightdecay.report.grid import Row, Sweep
-from weightdecay.report.judge import Comparison, Judgement, compare, judge
-from weightdecay.report.sentences import (
+from weightdecay.sweeps.report.comparison import Comparison, Judgement, compare, judge
+from weightdecay.sweeps.report.results_grid import Row, Sweep
+from weightdecay.sweeps.report.summary_text import (
     about_all,
     about_comparison,
     about_coverage,

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from weightdecay.report.estimate import Estimate
-from weightdecay.report.grid import Cell
+from weightdecay.sweeps.report.estimate import Estimate
+from weightdecay.sweeps.report.results_grid import Cell
 
 __all__ = ["Contrast", "Outcome", "Pair", "contrast"]
 

@@ -12,8 +12,8 @@ from numbers import Real
 from statistics import fmean, median
 from typing import Any, Literal
 
-from weightdecay.report.estimate import Estimate
-from weightdecay.report.numerals import Units
+from weightdecay.sweeps.report.estimate import Estimate
+from weightdecay.sweeps.report.metric_format import Units
 
 __all__ = ["Cell", "Grid", "Row", "Run", "Sweep", "typical_error"]
 

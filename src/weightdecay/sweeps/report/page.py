@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from weightdecay.display import files
 from weightdecay.display.figure import Picture
-from weightdecay.report.grid import Row, Sweep
-from weightdecay.report.heat_maps import heat_maps
-from weightdecay.report.histories import curves, norms
-from weightdecay.report.judge import Judgement
-from weightdecay.report.lines import BestLine, CellLine, best_lines, cell_lines
-from weightdecay.report.verdict import Verdict, verdict
+from weightdecay.sweeps.report.comparison import Judgement
+from weightdecay.sweeps.report.heat_maps import heat_maps
+from weightdecay.sweeps.report.results_grid import Row, Sweep
+from weightdecay.sweeps.report.table_rows import BestLine, CellLine, best_lines, cell_lines
+from weightdecay.sweeps.report.training_curves import curves, norms
+from weightdecay.sweeps.report.verdict import Verdict, verdict
 
 __all__ = ["write_report"]
 
@@ -79,7 +79,7 @@ def _card(found: Verdict, judgement: Judgement) -> Card:
 def _render(found: Verdict, heat: Picture, curve: Picture, norm: Picture) -> str:
     # Names of tasks, optimizers and metrics come from outside: nothing goes onto the page unescaped.
     environment = Environment(
-        loader=PackageLoader("weightdecay.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("weightdecay.sweeps.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"data_uri": _data_uri, "tied": _tied}
     sweep = found.sweep

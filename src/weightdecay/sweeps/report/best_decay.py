@@ -6,9 +6,9 @@ from math import log10, sqrt
 from statistics import fmean, linear_regression
 from typing import Any, Literal
 
-from weightdecay.report.contrast import Contrast, Pair, contrast
-from weightdecay.report.estimate import student_quantile
-from weightdecay.report.grid import Cell, Grid, typical_error
+from weightdecay.sweeps.report.estimate import student_quantile
+from weightdecay.sweeps.report.paired_comparison import Contrast, Pair, contrast
+from weightdecay.sweeps.report.results_grid import Cell, Grid, typical_error
 
 __all__ = ["BestDecay", "Standing", "Trend", "best_decays", "decay_pair", "fit"]
 

@@ -6,9 +6,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from weightdecay.report.grid import Row
-from weightdecay.report.lines import best_lines
-from weightdecay.report.verdict import verdict
+from weightdecay.sweeps.report.results_grid import Row
+from weightdecay.sweeps.report.table_rows import best_lines
+from weightdecay.sweeps.report.verdict import verdict
 
 __all__ = ["best_table"]
 
