@@ -1,1 +1,1 @@
-"""TODO."""
+"""What people read, without torch and rules: tables, records, numbers, figures, and files written whole or not at all."""
