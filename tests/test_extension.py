@@ -22,7 +22,7 @@ ROOT = TESTS.parent
 NEW_RULE = '''\
 """Sign decay: every weight loses the same amount, whatever its size."""
 
-from weightdecay.update_rules.rule import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import sign
 
 

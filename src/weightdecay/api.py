@@ -57,7 +57,7 @@ from weightdecay.optim.presets import (
 )
 from weightdecay.optim.schedulers import WarmRestarts, WeightDecayScheduler
 from weightdecay.sweeps import Data, Grid, Task, sweep
-from weightdecay.update_rules.decorators import decay, direction, penalty
+from weightdecay.update_rules import decay, direction, penalty
 from weightdecay.update_rules.lint import RuleError
 from weightdecay.update_rules.registry import rules
 

@@ -1,6 +1,6 @@
 """Cautious decay: shrink a weight only while the step also shrinks it."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import sign, where
 
 

@@ -1,6 +1,6 @@
 """Constrained parameter regularisation: a multiplier per tensor that grows while Σw² is above κ, and shrinks the tensor."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import maximum, minimum, where
 
 

@@ -1,6 +1,6 @@
 """Corrected decay, AdamC's: λ times η/η_max, so that normalised layers keep their balance while η falls."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 
 
 @decay(source="Defazio 2025, arXiv:2506.02285")

@@ -1,6 +1,6 @@
 """Decoupled decay: the weight shrinks by ηλ beside the step, as torch's AdamW does it."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 
 
 @decay(source="Loshchilov & Hutter 2019, arXiv:1711.05101, with λ multiplied by the learning rate as in torch.optim.AdamW")

@@ -1,6 +1,6 @@
 """Elastic net, proximal: a soft threshold for the share r of λ, and division for the rest."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import absolute, sign, where
 
 

@@ -1,6 +1,6 @@
 """Group threshold: the proximal step of λ‖W‖, each tensor a group. Whole tensors become zero."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import where
 
 

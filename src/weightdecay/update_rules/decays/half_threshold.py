@@ -1,6 +1,6 @@
 """Half threshold: the proximal step of λΣ|w|^½, which leaves large weights nearly alone and zeroes small ones."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import absolute, power, sqrt, where
 
 

@@ -1,6 +1,6 @@
 """Huber decay, proximal: shrinks in proportion within δ, by a constant beyond."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import absolute, sign, where
 
 

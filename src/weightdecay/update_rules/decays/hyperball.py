@@ -1,6 +1,6 @@
 """Hyperball: no decay, but a constant norm. Every step goes along the sphere on which the tensor started."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import sqrt, where
 
 

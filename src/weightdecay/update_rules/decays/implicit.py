@@ -1,6 +1,6 @@
 """Implicit decay: divide by 1 + ηλ, so that no λ is too large."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 
 
 @decay(source="Zhuang et al. 2022, arXiv:2202.00089")

@@ -1,6 +1,6 @@
 """Independent decay: the original AdamW and SGDW, whose λ does not know the learning rate, only its schedule."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 
 
 @decay(source="Loshchilov & Hutter 2019, arXiv:1711.05101, algorithms 1 and 2")

@@ -1,6 +1,6 @@
 """No decay: take the step and leave the weight as it was."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 
 
 @decay(source="Robbins & Monro 1951")

@@ -1,6 +1,6 @@
 """Weight norm control: decay towards a share r of the norm that the tensor started with, not towards zero."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import where
 
 

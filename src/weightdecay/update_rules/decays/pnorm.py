@@ -1,6 +1,6 @@
 """p-norm decay: the step of λ|w|^p, with the weight as a reweighted L2. For p < 1 it makes weights vanish."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import absolute, power, where
 
 

@@ -1,6 +1,6 @@
 """Selective projection decay: pull back towards the start only where the gradient would take the tensor back too."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import maximum, minimum, where
 
 

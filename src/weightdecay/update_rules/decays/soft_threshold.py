@@ -1,6 +1,6 @@
 """Soft threshold: the proximal step of λΣ|w|. The lasso, with zeros that are exact."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import absolute, sign, where
 
 

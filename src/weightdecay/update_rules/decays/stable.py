@@ -1,6 +1,6 @@
 """Stable weight decay, AdamS's: λ over the root mean square of all gradients, so that it has the unit of Adam's steps."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import sqrt, where
 
 

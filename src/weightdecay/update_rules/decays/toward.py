@@ -1,6 +1,6 @@
 """Decay towards the start: what training began with pulls, not zero. L2-SP, decoupled."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 
 
 @decay(

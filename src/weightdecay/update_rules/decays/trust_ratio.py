@@ -1,6 +1,6 @@
 """LAMB's decay: λw joins the step, and the sum is scaled to the length of the tensor itself."""
 
-from weightdecay.update_rules.decorators import decay
+from weightdecay.update_rules import decay
 from weightdecay.update_rules.ops import where
 
 

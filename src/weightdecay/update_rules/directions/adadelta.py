@@ -1,6 +1,6 @@
 """Adadelta: Adagrad that forgets, in units of its own past steps."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import sqrt
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 
 Size = tuple[int, ...]
 

@@ -1,6 +1,6 @@
 """Adagrad: the gradient over the root of the sum of all its squares."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import sqrt
 
 

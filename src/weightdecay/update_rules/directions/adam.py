@@ -1,6 +1,6 @@
 """Adam: the mean of the gradient over the root of the mean of its square."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import debias, sqrt
 
 

@@ -1,6 +1,6 @@
 """Adamax: Adam with the largest recent gradient in place of the root mean square."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import absolute, debias, maximum
 
 

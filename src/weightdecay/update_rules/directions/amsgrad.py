@@ -1,6 +1,6 @@
 """AMSGrad: Adam whose second moment never falls, so that no step is larger than its past allows."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import debias, maximum, sqrt
 
 

@@ -1,6 +1,6 @@
 """Lion: the sign of a mean of the gradient, with a longer memory behind it."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import sign
 
 

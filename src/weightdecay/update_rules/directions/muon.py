@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 
 
 def orthogonalized(x: Tensor, coefficients: tuple[float, ...], steps: int, eps: float) -> Tensor:

@@ -1,6 +1,6 @@
 """NAdam: Adam with Nesterov's look-ahead, and a momentum that warms up."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import debias, power, sqrt
 
 

@@ -1,6 +1,6 @@
 """RAdam: Adam that is momentum until the variance of its root mean square is known well enough."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import debias, power, sqrt, where
 
 

@@ -1,6 +1,6 @@
 """RMSprop: the gradient over the root of the mean of its square, with momentum and centring if asked for."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import maximum, sqrt, where
 
 

@@ -1,6 +1,6 @@
 """Stochastic gradient descent with momentum, dampening and Nesterov's look-ahead, as in torch.optim.SGD."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import where
 
 

@@ -1,6 +1,6 @@
 """Signum: the sign of the mean gradient."""
 
-from weightdecay.update_rules.decorators import direction
+from weightdecay.update_rules import direction
 from weightdecay.update_rules.ops import sign
 
 

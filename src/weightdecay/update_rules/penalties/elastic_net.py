@@ -1,6 +1,6 @@
 """Elastic net: λ(r·Σ|w| + ½(1 − r)·‖w‖²), the lasso and ridge in one, as scikit-learn weighs them."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 from weightdecay.update_rules.ops import sign
 
 

@@ -1,6 +1,6 @@
 """Group norm: λ√d·‖W‖, each tensor of d weights a group. A group lasso, whose force does not fade near zero."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 from weightdecay.update_rules.ops import sqrt, where
 
 

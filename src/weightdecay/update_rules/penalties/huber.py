@@ -1,6 +1,6 @@
 """Huber: quadratic within δ, as L2, and linear beyond, as L1: λΣ½w² for |w| ≤ δ, λΣδ(|w| − δ/2) for the rest."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 from weightdecay.update_rules.ops import maximum, minimum
 
 

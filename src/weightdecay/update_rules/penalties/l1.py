@@ -1,6 +1,6 @@
 """L1: the sum of the absolute weights, λΣ|w|. The lasso."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 from weightdecay.update_rules.ops import sign
 
 

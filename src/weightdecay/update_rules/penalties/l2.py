@@ -1,6 +1,6 @@
 """L2: half the squared length of the weights, ½λ‖w‖². Ridge regression, and the weight_decay of torch's SGD and Adam."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 
 
 @penalty(source="Hoerl & Kennard 1970; Krogh & Hertz 1991")

@@ -1,6 +1,6 @@
 """L2-SP: half the squared distance from where training started, ½λ‖w − w₀‖². Fine-tuning that keeps what was learnt."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 
 
 @penalty(source="Li, Grandvalet & Davoine 2018, arXiv:1802.01483", reference={"w_0": "reference"})

@@ -1,6 +1,6 @@
 """Log: λΣlog(1 + |w|/s), which pulls hardest at small weights: a concave penalty, between L1 and a count."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 from weightdecay.update_rules.ops import absolute, sign
 
 

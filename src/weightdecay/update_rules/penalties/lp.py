@@ -1,6 +1,6 @@
 """Lp, also called bridge: λΣ|w|^p. With p = 1 it is `l1`, with p = 2 twice `l2`."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 from weightdecay.update_rules.ops import absolute, power, sign, where
 
 

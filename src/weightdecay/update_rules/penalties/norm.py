@@ -1,6 +1,6 @@
 """The n-norm itself, un-squared: λ‖W‖_n with ‖W‖_n = (Σ|w|^n)^(1/n), over each tensor. With n = 1 it is `l1`."""
 
-from weightdecay.update_rules.decorators import penalty
+from weightdecay.update_rules import penalty
 from weightdecay.update_rules.ops import absolute, power, sign, where
 
 
