@@ -21,7 +21,7 @@ _PATTERN = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 def name(value):
     """Return how pytest shows a rule or a dtype."""
-    return f"{value.kind}-{value.name}" if isinstance(value, wd.rule.Rule) else str(value).removeprefix("torch.")
+    return f"{value.kind}-{value.name}" if isinstance(value, wd.update_rules.rule.Rule) else str(value).removeprefix("torch.")
 
 
 def rules_with(rule):

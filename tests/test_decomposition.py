@@ -15,7 +15,7 @@ import weightdecay as wd
 from weightdecay.update_rules.ops import absolute, where
 
 LR, LAMBDA = 0.05, 0.3
-BY_KIND = {kind: [rule for rule in RULES if rule.kind == kind] for kind in wd.rule.KINDS}
+BY_KIND = {kind: [rule for rule in RULES if rule.kind == kind] for kind in wd.update_rules.rule.KINDS}
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 4e-7, torch.bfloat16: 4e-7, torch.float16: 4e-7}
 LOW = (torch.bfloat16, torch.float16)
 
@@ -254,13 +254,13 @@ def test_low_precision_is_split_as_it_computes(dtype, rounding):
         assert_close(split.g, torch.full((400,), 1 - LR * LAMBDA), tolerance=1e-6, effect=LR * LAMBDA)
         w = param.detach().float()
         if rounding == "compensated" and optimizer.state:
-            w = wd.readers.rounding.restored(param.detach(), optimizer.state[param]["compensation"])
+            w = wd.backends.rounding.restored(param.detach(), optimizer.state[param]["compensation"])
         foreseen = split.g * w - LR * split.h
         optimizer.step()
         ulp = torch.finfo(dtype).eps * foreseen.abs()
         assert ((param.detach().float() - foreseen).abs() <= ulp * (0.51 if rounding != "stochastic" else 1)).all()
         if rounding == "compensated":
-            now = wd.readers.rounding.restored(param.detach(), optimizer.state[param]["compensation"])
+            now = wd.backends.rounding.restored(param.detach(), optimizer.state[param]["compensation"])
             assert_close(now, foreseen, tolerance=1e-6)
         next_gradients([param])
 
@@ -299,7 +299,7 @@ def test_a_compensated_weight_is_split_with_its_remainder(dtype):
     optimizer = wd.Optimizer([param], LR, **rules)
     optimizer.step()
     split = decomposed(optimizer)[param]
-    w = wd.readers.rounding.restored(param.detach(), optimizer.state[param]["compensation"])
+    w = wd.backends.rounding.restored(param.detach(), optimizer.state[param]["compensation"])
     assert_close(split.g * w, w - LR * w.sign(), tolerance=1e-6, effect=1e-3)
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 TOLERANCE, STEPS = 1e-12, 100
 LR, LR_MAX = 0.05, 0.2
 LAMBDA = {"penalty": 0.3, "decay": 0.2}
-BY_KIND = {kind: [rule for rule in RULES if rule.kind == kind] for kind in wd.rule.KINDS}
+BY_KIND = {kind: [rule for rule in RULES if rule.kind == kind] for kind in wd.update_rules.rule.KINDS}
 
 
 @functools.cache
@@ -154,7 +154,7 @@ class Case:
 
     def _reduce(self, reduction, values, numbers):
         value = reduced(reduction, values, numbers)
-        self.asked[next(name for name, known in wd.reductions.REDUCTIONS.items() if known is reduction)] = value
+        self.asked[next(name for name, known in wd.update_rules.reductions.REDUCTIONS.items() if known is reduction)] = value
         return value
 
     def symbols(self, place):

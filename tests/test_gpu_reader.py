@@ -279,7 +279,7 @@ def capturing(monkeypatch):
     """Return what makes the host believe that a CUDA graph is being captured, or not, though what is launched runs at once."""
 
     def believe(whether):
-        monkeypatch.setattr(wd.optimizer, "_is_capturing", lambda: whether)
+        monkeypatch.setattr(wd.optim.optimizer, "_is_capturing", lambda: whether)
         monkeypatch.setattr(gpu.table, "_is_capturing", lambda table: whether)
 
     return believe

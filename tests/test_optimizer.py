@@ -414,7 +414,7 @@ def test_gradients_are_unscaled_and_clipped_before_the_step_unless_it_is_fused(p
 
 
 def test_flags_of_torchs_implementations_are_taken_and_told_of_once(monkeypatch):
-    monkeypatch.setattr(wd.optimizer, "_TOLD", set())
+    monkeypatch.setattr(wd.optim.optimizer, "_TOLD", set())
     w = Parameter(torch.ones(3))
     with pytest.warns(UserWarning, match=r"fused=True changes is that torch\.amp\.GradScaler hands its scale") as caught:
         fused = wd.AdamW([w], fused=True)

@@ -440,7 +440,7 @@ def test_a_signature_is_torchs_and_what_is_ours_comes_by_keyword(preset):
     positional, by_keyword = arguments(preset)
     theirs, theirs_by_keyword = arguments(theirs_of(preset))
     assert list(positional.items()) == list(theirs.items())  # names, order and defaults, the flags that end some of them too
-    known = wd.presets.preset.Options.__annotations__.keys() | by_keyword.keys()
+    known = wd.optim.presets.preset.Options.__annotations__.keys() | by_keyword.keys()
     assert known >= theirs_by_keyword.keys()
     assert known - theirs_by_keyword.keys() <= OURS_ALONE | FLAGS
     bare = preset(parameters_of(preset).values()).defaults
