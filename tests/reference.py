@@ -1,10 +1,10 @@
 """The eager float64 reference, and beside each of its values how far any other computation of it may be from it.
 
 A backend computes in float32 (float64 in float64), in whatever order its processor likes, and each operation is off by no
-more units in the last place than `weightdecay.update_rules.ops.ULPS` grants it. `Near` takes a rule's values through the rule together
-with a bound on what all these roundings add up to: a running error analysis. What a backend makes of one step has to lie
-within; the rounding to a narrow dtype that comes last is done to both ends of the interval, with the step's own random bits,
-so that another neighbour is right only where the float64 value is that near to the decision.
+more units in the last place than `weightdecay.update_rules.ops.ULPS` grants it. `Near` takes a rule's values through the rule
+together with a bound on what all these roundings add up to: a running error analysis. What a backend makes of one step has to
+lie within; the rounding to a narrow dtype that comes last is done to both ends of the interval, with the step's own random
+bits, so that another neighbour is right only where the float64 value is that near to the decision.
 """
 
 import ctypes

@@ -570,7 +570,7 @@ def test_a_scheduler_resumes_by_a_number_of_steps_as_torchs_do():
         (lambda o: wd.WarmRestarts(o, 2, lambda_norm=-1), ValueError, ["lambda_norm=-1"]),
         (lambda o: wd.WarmRestarts(o, 2, lambda_norm=1, unit="coupled"), ValueError, ["unit='coupled'"]),
         (lambda o: wd.WarmRestarts(o, 2, unit="torch"), TypeError, ["unit", "lambda_norm"]),
-        (lambda o: wd.WarmRestarts(o, 2, lambda_norm=1), ValueError, ["torch.optim.SGD has L2", "SGDW"]),
+        (lambda o: wd.WarmRestarts(o, 2, lambda_norm=1), ValueError, ["torch.optim.SGD adds λ·w to the gradient", "SGDW"]),
     ],
 )  # fmt: skip
 def test_a_scheduler_that_cannot_be_meant_is_refused_and_changes_nothing(make, error, words):

@@ -27,7 +27,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """Import what a name needs when it is asked for: the command line prints its help without waiting for torch."""
     if name == "__version__":
-        return _version()
+        return str(import_module("weightdecay.display.version").installed_version())
     if name in _WITH_SYMPY:
         return getattr(import_module("weightdecay.analysis.derivation"), name)
     if name == "__all__" or not name.startswith("_"):
@@ -42,12 +42,3 @@ def __getattr__(name: str) -> Any:
         if near := nearest(name, api.__all__):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}: did you mean {near[0]!r}?")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("weightdecay")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+unknown"

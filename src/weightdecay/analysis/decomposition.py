@@ -13,8 +13,8 @@ from weightdecay.analysis.next_step import Upcoming, shared_numbers
 from weightdecay.analysis.split import Split, Summary
 from weightdecay.display.table import aligned
 from weightdecay.groups.names import without_wrappers
+from weightdecay.optim.as_ours import as_ours
 from weightdecay.optim.optimizer import Optimizer
-from weightdecay.optim.torch_equivalents import as_ours
 from weightdecay.optim.unwrap import innermost
 
 _PAST = """\

@@ -66,9 +66,9 @@ class Upcoming:
     def split(self, shared: Mapping[str, float]) -> Split:
         """Take the step apart."""
         dtype = self.values["w"].dtype
-        factor, rest = eager.split(self.equation, self.equation.with_shared(self.numbers(dtype), shared), self.values)
+        factor, rest = split(self.equation, self.equation.with_shared(self.numbers(dtype), shared), self.values)
         numbers = self.equation.with_shared(self.numbers(torch.float64), shared)
-        exact, _ = eager.split(self.equation, numbers, {name: value.double() for name, value in self.values.items()})
+        exact, _ = split(self.equation, numbers, {name: value.double() for name, value in self.values.items()})
         low = self.how == "nearest" and self.param.dtype in rounding.LOW_PRECISION
         return Split(
             self.name,

@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from weightdecay.analysis.units import share
 from weightdecay.display.record import Record
 from weightdecay.optim import hyperparameters
+from weightdecay.optim.as_ours import as_ours
 from weightdecay.optim.optimizer import Optimizer
-from weightdecay.optim.torch_equivalents import as_ours
 from weightdecay.optim.unwrap import bare, innermost
 from weightdecay.update_rules.equation import Equation, step_on_floats
 from weightdecay.validation import whole

@@ -6,16 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from weightdecay.groups.names import WRAPPERS, unwrapped, without_wrappers
-
-if TYPE_CHECKING:
-    from weightdecay.groups.roles import Role
 
 __all__ = ["Param", "params_of", "unheard"]
 
@@ -34,7 +30,6 @@ class Param:
     asked: str | None = None  # who asks that it shall not decay: a flag on the tensor, or a method of a module
     asked_by_model: bool = False  # whether the method of the model itself asks, and of no module inside it
     scale_invariant: bool = False
-    role: "tuple[Role, str] | None" = None  # once role_of has found it
 
     @property
     def name(self) -> str:

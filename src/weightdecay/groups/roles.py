@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -90,10 +91,13 @@ class Roles(tuple[Role, ...]):
 
 def role_of(param: Param) -> tuple[Role, str]:
     """Return the role of a tensor and what to call it."""
-    if param.role is None:
-        found = ((role, called) for role in ROLES if (called := role.recognise(param)))
-        param.role = next(found)  # the last role takes everything
-    return param.role
+    if param not in _FOUND:
+        _FOUND[param] = next((role, called) for role in ROLES if (called := role.recognise(param)))  # the last takes everything
+    return _FOUND[param]
+
+
+_FOUND: WeakKeyDictionary[Param, tuple[Role, str]] = WeakKeyDictionary()
+"""What was found already: to recognise a role takes several looks at the model."""
 
 
 # How each role is recognised -------------------------------------------------------------------------------------------

@@ -212,23 +212,42 @@ def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
 def of_another_shape(optimizer: torch.optim.Optimizer, state: Any, shape: Sequence[int]) -> dict[str, Tensor]:
     """Return which tensors of a parameter's state, by their keys, belong to a parameter of another shape.
 
-    In an optimizer of torch's, or of this package, that is every tensor but single numbers whose shape is not the
-    parameter's, except under keys that a rule declares otherwise (Adafactor's means of rows and columns). Other people's
-    optimizers may keep anything: there the keys are looked at under which a rule declares the parameter's shape. LBFGS
-    keeps what is of all parameters together.
+    A tensor has the shape that a rule declares for its key (Adafactor's row and column means have their own), or else
+    that of the parameter; single numbers aside. Other people's optimizers may keep anything: of theirs only the keys that
+    rules declare are compared. LBFGS keeps what is of all parameters together.
     """
     if not isinstance(state, Mapping) or isinstance(optimizer, torch.optim.LBFGS):
         return {}
-    known, others = moments(), {"step", *numbers(), *moments(of_other_shapes=True)}
-    keys = state.keys() - others if is_known(optimizer) else known - others
-    tensors = {key: value for key, value in state.items() if key in keys and isinstance(value, Tensor)}
-    return {key: v for key, v in tensors.items() if (v.ndim > 0 or key in known) and v.shape != torch.Size(shape)}
+    size = tuple(shape)
+    declared = _declared_shapes(size)
+    wrong = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or key in {"step", *numbers()}:
+            continue
+        if key in declared:
+            fits = tuple(value.shape) in declared[key] or (not declared[key] and value.ndim == 0)
+        else:
+            fits = value.ndim == 0 or tuple(value.shape) == size or not is_known(optimizer)
+        if not fits:
+            wrong[key] = value
+    return wrong
 
 
-def moments(*, of_other_shapes: bool = False) -> set[str]:
-    """Return the keys under which rules keep a value for every element of a parameter, or what has a shape of its own."""
-    kept = (each for rule in REGISTRY.values() for each in rule.keeps if each.per_element)
-    return {each.key for each in kept if (each.shape is not None) == of_other_shapes}
+def _declared_shapes(size: tuple[int, ...]) -> dict[str, set[tuple[int, ...]]]:
+    """Return the shapes that rules declare for a parameter's state, by key; none where it would not be kept at all."""
+    declared: dict[str, set[tuple[int, ...]]] = {}
+    for rule in REGISTRY.values():
+        for each in rule.keeps:
+            if each.per_element:
+                shapes = declared.setdefault(each.key, set())
+                if (shape := each.shape_of(size)) is not None:
+                    shapes.add(shape)
+    return declared
+
+
+def moments() -> set[str]:
+    """Return the keys under which rules keep a value for every element of a parameter, in the parameter's shape."""
+    return {each.key for rule in REGISTRY.values() for each in rule.keeps if each.per_element and each.shape is None}
 
 
 def numbers() -> set[str]:

@@ -16,12 +16,12 @@ from weightdecay.optim import schedules
 from weightdecay.optim.attach import LAMBDA, Attachment
 from weightdecay.optim.hyperparameters import peak_lr, refuse_following_twice, remember_lr, warn_above_peak
 from weightdecay.optim.optimizer import Optimizer, Schedule
+from weightdecay.optim.torch_equivalents import TORCH
 from weightdecay.optim.unwrap import innermost
 from weightdecay.update_rules.rule import Rule
 from weightdecay.validation import choice, number, unboxed, whole
 
 _UNITS = ("torch", "independent")
-_DECOUPLED = ("AdamW", "Muon")
 """torch's optimizers that shrink weights by lr·weight_decay beside the step; others have a flag for it."""
 
 Share = Callable[[int], Any]
@@ -376,8 +376,10 @@ def _unit(optimizer: TorchOptimizer, index: int) -> str:
         if "lam" in decay.numbers and "eta_max" not in decay.numbers:
             return "torch"
         raise ValueError(f"lambda_norm: param_groups[{index}] is trained with {inner.equation(group)}, which has no such unit")
-    if type(inner).__module__.startswith("torch.optim"):
-        if name in _DECOUPLED or group.get("decoupled_weight_decay"):
+    row = TORCH.get(type(inner))
+    if row is not None:
+        if row.kind_in(group) == "decoupled":
             return "torch"
-        raise ValueError(f"lambda_norm is of decoupled decay, and torch.optim.{name} has L2: take AdamW or weightdecay.SGDW")
+        has = "adds λ·w to the gradient" if row.kind == "coupled" else "has no weight_decay"
+        raise ValueError(f"lambda_norm is for decoupled decay, and torch.optim.{name} {has}: use AdamW or weightdecay.SGDW")
     raise ValueError(f"lambda_norm: the unit of λ in a {name} is not known here: pass unit='torch' or unit='independent'")

@@ -1,47 +1,62 @@
-"""The optimizers of torch.optim as optimizers of this package."""
+"""What this package knows of torch's optimizers: one row for each class of `torch.optim`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch.optim import Optimizer as TorchOptimizer
 
-from weightdecay.optim.attach import Attachment
-from weightdecay.optim.optimizer import Optimizer
-from weightdecay.optim.presets import PRESETS, Adam, Preset
-from weightdecay.optim.unwrap import innermost
+from weightdecay.optim.presets import PRESETS, Preset
+from weightdecay.optim.presets.preset import Flagged
+from weightdecay.update_rules.reductions import REDUCTIONS
+from weightdecay.update_rules.registry import REGISTRY
 
-_AS_TORCH = {"differentiable": False, "rounding": "nearest", "seed": 0, "weight_decay_schedule": None}
-"""What of torch's step matters here or could be taken for ours: another may keep something under these keys of a group."""
+__all__ = ["TORCH", "TorchEquivalent"]
+
+Kind = Literal["coupled", "decoupled", "none"]
 
 
-_OURS: Mapping[type, type[Preset]] = {
-    **{getattr(torch.optim, name): preset for name, preset in PRESETS.items() if hasattr(torch.optim, name)},
-    torch.optim.AdamW: Adam,  # whose flag a group of torch's may turn round
+@dataclass(frozen=True)
+class TorchEquivalent:
+    """What a class of torch.optim does, in terms of this package's rules."""
+
+    preset: type[Preset] | None
+    """The preset that does the same step; None if this package has no such direction."""
+    kind: Kind
+    """How its `weight_decay` acts: on the gradient, on the weight, or not at all because it takes none."""
+    steps_by_gradient: bool | None = None
+    """Whether its update is made of the gradient alone, of one call of the closure; None if the preset's direction says so."""
+
+    def kind_in(self, group: Mapping[str, Any]) -> Kind:
+        """Return how λ acts in a parameter group, whose `decoupled_weight_decay` decides where the class has that flag."""
+        flag = group.get("decoupled_weight_decay")
+        if flag is None or self.preset is None or not issubclass(self.preset, Flagged):
+            return self.kind
+        return "decoupled" if flag else "coupled"
+
+    @property
+    def reads_weight(self) -> bool:
+        """Whether the update may depend on the weight, so that a decay before the step would change it."""
+        if self.preset is None or self.steps_by_gradient is not None:
+            return not self.steps_by_gradient
+        return any("w" in REDUCTIONS[name].elements for name in REGISTRY["direction", self.preset.direction].reductions)
+
+
+def _row_of(name: str) -> TorchEquivalent:
+    """Return the row of a class whose preset has the same name: the preset's rules say how λ acts."""
+    preset = PRESETS[name]
+    return TorchEquivalent(preset, "decoupled" if preset.penalty is None else "coupled")
+
+
+_NAMES = ("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "SGD")
+TORCH: Mapping[type, TorchEquivalent] = {
+    **{getattr(torch.optim, name): _row_of(name) for name in _NAMES},
+    # Adam, since a group of AdamW's has Adam's flag and may turn it off.
+    torch.optim.AdamW: TorchEquivalent(PRESETS["Adam"], "decoupled"),
+    # Its step takes lr·λ of the weight through the gradient and averages the weights; docs/what-optimizers-do.md.
+    torch.optim.ASGD: TorchEquivalent(None, "coupled", steps_by_gradient=False),
+    torch.optim.LBFGS: TorchEquivalent(None, "none", steps_by_gradient=False),
+    torch.optim.Rprop: TorchEquivalent(None, "none", steps_by_gradient=True),
+    torch.optim.SparseAdam: TorchEquivalent(None, "none", steps_by_gradient=False),
 }
-
-
-def as_ours(optimizer: TorchOptimizer, *, attached: bool = False) -> Optimizer:
-    """Return one of this package's optimizers that does the same step; it shares the state and only reads it.
-
-    With `attached`, it is the step without the decay that may be attached; else such an optimizer is refused.
-    """
-    optimizer = innermost(optimizer)
-    if isinstance(optimizer, Optimizer):
-        return optimizer
-    if not isinstance(optimizer, TorchOptimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}, not an optimizer: pass what has the step() method")
-    ours = _OURS.get(type(optimizer))
-    if ours is None:
-        known = ", ".join(f"torch.optim.{each.__name__}" for each in _OURS)
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}, whose rules are not known here: only this package's optimizers, "
-            f"{known} can be taken apart; the same rules as a weightdecay.Optimizer can be"
-        )
-    attachment = Attachment.of(optimizer)
-    if attachment is not None and not attached:
-        raise ValueError(
-            f"the {attachment.decay.name} decay is attached to this {type(optimizer).__name__}, whose own rules know nothing "
-            "of it: weightdecay.Meter(optimizer) measures what it does, and what can be taken apart is a "
-            f"weightdecay.Optimizer(…, decay={attachment.decay.name!r})"
-        )
-    return ours.looking_at(({**group, **_AS_TORCH} for group in optimizer.param_groups), optimizer.state)
+"""Every optimizer of torch's by its class; a subclass may do anything, and has no row."""

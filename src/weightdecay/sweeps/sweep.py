@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from weightdecay.display.version import installed_version
 from weightdecay.sweeps import grid as grids
 from weightdecay.sweeps import tasks
 from weightdecay.sweeps.grid import DEFAULT_OPTIMIZERS, Choice, Run
@@ -177,8 +178,6 @@ def _count(runs: set[Run]) -> dict[str, int]:
 
 
 def _manifest(task: Task, choices: Sequence[Choice], chosen: Mapping[str, Grid], seeds: int) -> dict[str, Any]:
-    from weightdecay import __version__
-
     return {
         "task": task.name,
         "description": task.description,
@@ -191,7 +190,7 @@ def _manifest(task: Task, choices: Sequence[Choice], chosen: Mapping[str, Grid],
         "seeds": list(range(seeds)),
         "steps": task.steps,
         "decay_unit": "as the page of each rule says; with the decay called decoupled, a step shrinks a weight by lr·λ",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "weightdecay": __version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "weightdecay": installed_version()},
         "machine": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, {platform.system()}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -8,7 +8,6 @@ from functools import lru_cache, partial
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
@@ -18,15 +17,12 @@ from weightdecay.audit.identify.identify import identify
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.attach import DECAY, LAMBDA, Attachment
 from weightdecay.optim.optimizer import Optimizer
+from weightdecay.optim.torch_equivalents import TORCH
 from weightdecay.update_rules.registry import REGISTRY
 from weightdecay.update_rules.rule import Rule
 
 Share = Callable[[Mapping[str, Any]], float | None]
 """From the numbers of a group to the share of itself that a weight without a gradient loses in a step."""
-_O = torch.optim
-_COUPLED = (_O.SGD, _O.Adam, _O.NAdam, _O.RAdam, _O.Adamax, _O.Adagrad, _O.Adadelta, _O.RMSprop, _O.ASGD)
-_DECOUPLED = (_O.AdamW, _O.Muon, _O.Adafactor)
-_NO_KNOB = (_O.LBFGS, _O.Rprop, _O.SparseAdam)
 _NOT_FLAGS = {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable"}
 """Keywords that decide nothing about λ: an unknown class is tried on its plain path, on the CPU."""
 
@@ -143,18 +139,22 @@ def _of_decay(decay: Rule, text: str, numbers: Callable[[Mapping[str, Any]], Map
 
 
 def _of_torch(cls: type, group: Mapping[str, Any]) -> Law | None:
-    if cls in _DECOUPLED or (cls in _COUPLED and group.get("decoupled_weight_decay")):
+    row = TORCH.get(cls)
+    if row is None:
+        return None
+    kind = row.kind_in(group)
+    if kind == "decoupled":
         return DECOUPLED
-    if cls in _COUPLED:
-        direction = "sgd" if cls is _O.SGD else "adaptive"
-        return Law("coupled", "λ·w is added to the gradient", "torch.optim", _coupled(direction, "l2"))
-    return Law("none", "it takes no weight_decay", "torch.optim", lambda group: 0.0) if cls in _NO_KNOB else None
+    if kind == "none":
+        return Law("none", "it takes no weight_decay", "torch.optim", lambda group: 0.0)
+    direction = row.preset.direction if row.preset else "of its own"
+    return Law("coupled", "λ·w is added to the gradient", "torch.optim", _coupled(direction, "l2"))
 
 
 def _without_own_methods(cls: type) -> type:
     """Return the class whose methods a class has that is only made in another way: what λ does is the same."""
     while not any(callable(each) and name != "__init__" and not _is_inherited(cls, name) for name, each in vars(cls).items()):
-        if cls in (*_DECOUPLED, *_COUPLED, *_NO_KNOB, object):
+        if cls in TORCH or cls is object:
             break
         cls = cls.__mro__[1]
     return cls

@@ -19,9 +19,9 @@ from weightdecay.backends import counting, rounding
 from weightdecay.display.near_names import hint
 from weightdecay.groups.params import params_of
 from weightdecay.groups.roles import role_of
+from weightdecay.optim.as_ours import as_ours
 from weightdecay.optim.attach import Attachment, Intended
 from weightdecay.optim.optimizer import Optimizer
-from weightdecay.optim.torch_equivalents import as_ours
 from weightdecay.optim.unwrap import calls_hooks, innermost
 from weightdecay.validation import number, whole
 
@@ -95,8 +95,8 @@ class Meter:
 
     It hooks the optimizer's step and changes nothing: a run with a meter is the run without it, bit for bit. Between two
     samples it does nothing. A sample is of one step and holds a copy of the weights during it; its numbers stay on a GPU
-    until they are asked for. `weightdecay.audit.meter.metrics.Reading` says what they are. DTensors (`fully_shard`) are measured
-    whole: every rank has the same numbers, and every rank needs the meter.
+    until they are asked for. `weightdecay.audit.meter.metrics.Reading` says what they are. DTensors (`fully_shard`) are
+    measured whole: every rank has the same numbers, and every rank needs the meter.
 
     This package's optimizers, and torch's of the same names, are known from their rules, and a decay of `weightdecay.attach` is
     known on any optimizer. Of the decay of another optimizer nothing is known: there is the norm, the change and the angle, and

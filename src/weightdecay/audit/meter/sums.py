@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdecay.analysis.next_step import Upcoming
+from weightdecay.analysis.next_step import Upcoming, split
 from weightdecay.backends import eager, rounding
 from weightdecay.optim.attach import PENDING, Intended
 from weightdecay.update_rules.equation import Equation
@@ -176,7 +176,7 @@ def _factors(
         # In float32, 1 − g has lost the digits of a small shrink.
         equation, numbers, values = _exact(step, values, dtype)
         exact = {name: value.double() for name, value in values.items()}
-        g, h = eager.split(equation, equation.with_shared(numbers, shared), exact)
+        g, h = split(equation, equation.with_shared(numbers, shared), exact)
         w, factor, h = (_local(x, tally.param).reshape(-1) for x in (exact["w"], g, h))
         decay, moved = (1 - factor) * w, float(eta) * h
     else:
@@ -245,7 +245,7 @@ def add_intended(tally: Tally, intended: Intended) -> None:
     assert intended.values is not None
     exact = {name: value.double() for name, value in intended.values.items()}
     numbers = eager.numbers_in(torch.float64, {"direction": {}, "decay": intended.numbers})
-    factor, rest = eager.split(intended.equation, numbers, exact)
+    factor, rest = split(intended.equation, numbers, exact)
     w, factor, rest = (_local(x, tally.param).reshape(-1) for x in (exact["w"], factor, rest))
     decay, tally.ended = (1 - factor) * w, w - float(intended.numbers["eta"]) * rest
     _add(tally, {"w·decay": torch.dot(w, decay), "decay²": torch.dot(decay, decay)})

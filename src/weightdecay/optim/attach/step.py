@@ -18,17 +18,13 @@ from weightdecay.backends import eager, rounding
 from weightdecay.optim import saved_state
 from weightdecay.optim.attach.host_groups import DECAY, LAMBDA, Takeover
 from weightdecay.optim.saved_state import moment_dtype, name_of
+from weightdecay.optim.torch_equivalents import TORCH
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.traits import at_rest, is_uniform, rounded_away
 
 _OURS = "attached_"
 """How the keys begin under which an optimizer's state holds what the decay keeps of a parameter."""
 STEP, PENDING = f"{_OURS}step", f"{_OURS}pending"
-_READ_NO_WEIGHT = frozenset(
-    getattr(torch.optim, name)
-    for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "Muon")
-)
-"""The optimizers, not their subclasses, that make u of the gradient alone and ask a closure once, before they start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +154,8 @@ class Step:
             if DECAY not in group:  # appended by hand
                 group.update(self.takeover.changes(group, index))
         numbers = [self.takeover.numbers_now(group, index) for index, group in enumerate(groups)]
-        early = is_last and type(optimizer) in _READ_NO_WEIGHT
+        row = TORCH.get(type(optimizer))
+        early = is_last and row is not None and not row.reads_weight
         flight, place = [], -1
         for index, group in enumerate(groups):
             shrink = at_rest(self.decay, numbers[index]) if is_uniform(self.decay) else None
