@@ -60,6 +60,7 @@ check: $(INSTALLED)  ## lint, format and type-check
 	$(BIN)/ruff check
 	$(BIN)/ruff check --preview --select PLW1514  # a text file is in UTF-8 whatever the locale
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 report: $(INSTALLED)  ## open the report of `make run` in headless Chromium and check it
