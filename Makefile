@@ -42,7 +42,7 @@ processors: $(INSTALLED)  ## run the tests of the backends as older processors w
 GPU_INSTALLED := $(VENV)-gpu/.installed-$(TRITON)-$(subst /,_,$(TORCH))
 
 gpu-check: $(GPU_INSTALLED)  ## run the GPU kernels in Triton's interpreter and compile all of them, without a GPU
-	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/test_gpu_reader.py
+	TRITON_INTERPRET=1 $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/test_gpu_backend.py
 	rm -rf build/triton-cache
 	TRITON_CACHE_DIR=build/triton-cache $(VENV)-gpu/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
 		tests/test_gpu_compiled.py tests/test_gpu_source.py tests/test_gpu_device.py

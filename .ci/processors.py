@@ -17,7 +17,7 @@ PROCESSORS = {
     "x86-64-v4": {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
 }
 """What each has in the environment beside its own name."""
-TESTS = ["reference", "cpu_reader", "precision", "words", "laws", "fixed_points", "scale_invariance", "stable", "torch_parity"]
+TESTS = ["reference", "cpu_backend", "precision", "words", "laws", "fixed_points", "scale_invariance", "stable", "torch_parity"]
 """The files whose tests depend on how numbers are rounded."""
 
 

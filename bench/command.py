@@ -57,7 +57,7 @@ def main(
 
 
 def _parser(name: str, works: Works) -> argparse.ArgumentParser:
-    title = f"Measure the {name.upper()} reader against torch.optim."
+    title = f"Measure the {name.upper()} backend against torch.optim."
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=title)
     parser.add_argument("--out", type=Path, default=Path(f"runs/bench/{name}.json"), help="the JSON file  [%(default)s]")
     parser.add_argument("--rounds", type=_positive, default=30, help="turns of every contestant  [%(default)s]")

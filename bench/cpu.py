@@ -1,4 +1,4 @@
-"""Measure the CPU reader against torch.optim: `python -m bench.cpu --out runs/bench/cpu.json`."""
+"""Measure the CPU backend against torch.optim: `python -m bench.cpu --out runs/bench/cpu.json`."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Measure the GPU reader against torch.optim: `python -m bench.gpu --out runs/bench/gpu.json`, on a machine with a CUDA GPU."""
+"""Measure the GPU backend against torch.optim: `python -m bench.gpu --out runs/bench/gpu.json`, where there is a CUDA GPU."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from bench.result import Check, Demand, Result
 from bench.steps import ADAMW, FOREACH, FUSED, OURS, Make, Params, Step, ours, torch_paths
 from bench.timing import Options, Turn, race
 from bench.values import ALLOWED, DECAY, LR, MI, ULPS, WARM_UP, Shape
-from weightdecay import backends as readers
+from weightdecay import backends
 
 DEVICE = "cuda"
 COPY = "c.copy_(b)"
@@ -89,10 +89,10 @@ def rules(options: Options) -> Iterator[Result]:
     """Time plain AdamW and every rule that no reduction delays against a copy on the device, by bytes per second."""
     for name, arguments in _elementwise().items():
         result = Result(f"rule {name}", f"{name}, float32, one tensor of 64 Mi", COPY, facts={"elements": 64 * MI})
-        readers = {reader: ours(wd.Optimizer, reader=reader, **arguments) for reader in ("gpu", "eager")}
-        _compared(result, readers, "eager", [(2**16 + 3,), (2**12,)], torch.float32)
+        backends = {backend: ours(wd.Optimizer, backend=backend, **arguments) for backend in ("gpu", "eager")}
+        _compared(result, backends, "eager", [(2**16 + 3,), (2**12,)], torch.float32)
         params = values.parameters(_LARGE, device=DEVICE)
-        optimizer = wd.Optimizer(params, reader="gpu", **arguments)
+        optimizer = wd.Optimizer(params, backend="gpu", **arguments)
         steps: dict[str, Callable[[], object]] = {OURS: optimizer.step, COPY: copying()}
         _race(result, steps, options, STEPS)
         group = optimizer.param_groups[0]
@@ -136,8 +136,8 @@ def language_model(dtype: torch.dtype, options: Options) -> Iterator[Result]:
         makers = {**torch_paths(torch.optim.AdamW, **ADAMW), OURS: ours(wd.AdamW, **ADAMW)}
         _compared(result, makers, FUSED, values.pairs(20), dtype)
     else:  # torch's own moments are bfloat16, which ends elsewhere
-        readers = {reader: ours(wd.AdamW, reader=reader, **ADAMW) for reader in ("gpu", "eager")}
-        _compared(result, readers, "eager", values.pairs(20), dtype)
+        backends = {backend: ours(wd.AdamW, backend=backend, **ADAMW) for backend in ("gpu", "eager")}
+        _compared(result, backends, "eager", values.pairs(20), dtype)
     numbers = {"lr": TINY, "weight_decay": DECAY}
     makers = {**torch_paths(torch.optim.AdamW, **numbers), OURS: ours(wd.AdamW, **numbers)}
     params = values.parameters(shapes, dtype, DEVICE)
@@ -207,7 +207,7 @@ def _lack() -> str | None:
     if not torch.cuda.is_available():
         return "it needs a CUDA GPU, and torch sees none"
     try:
-        readers.resolve("gpu")
+        backends.resolve("gpu")
     except ImportError as error:
         return str(error)
     return None

@@ -28,7 +28,7 @@ def measure(options: Options) -> Iterator[Result]:
         name, arguments = f"{rule.kind} {rule.name}", _arguments(rule)
         makers[name] = ours(wd.Optimizer, **arguments)
         limits[name] = _limit(rule)
-        checks.append(_same_on_both_readers(name, arguments))
+        checks.append(_same_on_both_backends(name, arguments))
     result = Result(
         "rules", "every penalty and decay with Adam, float32, one tensor of 16 Mi", _PLAIN, checks=checks,
         facts={"elements": values.count(_SHAPES), "tensors": 1},
@@ -58,9 +58,9 @@ def _arguments(rule: Any) -> dict[str, Any]:
     return {"lr": LR, "direction": "adam", rule.kind: rule.name, **strength}
 
 
-def _same_on_both_readers(name: str, arguments: dict[str, Any]) -> Check:
+def _same_on_both_backends(name: str, arguments: dict[str, Any]) -> Check:
     """Compare the kernel's weights with those that torch's operations make of the same rule."""
-    makers = {reader: ours(wd.Optimizer, reader=reader, **arguments) for reader in ("cpu", "eager")}
+    makers = {backend: ours(wd.Optimizer, backend=backend, **arguments) for backend in ("cpu", "eager")}
     found = warmed_up(makers, values.one(2**16 + 3))
     apart = values.ulps_apart(found.weights("cpu"), found.weights("eager"))
-    return Check(f"{name}: reader cpu and eager after {WARM_UP} steps", apart, ALLOWED, ULPS)
+    return Check(f"{name}: backend cpu and eager after {WARM_UP} steps", apart, ALLOWED, ULPS)

@@ -221,7 +221,7 @@ def walk(starts: list[float], pull: float, **rules: Any) -> list[list[float]]:
     import torch
 
     w = torch.nn.Parameter(torch.tensor([starts], dtype=torch.float64))
-    optimizer = wd.Optimizer([w], lr=ETA, reader="eager", **rules)
+    optimizer = wd.Optimizer([w], lr=ETA, backend="eager", **rules)
     seen = [starts]
     for _ in range(STEPS):
         w.grad = pull * (w.detach() - 1)
@@ -323,7 +323,7 @@ def derivation_parts(derivation: Derivation) -> Iterator[tuple[str, Any]]:
 
 
 def rules_block(_: str) -> str:
-    """Return the README's table of rules and readers: what each reader does with each rule when it is tried."""
+    """Return the README's table of rules and backends: what each backend does with each rule when it is tried."""
     rows = ["| rule | what it does | formula | eager | cpu | gpu | symbolic |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for rule in ours():
         notation = Notation()
@@ -335,8 +335,8 @@ def rules_block(_: str) -> str:
         shown = "" if last is None else f"${notation.tex(last.left)} = {notation.tex(last.right)}$".replace("|", r"\vert ")
         summary = rule.summary.replace("|", r"\|")
         link = f"[`{rule.name}`](src/weightdecay/{FOLDERS[rule.kind]}/{rule.name}.py) {rule.kind}"
-        readers = " | ".join([steps(rule, "eager"), steps(rule, "cpu"), written(rule), "no" if rule.whole else "yes"])
-        rows.append(f"| {link} | {summary} | {shown} | {readers} |")
+        backends = " | ".join([steps(rule, "eager"), steps(rule, "cpu"), written(rule), "no" if rule.whole else "yes"])
+        rows.append(f"| {link} | {summary} | {shown} | {backends} |")
     return "\n".join(rows)
 
 
@@ -345,22 +345,22 @@ def with_the_plainest(rule: Rule) -> dict[str, Any]:
     return {"direction": rule.name} if rule.kind == "direction" else {"direction": plainest(rule), rule.kind: rule.name}
 
 
-def steps(rule: Rule, reader: str) -> str:
-    """Return whether a reader steps with a rule, by doing it."""
+def steps(rule: Rule, backend: str) -> str:
+    """Return whether a backend steps with a rule, by doing it."""
     import torch
 
     w = torch.nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
     rules = with_the_plainest(rule)
     try:
-        wd.Optimizer([w], lr=0.1, reader=reader, **rules).step()
+        wd.Optimizer([w], lr=0.1, backend=backend, **rules).step()
     except (RuntimeError, ValueError):
         return "no"
-    return "after u" if rule.whole and reader == "cpu" else "yes"
+    return "after u" if rule.whole and backend == "cpu" else "yes"
 
 
 def written(rule: Rule) -> str:
-    """Return what the gpu reader does with a rule, by letting it write its kernels; that needs no GPU."""
+    """Return what the gpu backend does with a rule, by letting it write its kernels; that needs no GPU."""
     import torch
 
     rules = with_the_plainest(rule)

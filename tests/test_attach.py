@@ -91,7 +91,7 @@ def scheduled(optimizer, steps):
 def test_it_equals_the_optimizer_that_has_the_decay(decay):
     params = parameters()
     theirs, plain = attached(decay, params.values()), torch.optim.Adam(copies(parameters()).values(), lr=LR)
-    ours = wd.Optimizer(copies(parameters()).values(), LR, direction="adam", decay=decay, reader="eager", **given(decay))
+    ours = wd.Optimizer(copies(parameters()).values(), LR, direction="adam", decay=decay, backend="eager", **given(decay))
     for optimizer in (theirs, ours, plain):
         scheduled(optimizer, 24)
     assert apart(theirs, ours) < 1e-12
@@ -123,7 +123,7 @@ def test_decoupled_on_sgd_is_sgdw(maximize):
 
 def test_the_gradient_is_turned_for_a_decay_that_asks_for_it():
     options = {"decay": "selective_projection", "weight_decay": LAM}
-    ours = wd.Optimizer(parameters().values(), 0.01, direction="adam", maximize=True, reader="eager", **options)
+    ours = wd.Optimizer(parameters().values(), 0.01, direction="adam", maximize=True, backend="eager", **options)
     theirs = torch.optim.Adam(parameters().values(), lr=0.01, maximize=True)
     wd.attach(theirs, **options)
     for optimizer in (ours, theirs):

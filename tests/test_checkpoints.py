@@ -954,10 +954,10 @@ def test_a_distributed_checkpoint_resumes_bit_for_bit(how, rules, dtype):
     assert everything(resumed) == everything(optimizer)
 
 
-@pytest.mark.parametrize("reader", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "eager"])
 @pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05)], ids=["float", "tensor"])
 @combinations
-def test_asking_for_a_state_before_the_first_step_is_no_step(rules, lr, reader):
+def test_asking_for_a_state_before_the_first_step_is_no_step(rules, lr, backend):
     """torch counts it: the bias correction of the first gradients, λ·w in the moments and schedules of λ are then others."""
 
     def run(asks):
@@ -965,7 +965,7 @@ def test_asking_for_a_state_before_the_first_step_is_no_step(rules, lr, reader):
         given = {"lr": copy.deepcopy(lr), "weight_decay": 0.1, "weight_decay_schedule": {"name": "linear", "steps": 4}}
         if rules.get("decay") == "constrained":  # which has no λ
             given = {"lr": given["lr"]}
-        optimizer = wd.Optimizer(model.parameters(), **given, **rules, reader=reader)
+        optimizer = wd.Optimizer(model.parameters(), **given, **rules, backend=backend)
         if asks:
             get_optimizer_state_dict(model, optimizer)
             assert len(optimizer.state) == 2

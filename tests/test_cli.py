@@ -345,10 +345,10 @@ def in_terminal(columns, *arguments):
         except OSError:  # the end of a terminal
             pass
 
-    reader = threading.Thread(target=read)
-    reader.start()
+    backend = threading.Thread(target=read)
+    backend.start()
     _, errors = process.communicate(timeout=120)
-    reader.join()
+    backend.join()
     os.close(ours)
     assert process.returncode == 0, errors.decode()
     text = b"".join(parts).decode().replace("\r\n", "\n")
@@ -703,7 +703,7 @@ def test_identify_prints_the_law_and_json():
 
 
 def test_identify_sets_words_flags_and_pairs():
-    rules = ["--set", "direction=adam", "--set", "decay=cautious", "--set", "reader=eager", "--set", "betas=(0.8, 0.9)"]
+    rules = ["--set", "direction=adam", "--set", "decay=cautious", "--set", "backend=eager", "--set", "betas=(0.8, 0.9)"]
     assert "cautious" in run("identify", "weightdecay:Optimizer", *rules).output
     assert run("identify", "torch.optim:SGD", "--set", "momentum").exit_code == 2
     assert run("identify", "torch.optim:SGD", "--set", "lr=1", "--set", "lr=2").exit_code == 2

@@ -63,19 +63,19 @@ def built(cls, **options):
     accepts = inspect.signature(cls).parameters
     own = {} if cls.__module__.startswith("weightdecay") else {"foreach": False}
     options = {**options_of(cls), **own, **options}
-    options = {key: value for key, value in options.items() if key in accepts or key in ("decay", "reader")}
+    options = {key: value for key, value in options.items() if key in accepts or key in ("decay", "backend")}
     return cls([parameters_of(cls)["weight"]], **options)
 
 
 @names
 def test_a_compiled_step_is_the_plain_one_and_compiles_no_more_often_than_torchs(name):
     preset = presets.PRESETS[name]
-    ours, plain = built(preset), built(preset, reader="eager")
+    ours, plain = built(preset), built(preset, backend="eager")
     step, counter = compiled(ours)
     got, expected = trained(ours, step), trained(plain, plain.step)
     assert torch.allclose(got, expected, rtol=1e-9, atol=0)
     if "weight_decay" in options_of(preset):
-        without = built(preset, weight_decay=0.0, reader="eager")
+        without = built(preset, weight_decay=0.0, backend="eager")
         assert ((trained(without, without.step) - expected) / expected).abs().max() > 1e-6
     graphs, theirs = counter.frame_count, getattr(torch.optim, name, None)
     assert 1 <= graphs <= MOST
@@ -146,7 +146,7 @@ def test_another_optimizer_makes_none_compile_again(preset, own_registry):
     for t, decay in enumerate(("cautious", "soft_threshold", only_of_this_test)):
         set_gradients(optimizer, t)
         step()
-        other = wd.Optimizer([Parameter(torch.ones(2))], 0.1, direction="lion", decay=decay, weight_decay=0.1, reader="eager")
+        other = wd.Optimizer([Parameter(torch.ones(2))], 0.1, direction="lion", decay=decay, weight_decay=0.1, backend="eager")
         set_gradients(other, t)
         other.step()
     assert counter.frame_count == 1
@@ -157,7 +157,7 @@ def test_an_optimizer_that_is_made_inside_steps_there_and_after():
 
     def training():
         w = Parameter(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-        optimizer = wd.AdamW([w], lr=0.1, weight_decay=0.5, reader="eager")
+        optimizer = wd.AdamW([w], lr=0.1, weight_decay=0.5, backend="eager")
         for _ in range(2):
             optimizer.zero_grad()
             w.square().sum().backward()
@@ -166,7 +166,7 @@ def test_an_optimizer_that_is_made_inside_steps_there_and_after():
 
     (got, optimizer), (expected, plain) = torch.compile(training, backend="eager")(), training()
     assert torch.allclose(got, expected, rtol=1e-12, atol=0)
-    assert optimizer.reader == plain.reader == "eager"
+    assert optimizer.backend == plain.backend == "eager"
     assert optimizer.state[got]["step"].item() == 2
     for each in (optimizer, plain):
         each.step()
@@ -192,7 +192,7 @@ def test_a_compiled_step_does_not_look_at_what_a_tensor_was_filled_with():
 def test_a_compiled_step_counts_on_where_float32_has_no_next_whole_number(capturable):
     def training(step_of):
         param = Parameter(noise((64, 8), torch.bfloat16, 1))
-        optimizer = wd.SGDW([param], lr=1e-3, weight_decay=1.0, momentum=0.0, reader="eager", capturable=capturable)
+        optimizer = wd.SGDW([param], lr=1e-3, weight_decay=1.0, momentum=0.0, backend="eager", capturable=capturable)
         optimizer.state[param] = {"step": torch.tensor(2.0**24 - 1)}
         param.grad, step, counts = torch.zeros_like(param), step_of(optimizer), []
         for _ in range(3):

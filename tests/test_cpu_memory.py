@@ -1,4 +1,4 @@
-"""What moves under the cpu reader, which knows tensors by their addresses: every such change means what it means to torch."""
+"""What moves under the cpu backend, which knows tensors by their addresses: every such change means what it means to torch."""
 
 import concurrent.futures
 import functools
@@ -18,9 +18,9 @@ from runs import name
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Linear, Parameter
 from training import (
+    BACKENDS,
     COMBINATIONS,
     EXACT,
-    READERS,
     all_params,
     apart,
     bits,
@@ -42,7 +42,7 @@ LAM = {"lr": 0.05, "weight_decay": 0.1}
 # Changes between the steps ----------------------------------------------------------------------------------------------
 
 
-def build(reader, **options):
+def build(backend, **options):
     """Return an optimizer of parameters that lie in memory in every way, in two groups."""
     plain = {"matrix": (4, 3), "square": (3, 3), "one": (1,), "number": (), "empty": (0, 2), "long": (70,)}
     params = parameters(torch.float32, plain)
@@ -50,12 +50,12 @@ def build(reader, **options):
     params["strided"] = Parameter(noise((3, 8), torch.float32, 21)[:, ::2])
     others = {"low": Parameter(noise((33,), torch.bfloat16, 22)), "wide": Parameter(noise((5,), torch.float64, 23))}
     groups = [{"params": list(params.items())}, {"params": list(others.items()), "lr": 0.1}]
-    return wd.Optimizer(groups, 0.05, **{**EXACT, **options}, reader=reader)
+    return wd.Optimizer(groups, 0.05, **{**EXACT, **options}, backend=backend)
 
 
-def history(reader, event, *, steps=6, **options):
+def history(backend, event, *, steps=6, **options):
     """Return all that an optimizer holds after each step; the event happens before it, when the gradients are there."""
-    optimizer = build(reader, **options)
+    optimizer = build(backend, **options)
     named = dict(zip((n for g in optimizer.param_groups for n in g["param_names"]), all_params(optimizer), strict=True))
     seen = []
     for t in range(1, 1 + steps):
@@ -487,7 +487,7 @@ def a_sparse_gradient_of_a_weight_that_is_not_contiguous(optimizer, named):
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_after_a_change_the_readers_go_on_alike(what):
+def test_after_a_change_the_backends_go_on_alike(what):
     happens = CHANGES[what]
     expected = history("eager", happens)
     assert expected != undisturbed()
@@ -508,9 +508,9 @@ def assert_same(got, expected):
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay", "penalty_weight", "momentum"])
 def test_a_tensor_among_the_numbers_may_be_filled_in_place(key):
-    def trained(reader):
+    def trained(backend):
         number = torch.tensor({**EXACT, "lr": 0.05}[key], dtype=torch.float64)
-        optimizer = wd.Optimizer(parameters(torch.float64).values(), **{**EXACT, "lr": 0.05, key: number}, reader=reader)
+        optimizer = wd.Optimizer(parameters(torch.float64).values(), **{**EXACT, "lr": 0.05, key: number}, backend=backend)
         seen = []
         for t in range(1, 7):
             train(optimizer, 1, first=t)
@@ -522,9 +522,9 @@ def test_a_tensor_among_the_numbers_may_be_filled_in_place(key):
 
 
 def test_tensors_among_the_betas_may_be_filled_in_place():
-    def trained(reader, factor):
+    def trained(backend, factor):
         betas = torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.95, dtype=torch.float64)
-        optimizer = wd.AdamW(parameters().values(), lr=0.05, betas=betas, reader=reader)
+        optimizer = wd.AdamW(parameters().values(), lr=0.05, betas=betas, backend=backend)
         for t in range(1, 7):
             train(optimizer, 1, first=t)
             betas[0].mul_(factor)
@@ -536,8 +536,8 @@ def test_tensors_among_the_betas_may_be_filled_in_place():
 
 
 def test_the_betas_of_a_group_may_change():
-    def trained(reader, betas):
-        optimizer = wd.AdamW(parameters().values(), lr=0.05, reader=reader)
+    def trained(backend, betas):
+        optimizer = wd.AdamW(parameters().values(), lr=0.05, backend=backend)
         for t in range(1, 7):
             optimizer.param_groups[0]["betas"] = betas if t % 2 else (0.9, 0.999)
             train(optimizer, 1, first=t)
@@ -552,9 +552,9 @@ def test_the_betas_of_a_group_may_change():
 def test_gradients_of_another_dtype_than_the_last_are_read_as_they_are():
     """grad_dtype lets a gradient be float32 at one step and bfloat16 at the next."""
 
-    def trained(reader):
+    def trained(backend):
         params = [Parameter(noise((4, 3), torch.float32, 1)), Parameter(noise((3, 4), torch.float32, 2).t())]
-        optimizer = wd.Optimizer(params, 0.05, **EXACT, reader=reader)
+        optimizer = wd.Optimizer(params, 0.05, **EXACT, backend=backend)
         for t, dtype in enumerate((torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32)):
             for param in params:
                 param.grad = None
@@ -570,9 +570,9 @@ def test_gradients_of_another_dtype_than_the_last_are_read_as_they_are():
 def test_hundreds_of_small_parameters_some_of_which_wait(dtype):
     """Each at its place in the table, whoever has a gradient."""
 
-    def trained(reader):
+    def trained(backend):
         params = [Parameter(noise((place % 40 + 1,), dtype, place)) for place in range(300)]
-        optimizer = wd.Optimizer(params, 0.05, **EXACT, reader=reader)
+        optimizer = wd.Optimizer(params, 0.05, **EXACT, backend=backend)
         for t in range(5):
             for place, param in enumerate(params):
                 param.grad = None if (place * 7 + t) % 5 == 0 else noise(param.shape, dtype, 1000 * t + place)
@@ -589,7 +589,7 @@ def test_a_moment_of_another_size_is_refused():
     """A view of a longer tensor, so that what a kernel writes behind its end is seen and does no harm."""
     for layout in (lambda w: w, lambda w: w.repeat_interleave(2, -1)[..., ::2]):
         param = Parameter(layout(noise((6,), torch.float32, 1)))
-        optimizer = wd.Optimizer([param], 0.05, **EXACT, reader="cpu")
+        optimizer = wd.Optimizer([param], 0.05, **EXACT, backend="cpu")
         train(optimizer, 1)
         longer = torch.arange(8.0)
         optimizer.state[param]["momentum_buffer"] = longer[:2]
@@ -602,8 +602,8 @@ def test_a_moment_of_another_size_is_refused():
 def test_a_gradient_without_memory_is_left_to_torchs_operations():
     """A zero of torch's own, which has no elements to read and still means a step."""
 
-    def trained(reader):
-        optimizer = build(reader)
+    def trained(backend):
+        optimizer = build(backend)
         for t in range(1, 5):
             set_gradients(optimizer, t)
             if t in (1, 3):
@@ -613,14 +613,14 @@ def test_a_gradient_without_memory_is_left_to_torchs_operations():
         return everything(optimizer)
 
     assert trained("auto") == trained("eager")
-    with refused(ValueError, "reader='cpu'", "reader='auto'", "'matrix'", "memory"):
+    with refused(ValueError, "backend='cpu'", "backend='auto'", "'matrix'", "memory"):
         trained("cpu")
 
 
 def test_a_weight_that_became_shorter_than_its_gradient_is_refused():
     longer = noise((6,), torch.float32, 1)
     param = Parameter(longer)
-    optimizer = wd.SGDW([param], **LAM, reader="cpu")
+    optimizer = wd.SGDW([param], **LAM, backend="cpu")
     train(optimizer, 1)
     before = bits(longer)
     param.data = longer[:3]
@@ -629,7 +629,7 @@ def test_a_weight_that_became_shorter_than_its_gradient_is_refused():
     assert bits(longer) == before
 
 
-def with_state(reader):
+def with_state(backend):
     """Return an optimizer that has stepped and keeps all kinds of state, with a contiguous and a strided parameter by name.
 
     A number per tensor, an int16 compensation and two moments: each in the state of both parameters.
@@ -638,19 +638,19 @@ def with_state(reader):
     params = {key: Parameter(value) for key, value in params.items()}
     rules = {"direction": "nadam", "decay": "constrained"}
     given = {"lr": 0.05, "rounding": "compensated"}
-    optimizer = wd.Optimizer(list(params.items()), **rules, **given, reader=reader)
+    optimizer = wd.Optimizer(list(params.items()), **rules, **given, backend=backend)
     train(optimizer, 1)
     return optimizer, params
 
 
-@pytest.mark.parametrize("reader", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "eager"])
 @pytest.mark.parametrize("which", ["plain", "strided"])
 @pytest.mark.parametrize("key", ["mu_product", "multiplier"])
-def test_a_number_of_a_tensor_may_come_in_any_form_and_stays_in_its_place(key, which, reader):
+def test_a_number_of_a_tensor_may_come_in_any_form_and_stays_in_its_place(key, which, backend):
     """A kernel reads and writes it as a float64: it must be one."""
 
     def trained(change):
-        optimizer, params = with_state(reader)
+        optimizer, params = with_state(backend)
         state = optimizer.state[params[which]]
         state[key] = state[key].float().double()  # so that nothing is lost below
         beside = torch.full((4,), 7.0)
@@ -728,15 +728,15 @@ OF_MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("reader", ["auto", "cpu", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
 @pytest.mark.parametrize("what", [*IMPOSSIBLE, *OF_MOMENTS])
 @pytest.mark.parametrize("key", ["step", "mu_product", "multiplier", "exp_avg", "exp_avg_sq", "compensation"])
-def test_a_state_that_cannot_be_is_refused_by_name_before_anything_moves(key, what, reader):
+def test_a_state_that_cannot_be_is_refused_by_name_before_anything_moves(key, what, backend):
     change = {**IMPOSSIBLE, **(OF_MOMENTS if key in ("exp_avg", "exp_avg_sq", "compensation") else {})}.get(what)
     if change is None or (key == "compensation" and what == "whole numbers"):
         pytest.skip("not of this key")
     for which in ("plain", "strided"):
-        optimizer, params = with_state(reader)
+        optimizer, params = with_state(backend)
         set_gradients(optimizer, 2)
         optimizer.state[params[which]][key] = change(optimizer.state[params[which]][key])
         before = bits(list(params.values()))
@@ -758,11 +758,11 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("reader", ["auto", "cpu", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
 @pytest.mark.parametrize("what", TENSORS)
-def test_a_weight_or_gradient_that_cannot_be_is_refused_by_name_before_anything_moves(what, reader):
+def test_a_weight_or_gradient_that_cannot_be_is_refused_by_name_before_anything_moves(what, backend):
     for which in ("plain", "strided"):
-        optimizer, params = with_state(reader)
+        optimizer, params = with_state(backend)
         set_gradients(optimizer, 2)
         TENSORS[what](params[which])
         others = [param for name, param in params.items() if name != which]
@@ -815,7 +815,7 @@ def fuzz(seed, cases):
             "laid": noise((5, 6), dtype, 3).t(),
         }
         params = {key: Parameter(value) for key, value in params.items()}
-        optimizer = preset(list(params.items()), lr=0.01, rounding=rounding_, reader=draws.choice(["auto", "auto", "cpu"]))
+        optimizer = preset(list(params.items()), lr=0.01, rounding=rounding_, backend=draws.choice(["auto", "auto", "cpu"]))
         train(optimizer, 2)
         set_gradients(optimizer, 3)
         which = draws.choice(list(params))
@@ -835,7 +835,7 @@ def fuzz(seed, cases):
             continue
         if (what, way) == ("gradient", "a wrapper"):  # whose class says in its own words that it can do nothing
             continue
-        described = f"{preset.__name__} {rounding_} {optimizer.reader}: the {what} of {which} is {way}"
+        described = f"{preset.__name__} {rounding_} {optimizer.backend}: the {what} of {which} is {way}"
         print(described, flush=True)  # the last of these lines is what has ended the process
         try:
             for _ in range(2):
@@ -865,10 +865,10 @@ def test_whatever_becomes_of_a_tensor_a_step_is_done_or_refused_by_name(seed):
     )
 
 
-@pytest.mark.parametrize("reader", ["auto", "eager"])
-def test_a_moment_that_was_resized_where_it_stands_is_refused(reader):
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_a_moment_that_was_resized_where_it_stands_is_refused(backend):
     for which in ("plain", "strided"):
-        optimizer, params = with_state(reader)
+        optimizer, params = with_state(backend)
         set_gradients(optimizer, 2)
         optimizer.state[params[which]]["exp_avg"].resize_(2)
         with refused(ValueError, "the exp_avg of", which, unchanged=optimizer):
@@ -878,9 +878,9 @@ def test_a_moment_that_was_resized_where_it_stands_is_refused(reader):
 @pytest.mark.parametrize("layout", ["plain", "transposed"])
 def test_a_model_that_moves_is_refused_without_its_state(layout):
     """The same object is then a tensor of another device."""
-    for reader in READERS:
+    for backend in BACKENDS:
         param = Parameter(noise((3, 4), torch.float32, 1).t() if layout == "transposed" else noise((3, 4), torch.float32, 1))
-        optimizer = wd.AdamW([("weight", param)], lr=0.1, reader=reader)
+        optimizer = wd.AdamW([("weight", param)], lr=0.1, backend=backend)
         train(optimizer, 1)
         moved = Parameter(param.detach().to("meta"))
         moved.grad = torch.empty_like(moved)
@@ -901,10 +901,10 @@ def test_a_model_that_moves_is_refused_without_its_state(layout):
     ],
 )
 def test_parameters_that_lie_between_each_other_are_stepped_one_after_the_other_where_they_meet(views):
-    def trained(reader):
+    def trained(backend):
         w = torch.ones(16)
         params = [Parameter(view) for view in views(w)]
-        optimizer = wd.SGDW(params, lr=0.1, momentum=0.0, reader=reader)
+        optimizer = wd.SGDW(params, lr=0.1, momentum=0.0, backend=backend)
         for _ in range(3):
             for param in params:
                 param.grad = torch.ones(param.shape)
@@ -917,19 +917,19 @@ def test_parameters_that_lie_between_each_other_are_stepped_one_after_the_other_
 def test_slices_of_one_tensor_that_share_no_place_are_the_kernels():
     w = torch.ones(16)
     for views in ((w[0:8:2], w[1:8:2]), (w.view(4, 4)[:, :2], w.view(4, 4)[:, 2:]), (w[:4], w[4:])):
-        train(wd.SGDW([Parameter(view) for view in views], lr=0.1, reader="cpu"), 2)
+        train(wd.SGDW([Parameter(view) for view in views], lr=0.1, backend="cpu"), 2)
     with pytest.raises(ValueError, match="shares memory"):
-        train(wd.SGDW([Parameter(w[:4]), Parameter(w[0:8:2])], lr=0.1, reader="cpu"), 1)
+        train(wd.SGDW([Parameter(w[:4]), Parameter(w[0:8:2])], lr=0.1, backend="cpu"), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 def test_a_gradient_may_be_a_view_of_weights(dtype):
     """Shifted, of another parameter, or upon its own weight: each is read before, or after, what eager would have written."""
 
-    def trained(reader):
+    def trained(backend):
         flat = noise((30_000,), dtype, 3)
         params = [Parameter(flat[:10_000]), Parameter(noise((10_000,), dtype, 4))]
-        optimizer = wd.SGDW(params, lr=0.1, momentum=0.0, reader=reader)
+        optimizer = wd.SGDW(params, lr=0.1, momentum=0.0, backend=backend)
         for grads in (
             (noise((10_000,), dtype, 5), noise((10_000,), dtype, 6)),
             (flat[1:10_001], noise((10_000,), dtype, 7)),
@@ -946,12 +946,12 @@ def test_a_gradient_may_be_a_view_of_weights(dtype):
 
 
 def test_a_penalty_keeps_its_reference_beside_a_decay_that_has_the_same():
-    """For a direction of whole tensors, whose two halves are stepped by two readers."""
+    """For a direction of whole tensors, whose two halves are stepped by two backends."""
 
-    def trained(reader):
+    def trained(backend):
         w = Parameter(torch.full((4, 4), 3.0, dtype=torch.float64))
         rules = {"direction": "muon", "penalty": "l2_sp", "penalty_weight": 100.0, "decay": "toward", "weight_decay": 0.1}
-        optimizer = wd.Optimizer([w], 0.1, **rules, reader=reader)
+        optimizer = wd.Optimizer([w], 0.1, **rules, backend=backend)
         for _ in range(3):
             w.grad = torch.eye(4, dtype=torch.float64)
             optimizer.step()
@@ -961,7 +961,7 @@ def test_a_penalty_keeps_its_reference_beside_a_decay_that_has_the_same():
     assert (trained("eager") - 3.0).abs().max() <= 0.5  # L2 without its reference would have pulled from 3 towards 0
 
 
-# Readers and checkpoints ------------------------------------------------------------------------------------------------
+# Backends and checkpoints ------------------------------------------------------------------------------------------------
 
 combinations = pytest.mark.parametrize("rules", COMBINATIONS.values(), ids=COMBINATIONS)
 
@@ -973,12 +973,12 @@ def form(state_dict):
 
 
 @combinations
-def test_a_run_may_switch_readers_between_its_steps(rules):
-    def trained(readers):
+def test_a_run_may_switch_backends_between_its_steps(rules):
+    def trained(backends):
         optimizer = wd.Optimizer(parameters().values(), **LAM, **rules)
-        for t, reader in enumerate(readers, 1):
-            optimizer.reader = reader
-            optimizer.param_groups[0]["lr"] = 0.05 / t  # which a reader must hear of that was not at work
+        for t, backend in enumerate(backends, 1):
+            optimizer.backend = backend
+            optimizer.param_groups[0]["lr"] = 0.05 / t  # which a backend must hear of that was not at work
             train(optimizer, 1, first=t)
         return optimizer
 
@@ -989,11 +989,11 @@ def test_a_run_may_switch_readers_between_its_steps(rules):
 @pytest.mark.parametrize(("dtype", "how"), [(torch.float64, "nearest"), (torch.bfloat16, "compensated")], ids=str)
 @pytest.mark.parametrize(("saver", "loader"), [("cpu", "eager"), ("eager", "cpu"), ("cpu", "cpu")])
 @combinations
-def test_a_checkpoint_of_one_reader_goes_on_in_another(rules, saver, loader, dtype, how):
-    def fresh(reader):
+def test_a_checkpoint_of_one_backend_goes_on_in_another(rules, saver, loader, dtype, how):
+    def fresh(backend):
         params = parameters(dtype)
         params["laid"] = Parameter(noise((4, 3), dtype, 9).t())
-        return wd.Optimizer(params.values(), **LAM, **rules, rounding=how, reader=reader)
+        return wd.Optimizer(params.values(), **LAM, **rules, rounding=how, backend=backend)
 
     saved, loaded, steady = fresh(saver), fresh(loader), fresh("eager")
     train(saved, 3)
@@ -1019,7 +1019,7 @@ def test_an_optimizer_that_has_stepped_can_be_pickled_and_goes_on():
     optimizer = build("cpu")
     train(optimizer, 2)
     twin = pickle.loads(pickle.dumps(optimizer))
-    assert twin.reader == "cpu"
+    assert twin.backend == "cpu"
     train(twin, 2, first=3)
     train(optimizer, 2, first=3)
     assert everything(twin) == everything(optimizer)
@@ -1109,7 +1109,7 @@ def test_every_weight_that_moves_has_another_version(direction):
 def test_a_backward_pass_through_a_weight_that_has_moved_raises(laid):
     w = noise((3, 3), torch.float32, 1)
     param = Parameter(w.t() if laid else w)
-    optimizer = wd.SGDW([param], **LAM, reader="cpu")
+    optimizer = wd.SGDW([param], **LAM, backend="cpu")
     loss = (param**2).sum()
     loss.backward(retain_graph=True)
     optimizer.step()
@@ -1120,9 +1120,9 @@ def test_a_backward_pass_through_a_weight_that_has_moved_raises(laid):
 def test_parameters_can_still_be_swapped():
     """torch.__future__.set_swap_module_params_on_conversion: what a module's conversion does when nobody else holds them."""
 
-    def converted(reader):
+    def converted(backend):
         model = Linear(3, 2)
-        optimizer = wd.SGDW(model.parameters(), **LAM, reader=reader)
+        optimizer = wd.SGDW(model.parameters(), **LAM, backend=backend)
         train(optimizer, 2)
         optimizer.zero_grad()
         torch.__future__.set_swap_module_params_on_conversion(True)
@@ -1145,11 +1145,11 @@ def test_parameters_can_still_be_swapped():
 @pytest.mark.filterwarnings("ignore:foreach=True and fused=True:UserWarning")
 @pytest.mark.parametrize("unscale_first", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("reader", READERS)
-def test_a_scaled_gradient_is_unscaled_as_by_hand(reader, maximize, unscale_first):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scaled_gradient_is_unscaled_as_by_hand(backend, maximize, unscale_first):
     """Also where the scale is no power of two, and where it changes between the steps."""
     scaler = torch.amp.GradScaler("cpu", init_scale=1000.0, growth_factor=3.0, growth_interval=2)
-    ours, theirs = (build(each, maximize=maximize, fused=True) for each in (reader, "eager"))
+    ours, theirs = (build(each, maximize=maximize, fused=True) for each in (backend, "eager"))
     scales = []
     for t in range(1, 7):
         scale = scaler.get_scale() if t > 1 else 1000.0
@@ -1175,10 +1175,10 @@ def test_a_scaled_gradient_is_unscaled_as_by_hand(reader, maximize, unscale_firs
 
 @pytest.mark.filterwarnings("ignore:foreach=True and fused=True:UserWarning")
 @pytest.mark.parametrize("fused", [True, None])
-@pytest.mark.parametrize("reader", READERS)
-def test_a_step_that_overflows_changes_nothing_not_even_the_count(reader, fused):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_that_overflows_changes_nothing_not_even_the_count(backend, fused):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    optimizer = build(reader, fused=fused)
+    optimizer = build(backend, fused=fused)
     for t in range(1, 5):
         set_gradients(optimizer, t)
         for param in all_params(optimizer):
@@ -1224,7 +1224,7 @@ def large_optimizer(kind):
     dtype, rules = KINDS[kind]
     params = [Parameter(noise((size,), dtype, place)) for place, size in enumerate(LARGE)]
     weight = {"weight_decay": 0.1} if "decay" in rules else {}
-    optimizer = wd.Optimizer(params, 0.05, **weight, **rules, reader="cpu")
+    optimizer = wd.Optimizer(params, 0.05, **weight, **rules, backend="cpu")
     give_large_gradients(optimizer, 1)
     return optimizer
 
@@ -1256,7 +1256,7 @@ def test_the_number_of_threads_changes_no_bit(threads, kind):
 def test_the_number_of_threads_may_change_between_the_steps(threads):
     def trained(counts):
         params = [Parameter(noise((30 * 4096,), torch.float32, place)) for place in range(2)]
-        optimizer = wd.Optimizer(params, **LAM, **COMBINATIONS["norm"], reader="cpu")
+        optimizer = wd.Optimizer(params, **LAM, **COMBINATIONS["norm"], backend="cpu")
         for t, count in enumerate(counts):
             threads(count)
             for place, param in enumerate(params):
@@ -1356,7 +1356,7 @@ torch.set_num_threads(2)
 optimizers = [tests.large_optimizer(kind) for kind in tests.KINDS]
 for optimizer in optimizers:
     optimizer.step()
-fresh = wd.AdamW([torch.nn.Parameter(torch.ones(9))], reader="cpu")  # nothing of which is compiled
+fresh = wd.AdamW([torch.nn.Parameter(torch.ones(9))], backend="cpu")  # nothing of which is compiled
 fresh.param_groups[0]["params"][0].grad = torch.ones(9)
 context = multiprocessing.get_context("fork")
 receiver, sender = context.Pipe(duplex=False)
@@ -1407,7 +1407,7 @@ from training import COMBINATIONS
 def step(dtype, **rules):
     param = torch.nn.Parameter(torch.ones(8, dtype=dtype))
     param.grad = torch.ones_like(param)
-    wd.Optimizer([param], 0.1, reader="cpu", **rules).step()
+    wd.Optimizer([param], 0.1, backend="cpu", **rules).step()
 
 def compile_much():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -1451,7 +1451,7 @@ import time, torch, weightdecay as wd
 params = [torch.nn.Parameter(torch.randn(64, 64)) for _ in range(4)]
 for param in params:
     param.grad = torch.randn(64, 64)
-optimizer = wd.AdamW(params, reader="cpu")
+optimizer = wd.AdamW(params, backend="cpu")
 start = time.perf_counter()
 optimizer.step()
 print(time.perf_counter() - start)
@@ -1475,7 +1475,7 @@ USE = """
 import torch, weightdecay as wd, rule_of_a_test
 w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
 w.grad = torch.ones(2)
-wd.Optimizer([w], lr=0.5, direction="sgd", decay="edited", reader="cpu").step()
+wd.Optimizer([w], lr=0.5, direction="sgd", decay="edited", backend="cpu").step()
 print(*w.tolist())
 """
 
@@ -1551,14 +1551,14 @@ def test_an_edited_rule_that_is_loaded_again_is_compiled_anew(rule_file, monkeyp
     monkeypatch.syspath_prepend(rule_file(1))
     module = importlib.import_module("rule_of_a_test")
     monkeypatch.setitem(sys.modules, "rule_of_a_test", module)
-    params = {reader: Parameter(torch.tensor([1.0, 2.0])) for reader in READERS}
+    params = {backend: Parameter(torch.tensor([1.0, 2.0])) for backend in BACKENDS}
     options = {"lr": 0.5, "direction": "sgd", "decay": "edited"}
-    running = {reader: wd.Optimizer([param], **options, reader=reader) for reader, param in params.items()}
+    running = {backend: wd.Optimizer([param], **options, backend=backend) for backend, param in params.items()}
 
     def step_all():
-        for reader, param in params.items():
+        for backend, param in params.items():
             param.grad = torch.ones(2)
-            running[reader].step()
+            running[backend].step()
         return [param.tolist() for param in params.values()]
 
     assert step_all() == [[0.5, 1.5]] * 2
@@ -1566,7 +1566,7 @@ def test_an_edited_rule_that_is_loaded_again_is_compiled_anew(rule_file, monkeyp
     importlib.reload(module)
     fresh = Parameter(torch.tensor([1.0, 2.0]))
     fresh.grad = torch.ones(2)
-    wd.Optimizer([fresh], **options, reader="cpu").step()
+    wd.Optimizer([fresh], **options, backend="cpu").step()
     assert fresh.tolist() == [-9.0, -8.0]
     assert step_all() == [[-9.5, -8.5]] * 2
 
@@ -1583,9 +1583,9 @@ def test_a_tensor_of_more_than_two_to_the_31_elements_is_stepped_to_its_end():
     param.grad, small.grad = g.expand(rows, row).contiguous(), g
     assert param.numel() > 2**31
     groups = {"lr": 0.05, "weight_decay": 0.5, "rounding": "nearest"}
-    optimizer = wd.SGDW([param], **groups, reader="cpu")
+    optimizer = wd.SGDW([param], **groups, backend="cpu")
     optimizer.step()
-    wd.SGDW([small], **groups, reader="eager").step()
+    wd.SGDW([small], **groups, backend="eager").step()
     assert (small.detach() != w).double().mean() > 0.9
     assert all(torch.equal(each, small.detach()) for each in param.detach())
     optimizer.param_groups[0]["rounding"] = "stochastic"

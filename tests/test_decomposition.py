@@ -59,7 +59,7 @@ by_lambda = pytest.mark.parametrize(
 def with_momentum(rules):
     """Return the rules with momentum, for torch's operations: a kernel for each would take half a second to compile."""
     direction = wd.rules()["direction", rules["direction"]]
-    return {"reader": "eager", **rules, **({"momentum": 0.8} if "mu" in direction.defaults else {})}
+    return {"backend": "eager", **rules, **({"momentum": 0.8} if "mu" in direction.defaults else {})}
 
 
 def tensors(*shapes, dtype=torch.float64):
@@ -126,7 +126,7 @@ def unrounded(optimizer, params):
     """Return what a step makes of low-precision weights before it rounds them, by a float32 optimizer of the same state."""
     twins = [torch.nn.Parameter(param.detach().float()) for param in params]
     options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    other = wd.Optimizer(twins, reader="eager", **{key: value for key, value in options.items() if key != "lr_at_start"})
+    other = wd.Optimizer(twins, backend="eager", **{key: value for key, value in options.items() if key != "lr_at_start"})
     for twin, param in zip(twins, params, strict=True):
         twin.grad = param.grad.float()
         if param in optimizer.state:
@@ -295,7 +295,7 @@ def test_a_run_that_was_looked_at_is_the_run_that_was_not(rules, dtype):
 def test_a_compensated_weight_is_split_with_its_remainder(dtype):
     """L1's factor is that of the whole weight, 1 − ηλ/|w|; the rounded one alone would be some ten thousandths off."""
     (param,) = tensors((400,), dtype=dtype)
-    rules = {"direction": "sgd", "penalty": "l1", "penalty_weight": 1.0, "rounding": "compensated", "reader": "eager"}
+    rules = {"direction": "sgd", "penalty": "l1", "penalty_weight": 1.0, "rounding": "compensated", "backend": "eager"}
     optimizer = wd.Optimizer([param], LR, **rules)
     optimizer.step()
     split = decomposed(optimizer)[param]
@@ -518,7 +518,7 @@ def test_rules_of_ones_own_are_split_as_they_step(own_registry, direction, decay
     own_rules()
     (param,) = tensors((12,))
     lam = {"penalty": penalty, "penalty_weight": LAMBDA} if penalty else {}
-    optimizer = wd.Optimizer([param], LR, direction=direction, decay=decay, weight_decay=LAMBDA, reader="eager", **lam)
+    optimizer = wd.Optimizer([param], LR, direction=direction, decay=decay, weight_decay=LAMBDA, backend="eager", **lam)
     for _ in range(3):
         found = decomposed(optimizer)
         (foreseen,) = predicted(found, [param])

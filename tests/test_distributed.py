@@ -150,10 +150,10 @@ def attached(params, decay, weight_decay=0.5):
 
 
 METERED = {
-    "AdamW": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5, reader="eager"),
-    "SGD with L2": lambda params: wd.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.5, reader="eager"),
+    "AdamW": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5, backend="eager"),
+    "SGD with L2": lambda params: wd.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.5, backend="eager"),
     "stochastic": lambda params: wd.AdamW(params, lr=0.1, weight_decay=0.5),
-    "a number of all tensors": lambda params: wd.AdamS(params, lr=0.1, weight_decay=0.5, reader="eager"),
+    "a number of all tensors": lambda params: wd.AdamS(params, lr=0.1, weight_decay=0.5, backend="eager"),
     "a reduction": lambda params: wd.Optimizer(params, 0.1, direction="adam", decay="norm_control", weight_decay=0.5),
     "torch's AdamW": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.5, foreach=False),
     "attached": partial(attached, decay="decoupled"),

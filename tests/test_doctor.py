@@ -128,7 +128,7 @@ def trainer_with_decay():
 
 def ours_in_bfloat16():
     model = GPT().to(torch.bfloat16)
-    return model, wd.AdamW(wd.param_groups(model, 0.1), lr=3e-4, reader="eager"), None, 10_000
+    return model, wd.AdamW(wd.param_groups(model, 0.1), lr=3e-4, backend="eager"), None, 10_000
 
 
 def muon():
@@ -278,10 +278,10 @@ def test_d3_bfloat16_weights_that_keep_no_decay(flags):
     (found,) = only("D3", model, optimizer, steps=10_000)
     assert (found.severity, found.evidence["lost_up_to"]) == ("error", 2**-9)
     assert "0% is taken" in found.effect
-    assert only("D3", model, wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, reader="eager")) == ()
-    nearest = wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, rounding="nearest", reader="eager")
+    assert only("D3", model, wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, backend="eager")) == ()
+    nearest = wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, rounding="nearest", backend="eager")
     assert only("D3", model, nearest)[0].severity == "error"
-    compensated = wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, rounding="compensated", reader="eager")
+    compensated = wd.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, rounding="compensated", backend="eager")
     assert only("D3", model, compensated) == ()
 
 
@@ -299,7 +299,7 @@ def test_d4_adam_with_the_decay_of_adamw():
     assert found.evidence["a_first_step_without_gradient_takes"] > 10 * found.evidence["a_decoupled_decay_would_take"]
     assert only("D4", model, torch.optim.Adam(model.parameters(), weight_decay=0.1, decoupled_weight_decay=True)) == ()
     assert only("D4", model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.05)) == ()
-    assert [each.id for each in only("D4", model, wd.Adam(model.parameters(), weight_decay=0.1, reader="eager"))] == ["D4"]
+    assert [each.id for each in only("D4", model, wd.Adam(model.parameters(), weight_decay=0.1, backend="eager"))] == ["D4"]
 
 
 def test_d5_decay_that_destroys_forgets_or_cannot_matter():
@@ -307,7 +307,7 @@ def test_d5_decay_that_destroys_forgets_or_cannot_matter():
     params = list(model.parameters())
     (found,) = only("D5", model, adamw(model, lr=1.0, lam=1.5))
     assert (found.severity, found.evidence["share_per_step"]) == ("error", 1.5)
-    independent = partial(wd.Optimizer, params, direction="adam", decay="independent", reader="eager")
+    independent = partial(wd.Optimizer, params, direction="adam", decay="independent", backend="eager")
     (found,) = only("D5", model, independent(lr=1e-3, weight_decay=0.05))
     assert found.severity == "warning"
     assert found.evidence["half_life_in_steps"] == pytest.approx(13.51, abs=0.01)
@@ -433,7 +433,7 @@ def test_d8_a_constructors_decay_in_the_shade_of_the_groups():
 
 def test_d8_two_decays_on_the_same_tensors():
     model = nn.Linear(8, 8, bias=False)
-    make = partial(wd.Optimizer, [model.weight], 1e-3, direction="adam", penalty="l2", decay="decoupled", reader="eager")
+    make = partial(wd.Optimizer, [model.weight], 1e-3, direction="adam", penalty="l2", decay="decoupled", backend="eager")
     (found,) = only("D8", model, make(weight_decay=0.1, penalty_weight=1e-3))
     assert "both" in found.problem or "beside" in found.problem
     assert only("D8", model, make(weight_decay=0.1)) == ()
@@ -552,7 +552,7 @@ def test_an_optimizer_that_cannot_be_tried_is_said_to_be_unknown():
     [
         partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
         partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
-        partial(wd.SGDW, lr=0.1, weight_decay=0.1, reader="eager"),
+        partial(wd.SGDW, lr=0.1, weight_decay=0.1, backend="eager"),
         partial(Sgdw, lr=0.1, weight_decay=0.1),
     ],
     ids=lambda make: make.func.__name__,
@@ -582,7 +582,7 @@ def test_no_preset_raises_a_false_alarm():
             groups = wd.param_groups(model, 5e-3 if cls.decay == "none" else 0.05)
         else:
             groups = model.parameters()
-        optimizer = cls(groups, lr=0.01, reader="eager")
+        optimizer = cls(groups, lr=0.01, backend="eager")
         for _ in range(2):
             report = wd.doctor(model, optimizer, steps=500)
             assert report.findings == (), f"{name}: {report}"
@@ -647,7 +647,7 @@ SCHEDULE = {"name": "linear", "steps": 1000}
 
 
 def in_its_groups(params):
-    return wd.AdamW(params, lr=0.01, weight_decay=0.2, weight_decay_schedule=SCHEDULE, reader="eager"), None
+    return wd.AdamW(params, lr=0.01, weight_decay=0.2, weight_decay_schedule=SCHEDULE, backend="eager"), None
 
 
 def by_a_scheduler(params):

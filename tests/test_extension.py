@@ -62,7 +62,7 @@ def ball(w, u, *, eta, lam, norm_w, radius=1.0):
 def contributed(tmp_path):
     """Return a function that runs Python on a copy of the package with one more file."""
     shutil.copytree(Path(wd.__file__).parent, tmp_path / "weightdecay", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "weightdecay/decays/signed.py").write_text(NEW_RULE, encoding="utf-8")
+    (tmp_path / "weightdecay/update_rules/decays/signed.py").write_text(NEW_RULE, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
 
     def run(*arguments):
@@ -93,7 +93,7 @@ def test_the_command_line_lists_it(contributed):
 @pytest.mark.slow
 def test_the_tests_take_it_up(contributed, tmp_path):
     """The laws hold for it, its example is run, and the one test that fails asks for a second opinion on it."""
-    paths = [TESTS / "test_rules.py", TESTS / "test_oracles.py", tmp_path / "weightdecay/decays/signed.py"]
+    paths = [TESTS / "test_rules.py", TESTS / "test_oracles.py", tmp_path / "weightdecay/update_rules/decays/signed.py"]
     options = ["-q", "-rA", "-k", "signed", "-p", "no:cacheprovider", "-c", TESTS.parent / "pyproject.toml"]
     report = contributed("-m", "pytest", *options, *paths)
     outcomes = re.findall(r"^(PASSED|FAILED) (\S+)", report, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The gpu reader's kernels compiled for GPUs that need not be there: Triton and its ptxas make a cubin of each."""
+"""The gpu backend's kernels compiled for GPUs that need not be there: Triton and its ptxas make a cubin of each."""
 
 import itertools
 import re
@@ -54,7 +54,7 @@ def parameter():
 @pytest.mark.parametrize(("capability", "dtype", "how"), TARGETS, ids=str)
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda cls: cls.__name__)
 def test_every_preset_compiles(preset, capability, dtype, how):
-    every_function(preset(parameter(), **options_of(preset), reader="eager"), dtype, how, capability)
+    every_function(preset(parameter(), **options_of(preset), backend="eager"), dtype, how, capability)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name)
@@ -68,7 +68,7 @@ def test_every_rule_compiles(rule):
     ids=str,
 )
 def test_every_dtype_and_rounding_compiles(dtype, how):
-    every_function(wd.SGDW(parameter(), momentum=0.9, reader="eager"), dtype, how, 90)
+    every_function(wd.SGDW(parameter(), momentum=0.9, backend="eager"), dtype, how, 90)
 
 
 FUSED = re.compile(r"\bfma\.rn\.f(?:32|64)|\bffma2?\b", re.IGNORECASE)
@@ -77,7 +77,7 @@ FUSED = re.compile(r"\bfma\.rn\.f(?:32|64)|\bffma2?\b", re.IGNORECASE)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_no_product_is_fused_with_a_sum(capability):
     """Of rules without a division, a root or a power, whose own instructions are made of fused ones."""
-    optimizer = wd.SGDW(parameter(), momentum=0.9, weight_decay=0.1, reader="eager")
+    optimizer = wd.SGDW(parameter(), momentum=0.9, weight_decay=0.1, backend="eager")
     (step,) = every_function(optimizer, torch.float32, "nearest", capability, counted=False).values()
     assert not FUSED.search(step.asm["ptx"])
     assert "mul.rn.f32" in step.asm["ptx"] or "mul.f32" in step.asm["ptx"]
@@ -87,7 +87,7 @@ def test_no_product_is_fused_with_a_sum(capability):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 def test_whole_blocks_are_read_sixteen_bytes_at_a_time(dtype):
     """The memory is as fast as that, and no faster one element at a time; float32 moments, so each block of them too."""
-    optimizer = wd.AdamW(parameter(), reader="eager")
+    optimizer = wd.AdamW(parameter(), backend="eager")
     (step,) = every_function(optimizer, dtype, "nearest", 90, counted=False).values()
     wide = {kind: len(re.findall(rf"{kind}\.global\.v4\.b32", step.asm["ptx"])) for kind in ("ld", "st")}
     values = {torch.float32: (4 * 2, 3 * 2), torch.bfloat16: (2 * 1 + 2 * 2, 1 + 2 * 2)}[dtype]
@@ -96,7 +96,7 @@ def test_whole_blocks_are_read_sixteen_bytes_at_a_time(dtype):
 
 def test_places_are_counted_in_64_bits():
     """A tensor may have more than 2³¹ elements."""
-    optimizer = wd.SGDW(parameter(), reader="eager")
+    optimizer = wd.SGDW(parameter(), backend="eager")
     (step,) = every_function(optimizer, torch.bfloat16, "stochastic", 90, counted=False).values()
     loops = re.findall(r"scf\.for [^\n]*", step.asm["ttir"])
     assert len(loops) == 2
@@ -104,11 +104,11 @@ def test_places_are_counted_in_64_bits():
     assert not re.search(r"tt\.addptr .*: !tt\.ptr<i16>, i32", step.asm["ttir"])
 
 
-def test_parameters_on_the_cpu_are_not_for_this_reader():
+def test_parameters_on_the_cpu_are_not_for_this_backend():
     param = torch.nn.Parameter(torch.ones(3))
     param.grad = torch.ones(3)
-    with pytest.raises(ValueError, match=r"reader='gpu' cannot step .*: it is on cpu; use reader='auto'"):
-        wd.AdamW([param], reader="gpu").step()
+    with pytest.raises(ValueError, match=r"backend='gpu' cannot step .*: it is on cpu; use backend='auto'"):
+        wd.AdamW([param], backend="gpu").step()
 
 
 class OnlyATarget:
@@ -131,7 +131,7 @@ def test_a_launch_compiles_once_whatever_the_sizes(monkeypatch):
     from triton.runtime import driver
     from triton.runtime.jit import MockTensor
 
-    optimizer = wd.AdamW(parameter(), reader="eager")
+    optimizer = wd.AdamW(parameter(), backend="eager")
     (step,) = kernels.kernel(signature(optimizer, torch.float32, "nearest")).passes
     dtypes = (torch.int64, torch.int32, torch.float64, torch.float64, torch.float32, torch.float32)
     monkeypatch.setattr(driver, "_active", OnlyATarget())

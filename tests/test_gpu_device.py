@@ -1,4 +1,4 @@
-"""The gpu reader on a GPU; without one, nothing here runs (and `make gpu-check` does what can be done)."""
+"""The gpu backend on a GPU; without one, nothing here runs (and `make gpu-check` does what can be done)."""
 
 from importlib.util import find_spec
 
@@ -14,7 +14,7 @@ pytest.importorskip("triton", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 BITS = find_spec("llvmlite") is not None
-"""Whether the cpu reader is there to compare bits with; torch's operations round otherwise."""
+"""Whether the cpu backend is there to compare bits with; torch's operations round otherwise."""
 SHAPES = [(0, 3), (), (7,), (33, 64), (1025, 33)]
 
 
@@ -36,8 +36,8 @@ def trained(device, dtype=torch.float32, how="nearest", steps=3, **options):
 )
 @pytest.mark.parametrize("rules", list(pairs()), ids=lambda rules: "-".join(v for v in rules.values() if isinstance(v, str)))
 def test_the_device_agrees_with_the_cpu(rules, dtype, how):
-    ours, got = trained("cuda", dtype, how, reader="gpu", **rules)
-    _, expected = trained("cpu", dtype, how, reader="cpu" if BITS else "eager", **rules)
+    ours, got = trained("cuda", dtype, how, backend="gpu", **rules)
+    _, expected = trained("cpu", dtype, how, backend="cpu" if BITS else "eager", **rules)
     words = {word for rule in ours.equation(ours.defaults).rules for word in rule.function.__code__.co_names}
     exact = is_exact(ours) and "debias" not in words and dtype != torch.float64 and BITS
     for mine, theirs in zip(got, expected, strict=True):
@@ -147,7 +147,7 @@ def test_a_graph_of_a_schedule_that_the_host_counts_is_refused():
 
 
 def test_a_graph_of_steps_that_the_host_counts_is_refused():
-    optimizer, _ = trained("cuda", direction="sgd", reader="gpu")
+    optimizer, _ = trained("cuda", direction="sgd", backend="gpu")
     with pytest.raises(RuntimeError, match="capturable=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         optimizer.step()
 

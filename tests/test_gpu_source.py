@@ -1,4 +1,4 @@
-"""The text of the gpu reader's kernels, which needs neither a GPU nor Triton to be made."""
+"""The text of the gpu backend's kernels, which needs neither a GPU nor Triton to be made."""
 
 import ast
 import sys
@@ -13,7 +13,7 @@ from weightdecay import backends
 from weightdecay.backends import rounding
 from weightdecay.backends.gpu.codegen import Signature, source
 
-FOLDER = Path(wd.__file__).parent / "readers" / "gpu"
+FOLDER = Path(wd.__file__).parent / "backends" / "gpu"
 
 
 def signature(optimizer, dtype=torch.float32, how="nearest", *, counted=False):
@@ -31,7 +31,7 @@ def signature(optimizer, dtype=torch.float32, how="nearest", *, counted=False):
 
 
 def optimizer_of(rules):
-    return wd.Optimizer([torch.nn.Parameter(torch.ones(3, 3))], 0.1, reader="eager", **rules)
+    return wd.Optimizer([torch.nn.Parameter(torch.ones(3, 3))], 0.1, backend="eager", **rules)
 
 
 def text(dtype=torch.float32, how="nearest", *, counted=False, **rules):
@@ -87,7 +87,7 @@ def test_every_type_is_spelt_out(dtype, how):
 
 
 def test_the_words_are_calls_of_triton_and_no_formulas():
-    """A reader gives words their meaning and writes loops: a rule's arithmetic, and a word's, are elsewhere."""
+    """A backend gives words their meaning and writes loops: a rule's arithmetic, and a word's, are elsewhere."""
     tree = ast.parse((FOLDER / "words.py").read_text(encoding="utf-8"))
     words = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
     assert {word.name for word in words} == {"exp", "log", "power", "copysign"}
@@ -99,7 +99,7 @@ def test_the_words_are_calls_of_triton_and_no_formulas():
     assert not any(isinstance(node, ast.BinOp) for node in ast.walk(tree))
 
 
-def test_no_rule_is_named_in_the_reader():
+def test_no_rule_is_named_in_the_backend():
     names = {rule.name for rule in RULES} - {"log", "none", "norm"}  # a word, Python's None, an attribute
     for path in FOLDER.glob("*.py"):
         code = ast.parse(path.read_text(encoding="utf-8"))
@@ -121,8 +121,8 @@ def no_triton(monkeypatch):
 
 
 def forget(monkeypatch):
-    """Let the reader be imported anew."""
-    for module in ("reader", "table", "kernel", "words", "partials"):
+    """Let the backend be imported anew."""
+    for module in ("backend", "table", "kernel", "words", "partials"):
         monkeypatch.delitem(sys.modules, f"weightdecay.backends.gpu.{module}", raising=False)
         monkeypatch.delattr(f"weightdecay.backends.gpu.{module}", raising=False)
     backends._gpu_if_there.cache_clear()
@@ -136,19 +136,19 @@ def test_without_triton_parameters_on_a_gpu_are_torchs_and_that_is_said_once():
 
 
 @pytest.mark.usefixtures("no_triton")
-def test_without_triton_the_reader_is_refused_with_what_to_install():
-    with pytest.raises(ImportError, match=r"reader='gpu' needs Triton.*: pip install 'weightdecay\[gpu\]'"):
-        wd.AdamW([torch.nn.Parameter(torch.ones(1))], reader="gpu")
+def test_without_triton_the_backend_is_refused_with_what_to_install():
+    with pytest.raises(ImportError, match=r"backend='gpu' needs Triton.*: pip install 'weightdecay\[gpu\]'"):
+        wd.AdamW([torch.nn.Parameter(torch.ones(1))], backend="gpu")
 
 
 def test_a_triton_that_cannot_start_is_not_taken(monkeypatch):
     """It compiles a little C to launch kernels, and not every machine can."""
-    reader = pytest.importorskip("weightdecay.backends.gpu.backend", exc_type=ImportError)
+    backend = pytest.importorskip("weightdecay.backends.gpu.backend", exc_type=ImportError)
 
     def fail():
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(reader, "start", fail)
+    monkeypatch.setattr(backend, "start", fail)
     backends._gpu_if_there.cache_clear()
     with pytest.warns(UserWarning, match="torch's operations.*Failed to find C compiler"):
         assert backends.kernels("auto", torch.device("cuda", 0)) is None

@@ -16,7 +16,7 @@ from weightdecay.audit.identify.harness import Subject, alone, name_of
 from weightdecay.audit.identify.hypotheses import FITS, IN_GRADIENT, LIKELY, PER_LR, PER_PEAK, Powers, holding, observe
 from weightdecay.audit.identify.identify import KINDS, DecayLaw, identify
 
-OURS = partial(wd.Optimizer, direction="adam", reader="eager")
+OURS = partial(wd.Optimizer, direction="adam", backend="eager")
 CORNERS = {
     "grad=None": "stays",
     "frozen": "stays",
@@ -83,7 +83,7 @@ def test_sgd_is_told_with_a_momentum():
     plain = law.evidence["unexplained"]
     assert plain["the penalty l2 added to the gradient"] < FITS > plain["the decay decoupled on the old weight"]
     assert law.evidence["with momentum=0.9"]["unexplained"]["the decay decoupled on the old weight"] > 100 * FITS
-    assert identify(partial(wd.SGDW, reader="eager")).kind == "decoupled"
+    assert identify(partial(wd.SGDW, backend="eager")).kind == "decoupled"
 
 
 def test_asgds_lambd_changes_the_step_too():
@@ -141,9 +141,9 @@ def test_the_numbers_of_a_rule_are_those_of_the_groups():
 
 
 def test_the_presets():
-    assert identify(partial(wd.AdamW, reader="eager")).rule == "decoupled"
-    assert identify(partial(wd.Adam, reader="eager")).kind == "coupled"
-    assert identify(partial(wd.SGD, reader="eager", momentum=0.5)).kind == "coupled"
+    assert identify(partial(wd.AdamW, backend="eager")).rule == "decoupled"
+    assert identify(partial(wd.Adam, backend="eager")).kind == "coupled"
+    assert identify(partial(wd.SGD, backend="eager", momentum=0.5)).kind == "coupled"
 
 
 def attached(params, lr, weight_decay, decay, **numbers):
@@ -160,7 +160,7 @@ def test_attached_decays_of_a_factory_that_insists_on_lambda(decay):
 
 @pytest.mark.parametrize("cls", [wd.AdamCPR, wd.AdamH])
 def test_a_preset_without_lambda_is_said_to_refuse_it(cls):
-    law = identify(partial(cls, reader="eager"))
+    law = identify(partial(cls, backend="eager"))
     assert law.kind == "none"
     assert "makes nothing of λ: it refuses weight_decay" in law.text
 
@@ -349,7 +349,7 @@ def test_complaints_are_an_error_with_the_table():
 
 def test_a_decay_without_a_bug_passes():
     law = check_decay(Planted, "decoupled")
-    assert set(CHECKS) - set(law.findings) == {"law", "strength", "fused", "reader='eager'", "compiled"}
+    assert set(CHECKS) - set(law.findings) == {"law", "strength", "fused", "backend='eager'", "compiled"}
 
 
 def test_lambda_times_lr_in_the_gradient_is_told_from_l2():

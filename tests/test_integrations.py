@@ -225,7 +225,7 @@ BUILD = {
     "SGDW": lambda groups, lr: wd.SGDW(groups, lr=lr, momentum=0.9),
     "Adam with L2": lambda groups, lr: wd.Adam(groups, lr=lr),
     "AdamC": lambda groups, lr: wd.AdamC(groups, lr=lr),
-    "Lion, eager": lambda groups, lr: wd.Lion(groups, lr=lr, reader="eager"),
+    "Lion, eager": lambda groups, lr: wd.Lion(groups, lr=lr, backend="eager"),
     "Muon and Adam": lambda groups, lr: wd.Optimizer(split_by_shape(groups), lr, direction="adam", decay="decoupled"),
     "torch's AdamW": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
     "torch's SGD": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9),
@@ -479,7 +479,7 @@ def lightning_run(folder, callbacks=(), *, optimizers=1, **options):
         def configure_optimizers(self):
             groups = wd.param_groups(self.net, LAMBDA)
             if optimizers == 1:
-                return wd.AdamW(groups, lr=LR, reader="eager")
+                return wd.AdamW(groups, lr=LR, backend="eager")
             return [torch.optim.AdamW([group], lr=LR) for group in groups]
 
     torch.manual_seed(0)
@@ -545,9 +545,9 @@ def test_lightning_names_each_of_several_optimizers(tmp_path):
     assert {"weight_decay/optimizer0/group0/norm", "weight_decay/optimizer1/group0/norm"} <= set(header)
 
 
-@pytest.mark.parametrize("reader", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "eager"])
 @pytest.mark.parametrize("build", [wd.AdamW, wd.SGD, wd.Lion, wd.AdamC, wd.AdamCPR], ids=lambda cls: cls.__name__)
-def test_lightning_clips_gradients_under_mixed_precision(tmp_path, build, reader):
+def test_lightning_clips_gradients_under_mixed_precision(tmp_path, build, backend):
     lightning = pytest.importorskip("lightning.pytorch")
     norms = []
 
@@ -560,7 +560,7 @@ def test_lightning_clips_gradients_under_mixed_precision(tmp_path, build, reader
             return 100 * self.net(batch).square().mean()
 
         def configure_optimizers(self):
-            return build(self.parameters(), lr=1e-2, reader=reader)
+            return build(self.parameters(), lr=1e-2, backend=backend)
 
         def on_before_zero_grad(self, optimizer):
             grads = [param.grad for param in self.parameters() if param.grad is not None]
@@ -834,7 +834,7 @@ def test_tensorboard_shows_every_number_at_its_step(tmp_path):
     from weightdecay.integrations.tensorboard import write_metrics
 
     w = nn.Parameter(torch.randn(4, 4))
-    optimizer = wd.AdamW([w], lr=LR, weight_decay=LAMBDA, reader="eager")
+    optimizer = wd.AdamW([w], lr=LR, weight_decay=LAMBDA, backend="eager")
     meter = wd.Meter(optimizer, every=2)
     with SummaryWriter(tmp_path) as writer:
         for step in range(4):

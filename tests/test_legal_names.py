@@ -78,9 +78,9 @@ def strange(g, {", ".join(states)}, *, t):
 '''
 
 
-def stepped(reader, **rules):
+def stepped(backend, **rules):
     param = torch.nn.Parameter(torch.tensor([[2.0, -3.0, 0.5]], dtype=torch.float64))
-    optimizer = wd.Optimizer([param], 0.1, weight_decay=0.5, reader=reader, **rules)
+    optimizer = wd.Optimizer([param], 0.1, weight_decay=0.5, backend=backend, **rules)
     for t in range(3):
         param.grad = torch.tensor([GRADIENTS], dtype=torch.float64) / (t + 1)
         optimizer.step()
@@ -99,7 +99,7 @@ def on_floats(rule, memory, numbers):
 
 def parsed(**rules):
     """Have Python read what Triton would."""
-    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(2, 2))], 0.1, weight_decay=0.5, reader="eager", **rules)
+    optimizer = wd.Optimizer([torch.nn.Parameter(torch.ones(2, 2))], 0.1, weight_decay=0.5, backend="eager", **rules)
     for text in source(signature(optimizer)).passes:
         ast.parse(text)
 
@@ -111,15 +111,15 @@ def same(x, read, values, texts):
 
 
 @pytest.mark.parametrize("place", range(len(CHUNKS)), ids=lambda place: CHUNKS[place][0])
-def test_any_name_serves_in_every_reader(define, place):  # noqa: F811
+def test_any_name_serves_in_every_backend(define, place):  # noqa: F811
     """The names of a chunk as hyper-parameters; those of another as names of the rule's own and as a number kept."""
     numbers, others = CHUNKS[place], CHUNKS[place - 1]
     memory, odd = others[3], define(decay_of(numbers, others[:3], others[3])).odd
     given = {name: 2.0 + place for place, name in enumerate(numbers)}
     expected = on_floats(odd, memory, given)
     effect = (expected - on_floats(odd, memory, dict.fromkeys(given, 0.0))).abs().max()
-    for reader in ("eager", "cpu"):
-        assert_close(stepped(reader, direction="sgd", decay=odd, **given), expected, tolerance=1e-12, effect=effect)
+    for backend in ("eager", "cpu"):
+        assert_close(stepped(backend, direction="sgd", decay=odd, **given), expected, tolerance=1e-12, effect=effect)
     parsed(direction="sgd", decay=odd)
     found = wd.derive("sgd", None, odd, momentum=0)
     system = found._system
@@ -144,7 +144,7 @@ def test_any_name_serves_in_every_reader(define, place):  # noqa: F811
 def test_any_name_serves_as_a_moment(define, place):  # noqa: F811
     states, made = CHUNKS[place], CHUNKS[place - 1][0]
     strange = define(direction_of(states, made)).strange
-    eager, cpu = (stepped(reader, direction=strange, decay="decoupled") for reader in ("eager", "cpu"))
+    eager, cpu = (stepped(backend, direction=strange, decay="decoupled") for backend in ("eager", "cpu"))
     without = stepped("eager", direction="sgd", decay="decoupled")
     assert_close(cpu, eager, tolerance=1e-12, effect=(eager - without).abs().max())
     parsed(direction=strange, decay="decoupled")

@@ -475,7 +475,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_reader_could_not_fill_is_refused(define, case):
+def test_what_a_backend_could_not_fill_is_refused(define, case):
     code, expected = REFUSED[case]
     message = refusal(define, code)
     assert ("bent" in message) or ("<lambda>" in message)

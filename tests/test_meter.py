@@ -40,16 +40,16 @@ def read(optimizer, steps=1, **options):
 
 
 def general(params, **rules):
-    return wd.Optimizer(params, reader="eager", **{"lr": LR, "weight_decay": LAMBDA, "direction": "adam", **rules})
+    return wd.Optimizer(params, backend="eager", **{"lr": LR, "weight_decay": LAMBDA, "direction": "adam", **rules})
 
 
 # What was intended, and what came of it -----------------------------------------------------------------------------------
 
 SAME_STEP = {
-    "wd.AdamW": lambda params, lam: wd.AdamW(params, lr=LR, weight_decay=lam, reader="eager"),
+    "wd.AdamW": lambda params, lam: wd.AdamW(params, lr=LR, weight_decay=lam, backend="eager"),
     "torch's AdamW": lambda params, lam: torch.optim.AdamW(params, lr=LR, weight_decay=lam),
     "torch's fused AdamW": lambda params, lam: torch.optim.AdamW(params, lr=LR, weight_decay=lam, fused=True),
-    "SGDW": lambda params, lam: wd.SGDW(params, lr=LR, momentum=0.9, weight_decay=lam, reader="eager"),
+    "SGDW": lambda params, lam: wd.SGDW(params, lr=LR, momentum=0.9, weight_decay=lam, backend="eager"),
     "torch's SGD": lambda params, lam: torch.optim.SGD(params, lr=LR, momentum=0.9, weight_decay=lam),
     "cautious": lambda params, lam: general(params, weight_decay=lam, decay="cautious"),
     "maximize": lambda params, lam: general(params, weight_decay=lam, decay="decoupled", maximize=True),
@@ -118,7 +118,7 @@ def test_every_preset_takes_what_it_intends(preset, schedule):
     options = options_of(preset)
     if schedule and "weight_decay" in options:
         options["weight_decay_schedule"] = schedule
-    optimizer = preset(list(parameters_of(preset).values()), reader="eager", **options)
+    optimizer = preset(list(parameters_of(preset).values()), backend="eager", **options)
     train(optimizer, 2)
     set_gradients(optimizer, 3)
     params, splits = all_params(optimizer), wd.decompose(optimizer)
@@ -169,7 +169,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize(("schedule", "product"), SCHEDULES.values(), ids=SCHEDULES)
 def test_a_schedule_of_lambda_is_seen_at_each_step(schedule, product):
-    optimizer = wd.AdamW([one()], **ADAM, weight_decay_schedule=schedule, reader="eager")
+    optimizer = wd.AdamW([one()], **ADAM, weight_decay_schedule=schedule, backend="eager")
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, total_iters=4)
     meter, expected = wd.Meter(optimizer, every=1), []
     for t in range(4):
@@ -183,18 +183,18 @@ def test_a_schedule_of_lambda_is_seen_at_each_step(schedule, product):
 
 
 def test_a_small_decay_keeps_its_digits_in_float32():
-    reading, _ = read(wd.AdamW([one(dtype=torch.float32, size=1e-3)], lr=1e-3, weight_decay=1e-2, reader="eager"))
+    reading, _ = read(wd.AdamW([one(dtype=torch.float32, size=1e-3)], lr=1e-3, weight_decay=1e-2, backend="eager"))
     assert reading.shrink == pytest.approx(1e-5, rel=1e-12)
-    reading, _ = read(wd.SGD([one(dtype=torch.float32, size=1e-3)], lr=1e-3, weight_decay=1e-2, reader="eager"))
+    reading, _ = read(wd.SGD([one(dtype=torch.float32, size=1e-3)], lr=1e-3, weight_decay=1e-2, backend="eager"))
     assert reading.shrink == pytest.approx(1e-5, rel=1e-6)
 
 
 ROUNDINGS = {
-    "nearest": (0.0, lambda params: wd.AdamW(params, lr=1e-4, weight_decay=1.0, rounding="nearest", reader="eager")),
+    "nearest": (0.0, lambda params: wd.AdamW(params, lr=1e-4, weight_decay=1.0, rounding="nearest", backend="eager")),
     "torch": (0.0, lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=1.0)),
-    "stochastic": (1.0, lambda params: wd.AdamW(params, lr=1e-4, weight_decay=1.0, reader="eager")),
+    "stochastic": (1.0, lambda params: wd.AdamW(params, lr=1e-4, weight_decay=1.0, backend="eager")),
     "stochastic, by the kernel": (1.0, lambda params: wd.AdamW(params, lr=1e-4, weight_decay=1.0)),
-    "compensated": (1.0, lambda params: wd.AdamW(params, lr=1e-4, weight_decay=1.0, rounding="compensated", reader="eager")),
+    "compensated": (1.0, lambda params: wd.AdamW(params, lr=1e-4, weight_decay=1.0, rounding="compensated", backend="eager")),
 }
 
 
@@ -211,7 +211,7 @@ def test_bfloat16_keeps_the_decay_or_loses_it_as_it_is_rounded(kept, build):
 def test_a_rounded_walk_loses_as_much_as_the_meter_says():
     """Over many steps without gradients, the readings add up to what is missing of the weights."""
     param = one((200, 200), torch.bfloat16, size=0.0)
-    optimizer = wd.SGDW([param], lr=0.01, weight_decay=0.1, reader="eager")
+    optimizer = wd.SGDW([param], lr=0.01, weight_decay=0.1, backend="eager")
     start = param.detach().double()
     meter = wd.Meter(optimizer, every=1)
     for _ in range(50):
@@ -384,7 +384,7 @@ def test_a_skipped_or_broken_step_leaves_nothing_behind_on_what_is_attached():
 
 def test_norm_change_and_angle_are_those_of_the_weights():
     params = [one(), one((7,))]
-    optimizer = wd.AdamW(params, lr=0.5, reader="eager")
+    optimizer = wd.AdamW(params, lr=0.5, backend="eager")
     reading, before = read(optimizer)
     params = [param.detach() for param in params]
     angles = []
@@ -412,7 +412,7 @@ def test_a_complex_number_is_two_weights():
         param = one((4, 6), torch.complex128)
         w = param if not pairs else nn.Parameter(torch.view_as_real(param.detach()).clone())
         w.grad = param.grad if not pairs else torch.view_as_real(param.grad).clone()
-        readings.append(read(wd.AdamW([w], **ADAM, reader="eager"))[0])
+        readings.append(read(wd.AdamW([w], **ADAM, backend="eager"))[0])
     assert readings[0].to_dict() == readings[1].to_dict()
     assert readings[0].weights == 48
 
@@ -448,13 +448,13 @@ def noise_across(w):
 
 
 WALKS = {
-    "AdamW": (lambda p: wd.AdamW(p, lr=0.01, weight_decay=2.0, reader="eager"), noise),
+    "AdamW": (lambda p: wd.AdamW(p, lr=0.01, weight_decay=2.0, backend="eager"), noise),
     "torch's AdamW": (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=2.0), noise),
     "Lion": (lambda p: general(p, weight_decay=2.0, direction="lion", decay="decoupled", betas=(0.8, 0.9)), noise),
     "SGD": (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.02), noise_across),
     "Nesterov": (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.02, nesterov=True), noise_across),
     "dampening": (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5, weight_decay=0.04), noise_across),
-    "SGDW": (lambda p: wd.SGDW(p, lr=0.1, momentum=0.9, weight_decay=0.2, reader="eager"), noise_across),
+    "SGDW": (lambda p: wd.SGDW(p, lr=0.1, momentum=0.9, weight_decay=0.2, backend="eager"), noise_across),
 }
 
 
@@ -478,23 +478,23 @@ def test_weights_under_noise_settle_at_the_equilibrium(build, gradient):
 
 def test_no_equilibrium_where_no_law_applies():
     assert math.isnan(read(torch.optim.SGD([one()], lr=0.1, weight_decay=0.1))[0].equilibrium)  # the gradient sees the length
-    assert math.isnan(read(wd.AdamW([one((50,))], **ADAM, reader="eager"))[0].equilibrium)  # no matrix
-    assert math.isnan(read(wd.AdamW([one()], lr=LR, weight_decay=0.0, reader="eager"))[0].equilibrium)
-    assert math.isnan(read(wd.Adam([one()], **ADAM, reader="eager"))[0].equilibrium)
+    assert math.isnan(read(wd.AdamW([one((50,))], **ADAM, backend="eager"))[0].equilibrium)  # no matrix
+    assert math.isnan(read(wd.AdamW([one()], lr=LR, weight_decay=0.0, backend="eager"))[0].equilibrium)
+    assert math.isnan(read(wd.Adam([one()], **ADAM, backend="eager"))[0].equilibrium)
 
 
 # Half-life, timescale, effective learning rate ----------------------------------------------------------------------------
 
 
 def test_half_life_and_timescale_are_those_of_the_units():
-    reading, _ = read(wd.AdamW([one()], **ADAM, reader="eager"), steps_per_epoch=50)
+    reading, _ = read(wd.AdamW([one()], **ADAM, backend="eager"), steps_per_epoch=50)
     assert reading.half_life == pytest.approx(wd.half_life(LR, LAMBDA))
     assert (reading.timescale, reading.timescale_epochs) == pytest.approx((1 / (LR * LAMBDA), 1 / (LR * LAMBDA) / 50))
     assert reading.half_life_epochs == pytest.approx(reading.half_life / 50)
     reading, _ = read(torch.optim.SGD([one()], lr=0.1, momentum=0.9, weight_decay=5e-4), steps=2)
     assert reading.half_life == pytest.approx(wd.half_life(0.1, 5e-4, source="coupled", momentum=0.9))
-    assert math.isnan(read(wd.Adam([one()], **ADAM, reader="eager"))[0].half_life)  # another one for every weight
-    assert math.isinf(read(wd.AdamW([one()], lr=LR, weight_decay=0.0, reader="eager"))[0].half_life)
+    assert math.isnan(read(wd.Adam([one()], **ADAM, backend="eager"))[0].half_life)  # another one for every weight
+    assert math.isinf(read(wd.AdamW([one()], lr=LR, weight_decay=0.0, backend="eager"))[0].half_life)
 
 
 @pytest.mark.parametrize("direction", [name for name, rule in wd.rules().of("direction").items() if not rule.whole])
@@ -517,7 +517,7 @@ def test_the_effective_lr_is_what_turns_weights_alike_at_any_size(direction):
 
 
 def test_where_the_decay_gives_u_another_length_no_effective_lr_is_told():
-    for optimizer in (wd.LAMB([one()], lr=LR, weight_decay=0.1, reader="eager"), wd.AdamH([one()], lr=LR, reader="eager")):
+    for optimizer in (wd.LAMB([one()], lr=LR, weight_decay=0.1, backend="eager"), wd.AdamH([one()], lr=LR, backend="eager")):
         assert math.isnan(read(optimizer)[0].effective_lr)
 
 
@@ -565,7 +565,7 @@ def test_a_tensor_that_is_zero_does_not_lower_the_mean_angle():
 
 def test_a_pull_to_a_larger_norm_forgets_nothing():
     param = one()
-    optimizer = wd.AdamWN([param], lr=0.1, weight_decay=0.1, reader="eager")
+    optimizer = wd.AdamWN([param], lr=0.1, weight_decay=0.1, backend="eager")
     meter = wd.Meter(optimizer, every=1)
     for _ in range(2):
         param.grad = torch.zeros_like(param)
@@ -627,7 +627,7 @@ ROLES = {
 @pytest.mark.parametrize("by_name", [False, True])
 def test_roles_come_from_the_model_or_by_name(by_name):
     model = Model()
-    optimizer = wd.AdamW(wd.param_groups(model, 0.1), lr=LR, reader="eager")
+    optimizer = wd.AdamW(wd.param_groups(model, 0.1), lr=LR, backend="eager")
     norms = {name: param.detach().double().norm().item() for name, param in model.named_parameters()}
     meter = wd.Meter(optimizer, roles=ROLES if by_name else model)
     trained(model, optimizer)
@@ -644,7 +644,7 @@ def test_roles_come_from_the_model_or_by_name(by_name):
 def test_a_tensor_without_a_gradient_is_not_counted():
     params = [one(), one()]
     params[0].grad = None
-    reading, before = read(wd.AdamW(params, **ADAM, reader="eager"))
+    reading, before = read(wd.AdamW(params, **ADAM, backend="eager"))
     assert reading.tensors == 1
     assert reading.norm == pytest.approx(before[1].norm().item())
     with wd.Meter(torch.optim.SGD([nn.Parameter(torch.ones(2))])) as meter:
@@ -653,7 +653,7 @@ def test_a_tensor_without_a_gradient_is_not_counted():
 
 
 def test_a_group_that_joins_later_is_measured_too():
-    optimizer = wd.AdamW([one()], **ADAM, reader="eager")
+    optimizer = wd.AdamW([one()], **ADAM, backend="eager")
     meter = wd.Meter(optimizer, every=1)
     optimizer.step()
     optimizer.add_param_group({"params": [one()], "weight_decay": 0.5})
@@ -668,12 +668,12 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_measured_as_if_it_had_not_stopp
     for stops in (False, True):
         torch.manual_seed(0)
         params = [one(dtype=torch.bfloat16)]
-        optimizer = torch.optim.AdamW(params, **ADAM) if attach else wd.AdamW(params, **ADAM, reader="eager")
+        optimizer = torch.optim.AdamW(params, **ADAM) if attach else wd.AdamW(params, **ADAM, backend="eager")
         if attach:
             wd.attach(optimizer, "decoupled")
         train(optimizer, 3)
         if stops:
-            other = torch.optim.AdamW(params, lr=1.0) if attach else wd.AdamW(params, lr=1.0, reader="eager")
+            other = torch.optim.AdamW(params, lr=1.0) if attach else wd.AdamW(params, lr=1.0, backend="eager")
             meter = wd.Meter(other, every=1)
             if attach:
                 wd.attach(other, "decoupled")
@@ -780,7 +780,7 @@ def test_the_gradients_of_a_closure_are_those_that_count(given):
         torch.manual_seed(3)
         param = one()
         gradient, param.grad = param.grad, None
-        optimizer = wd.AdamW([param], **ADAM, reader="eager")
+        optimizer = wd.AdamW([param], **ADAM, backend="eager")
         meter = wd.Meter(optimizer, every=1)
 
         def closure(param=param, gradient=gradient):
@@ -815,7 +815,7 @@ def test_a_closure_that_is_evaluated_again_and_again_is_measured_once():
 
 
 @pytest.mark.parametrize("build", [
-    lambda params: wd.AdamW(params, **ADAM), lambda params: wd.AdamW(params, **ADAM, reader="eager"),
+    lambda params: wd.AdamW(params, **ADAM), lambda params: wd.AdamW(params, **ADAM, backend="eager"),
     lambda params: torch.optim.AdamW(params, **ADAM, fused=True), lambda params: torch.optim.AdamW(params, **ADAM),
 ], ids=["kernel", "eager", "torch fused", "torch"])  # fmt: skip
 def test_a_scaled_gradient_is_measured_unscaled_and_a_skipped_step_not_at_all(build):
@@ -848,8 +848,8 @@ def test_a_run_with_a_meter_is_the_run_without_bit_for_bit(build, dtype):
         torch.manual_seed(0)
         params = [one((4, 3), dtype), one((3, 2), dtype), nn.Parameter(torch.ones(2, 2, dtype=dtype))]
         decay = {"weight_decay": 0.1} if "weight_decay" in inspect.signature(build).parameters else {}
-        reader = {"reader": "eager"} if build in PRESETS and build is not wd.AdamW else {}
-        optimizer = build(params, lr=0.05, **decay, **reader)
+        backend = {"backend": "eager"} if build in PRESETS and build is not wd.AdamW else {}
+        optimizer = build(params, lr=0.05, **decay, **backend)
         meter = wd.Meter(optimizer, every=2) if metered else None
         for t in range(5):
             set_gradients(optimizer, t)
@@ -924,7 +924,7 @@ def test_detached_it_measures_no_more_and_keeps_what_it_has():
 
 def test_a_step_that_fails_is_no_sample():
     param = one()
-    optimizer = wd.AdamW([param], **ADAM, reader="eager")
+    optimizer = wd.AdamW([param], **ADAM, backend="eager")
     meter = wd.Meter(optimizer, every=1)
     param.grad = param.grad.to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
@@ -1059,7 +1059,7 @@ def test_metrics_by_name():
 
 def test_it_prints_as_a_table_and_is_plain_data(tmp_path):
     model = Model()
-    optimizer = wd.AdamW(wd.param_groups(model, 0.1), lr=LR, reader="eager")
+    optimizer = wd.AdamW(wd.param_groups(model, 0.1), lr=LR, backend="eager")
     meter = wd.Meter(optimizer, every=2, roles=model, steps_per_epoch=3)
     trained(model, optimizer, steps=7)
     lines = str(meter.history()[-1]).splitlines()

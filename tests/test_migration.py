@@ -24,9 +24,9 @@ OPTIMIZERS = {
     "torch.AdamW": (torch.optim.AdamW, {}),
     "torch.SGD": (torch.optim.SGD, MOMENTUM),
     "torch.RMSprop": (torch.optim.RMSprop, MOMENTUM),
-    "AdamW": (wd.AdamW, {"reader": "eager"}),
-    "SGD": (wd.SGD, {**MOMENTUM, "reader": "eager"}),
-    "Optimizer": (wd.Optimizer, {"direction": "adam", "decay": "toward", "reader": "eager"}),
+    "AdamW": (wd.AdamW, {"backend": "eager"}),
+    "SGD": (wd.SGD, {**MOMENTUM, "backend": "eager"}),
+    "Optimizer": (wd.Optimizer, {"direction": "adam", "decay": "toward", "backend": "eager"}),
 }
 optimizers = pytest.mark.parametrize(("cls", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS)
 ORDINARY = (("body.weight", "head.weight"), ("body.bias", "head.bias"))
@@ -176,7 +176,7 @@ def test_a_state_keyed_by_names_as_of_distributed_checkpoints_is_read():
     model, twin = model_and_twin()
     old = torch.optim.AdamW(wd.param_groups(model, 0.1))
     train(old, dict(model.named_parameters()), 2)
-    new = wd.AdamW(wd.param_groups(twin, 0.2, embeddings=False, patterns={"head": 0.5}), reader="eager")
+    new = wd.AdamW(wd.param_groups(twin, 0.2, embeddings=False, patterns={"head": 0.5}), backend="eager")
     wd.migrate(new, get_optimizer_state_dict(model, old), **KEEP)
     assert states(new, twin) == states(old, model)
 
@@ -189,7 +189,7 @@ def test_a_file_read_with_weights_only_will_do():
     torch.save(old.state_dict(), file)
     file.seek(0)
     twins = copies(params)
-    new = build(wd.AdamW, {"reader": "eager"}, twins, REGROUPED, NEW)
+    new = build(wd.AdamW, {"backend": "eager"}, twins, REGROUPED, NEW)
     wd.migrate(new, torch.load(file, weights_only=True), **KEEP)
     assert by_name(new, twins) == by_name(old, params)
 
@@ -245,7 +245,7 @@ def test_what_the_optimizer_refuses_is_refused_whole():
     params = parameters()
     old = build(torch.optim.SGD, MOMENTUM, params, ORDINARY, BIASES_DO_NOT)
     train(old, params, 2)
-    new = build(wd.AdamW, {"reader": "eager"}, copies(params), REGROUPED, NEW)
+    new = build(wd.AdamW, {"backend": "eager"}, copies(params), REGROUPED, NEW)
     with refused(ValueError, "momentum_buffer", "comes from another optimizer", unchanged=new):
         wd.migrate(new, old.state_dict(), **KEEP)
 
@@ -476,7 +476,7 @@ def test_a_group_cannot_have_two_values_of_the_checkpoint():
 
 @pytest.mark.parametrize("cls", [torch.optim.AdamW, wd.AdamW])
 def test_a_run_under_a_scheduler_goes_on_where_it_was(cls):
-    options = {"reader": "eager"} if cls is wd.AdamW else {}
+    options = {"backend": "eager"} if cls is wd.AdamW else {}
 
     def scheduled(params, groups):
         optimizer = build(cls, options, params, groups, BIASES_DO_NOT)
@@ -527,19 +527,19 @@ def test_a_tensor_of_lambda_stays_the_same_object(policy):
 )
 def test_our_optimizers_refuse_other_names_and_say_how_to_move_them(groups, words):
     params = parameters()
-    old = build(wd.AdamW, {"reader": "eager"}, params, ORDINARY, BIASES_DO_NOT)
+    old = build(wd.AdamW, {"backend": "eager"}, params, ORDINARY, BIASES_DO_NOT)
     train(old, params, 1)
-    new = build(wd.AdamW, {"reader": "eager"}, copies(params), groups, NEW)
+    new = build(wd.AdamW, {"backend": "eager"}, copies(params), groups, NEW)
     with refused(ValueError, *words, "weightdecay.migrate(optimizer, state_dict", unchanged=new):
         new.load_state_dict(old.state_dict())
 
 
 def test_our_optimizers_load_the_same_names_behind_another_wrapper_and_keep_their_own():
     params = parameters()
-    old = build(wd.AdamW, {"reader": "eager"}, params, ORDINARY, BIASES_DO_NOT, prefix="module.")
+    old = build(wd.AdamW, {"backend": "eager"}, params, ORDINARY, BIASES_DO_NOT, prefix="module.")
     train(old, params, 1)
     twins = copies(params)
-    new = build(wd.AdamW, {"reader": "eager"}, twins, ORDINARY, BIASES_DO_NOT, prefix="_orig_mod.")
+    new = build(wd.AdamW, {"backend": "eager"}, twins, ORDINARY, BIASES_DO_NOT, prefix="_orig_mod.")
     new.load_state_dict(old.state_dict())
     assert by_name(new, twins) == by_name(old, params)
     assert new.param_groups[0]["param_names"] == ["_orig_mod.body.weight", "_orig_mod.head.weight"]
@@ -584,7 +584,7 @@ def test_a_schedule_of_lambda_follows_its_policy(policy, step):
     schedule = {"name": "linear", "steps": 10}
 
     def make():
-        return wd.AdamW(wd.param_groups(model, 0.3), lr=0.1, weight_decay_schedule=schedule, reader="eager")
+        return wd.AdamW(wd.param_groups(model, 0.3), lr=0.1, weight_decay_schedule=schedule, backend="eager")
 
     old, new = make(), make()
     for param in model.parameters():

@@ -13,10 +13,10 @@ from torch.nn import Linear, Parameter
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from training import (
+    BACKENDS,
     COMBINATIONS,
     DIRECTIONS,
     KINDS,
-    READERS,
     all_params,
     apart,
     bits,
@@ -182,11 +182,11 @@ FILLED = {
 
 @pytest.mark.parametrize("to", [math.nan, math.inf, -1.0])
 @pytest.mark.parametrize("key", FILLED)
-@pytest.mark.parametrize("reader", ["auto", "cpu", "eager"])
-def test_a_tensor_that_was_filled_with_what_cannot_be_meant_is_refused(reader, key, to):
+@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
+def test_a_tensor_that_was_filled_with_what_cannot_be_meant_is_refused(backend, key, to):
     value = torch.tensor(0.1, dtype=torch.float64)
     groups = [{"params": [param]} for param in parameters().values()]
-    optimizer = wd.AdamW(groups, lr=0.1, weight_decay=0.1, reader=reader)
+    optimizer = wd.AdamW(groups, lr=0.1, weight_decay=0.1, backend=backend)
     optimizer.param_groups[1].update(FILLED[key](value))
     train(optimizer, 2)
     set_gradients(optimizer, 3)
@@ -198,7 +198,7 @@ def test_a_tensor_that_was_filled_with_what_cannot_be_meant_is_refused(reader, k
         optimizer.param_groups[0]["lr"] = 0.2
     value.fill_(0.1)
     optimizer.step()
-    expected = wd.AdamW([{"params": [param]} for param in parameters().values()], lr=0.1, weight_decay=0.1, reader=reader)
+    expected = wd.AdamW([{"params": [param]} for param in parameters().values()], lr=0.1, weight_decay=0.1, backend=backend)
     expected.param_groups[1].update(FILLED[key](0.1))
     train(expected, 2)
     expected.param_groups[0]["lr"] = 0.2
@@ -363,11 +363,11 @@ def test_a_compiled_step_is_one_graph_with_the_same_numbers_and_a_new_lr_compile
 
 
 @told
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("fused", [True, False, None])
 @presets
-def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset, fused, reader):
-    given = {**options_of(preset), "reader": reader}
+def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset, fused, backend):
+    given = {**options_of(preset), "backend": backend}
     optimizer = preset(parameters(torch.float32).values(), **given, fused=fused)
     reference = preset(parameters(torch.float32).values(), **given)
     calls = []
@@ -390,11 +390,11 @@ def test_a_step_that_the_scaler_skips_skips_the_decay_and_the_count(preset, fuse
 
 
 @told
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @presets
-def test_gradients_are_unscaled_and_clipped_before_the_step_unless_it_is_fused(preset, reader):
+def test_gradients_are_unscaled_and_clipped_before_the_step_unless_it_is_fused(preset, backend):
     """What Lightning and Fabric ask for before they clip: the attribute that torch's fused optimizers have."""
-    options = {**options_of(preset), "reader": reader}
+    options = {**options_of(preset), "backend": backend}
     assert not preset(parameters().values(), **options, foreach=True)._step_supports_amp_scaling
     assert preset(parameters().values(), **options, fused=True)._step_supports_amp_scaling
     optimizer, clipped = (preset(parameters(torch.float32).values(), **options) for _ in range(2))
@@ -645,7 +645,7 @@ def test_a_copy_has_every_public_attribute(preset):
     optimizer = preset(parameters().values())
     twin, before = copy.deepcopy(optimizer), everything(optimizer)
     assert public(twin) == public(optimizer)
-    assert twin.reader == optimizer.reader
+    assert twin.backend == optimizer.backend
     train(twin, 1)
     assert everything(optimizer) == before
 

@@ -127,7 +127,7 @@ WHOLE = [
 def test_a_direction_of_whole_tensors_in_the_optimizer(rule, setting, shape):
     draw = np.random.default_rng(0)
     w, gradients = draw.normal(size=shape), draw.normal(size=(STEPS, *shape)) * draw.lognormal(size=shape)
-    optimizer = wd.Optimizer([parameter(w)], LR, direction=rule.name, reader="eager", **setting)
+    optimizer = wd.Optimizer([parameter(w)], LR, direction=rule.name, backend="eager", **setting)
     seen = walk(optimizer, torch.tensor(gradients), schedule().tolist())
     expected = oracle(rule).weights(w, gradients, schedule(), **setting)
     assert_close(seen, expected.reshape(STEPS, -1), tolerance=oracle(rule).TOLERANCE)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
-from training import READERS, all_params, refused
+from training import BACKENDS, all_params, refused
 
 import weightdecay as wd
 from weightdecay.audit.doctor.setup import Case
 from weightdecay.optim import hyperparameters
 
 LAM, STEPS = 0.01, 24
-every_reader = pytest.mark.parametrize("reader", READERS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 ABOVE = {
     "CyclicLR": (1e-2, lambda o: lr_scheduler.CyclicLR(o, 1e-5, 1e-2, step_size_up=7, cycle_momentum=False)),
     "LambdaLR": (1e-5, lambda o: lr_scheduler.LambdaLR(o, lambda t: min(1000.0, 100.0 * (t + 1)))),
@@ -30,25 +30,25 @@ def one():
     return Parameter(torch.ones(2, dtype=torch.float64))
 
 
-def independent(params, lr, reader="eager", **options):
+def independent(params, lr, backend="eager", **options):
     rules = {"direction": "adam", "decay": "independent"}
-    return wd.Optimizer(params, lr, **rules, weight_decay=LAM, reader=reader, **options)
+    return wd.Optimizer(params, lr, **rules, weight_decay=LAM, backend=backend, **options)
 
 
-def attached(params, lr, reader="", decay="independent", **options):
-    del reader
+def attached(params, lr, backend="", decay="independent", **options):
+    del backend
     optimizer = torch.optim.Adam(params, lr=lr, foreach=False)
     wd.attach(optimizer, decay, LAM, **options)
     return optimizer
 
 
-def corrected(params, lr, reader="eager", **options):
-    return wd.AdamC([{"params": params, **options}], lr, weight_decay=10.0, reader=reader)
+def corrected(params, lr, backend="eager", **options):
+    return wd.AdamC([{"params": params, **options}], lr, weight_decay=10.0, backend=backend)
 
 
-def follows(params, lr, reader="eager", **options):
+def follows(params, lr, backend="eager", **options):
     groups = [{"params": params, **options}]
-    return wd.AdamW(groups, lr, weight_decay=10.0, weight_decay_schedule="follow_lr", reader=reader)
+    return wd.AdamW(groups, lr, weight_decay=10.0, weight_decay_schedule="follow_lr", backend=backend)
 
 
 def step(optimizer, scheduler=None, step=None):
@@ -79,12 +79,12 @@ every_build = pytest.mark.parametrize("build", [*OWN, attached], ids=lambda buil
 
 
 @every_scheduler_that_goes_above
-@every_reader
+@every_backend
 @every_build
-def test_the_peak_follows_a_scheduler_that_goes_above_it_with_one_warning(build, reader, lr, scheduler):
-    if build is attached and reader != READERS[0]:
+def test_the_peak_follows_a_scheduler_that_goes_above_it_with_one_warning(build, backend, lr, scheduler):
+    if build is attached and backend != BACKENDS[0]:
         return
-    optimizer = build([one()], lr, reader)
+    optimizer = build([one()], lr, backend)
     its = scheduler(optimizer)
     with pytest.warns(UserWarning, match="peak") as told:
         seen = run(optimizer, its)
@@ -96,10 +96,10 @@ def test_the_peak_follows_a_scheduler_that_goes_above_it_with_one_warning(build,
     assert all(word in warning for word in ("param_groups[0]", "initial_lr", f"{first:.6g}", "lr_max"))
 
 
-@every_reader
-def test_a_tensor_that_is_filled_is_followed_too(reader):
+@every_backend
+def test_a_tensor_that_is_filled_is_followed_too(backend):
     lr = torch.tensor(1e-3, dtype=torch.float64)
-    optimizer = independent([one()], lr, reader, capturable=True)
+    optimizer = independent([one()], lr, backend, capturable=True)
     scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: 1 + 3 * math.sin(t / 4))
     with pytest.warns(UserWarning, match="peak"):
         lrs, left = zip(*run(optimizer, scheduler, 12), strict=True)

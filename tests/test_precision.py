@@ -362,10 +362,10 @@ def test_a_parameter_is_rounded_as_if_others_had_no_gradient(dtype):
 # Counts beyond 2²⁴, of which a float32 has no next one by 1 ---------------------------------------------------------------
 
 WAYS = {
-    "cpu": {"reader": "cpu"},
-    "eager": {"reader": "eager"},
-    "cpu-capturable": {"reader": "cpu", "capturable": True},
-    "eager-capturable": {"reader": "eager", "capturable": True},
+    "cpu": {"backend": "cpu"},
+    "eager": {"backend": "eager"},
+    "cpu-capturable": {"backend": "cpu", "capturable": True},
+    "eager-capturable": {"backend": "eager", "capturable": True},
 }
 
 

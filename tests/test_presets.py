@@ -66,7 +66,7 @@ def scheduled(optimizer, steps=6):
 def test_a_preset_is_its_rules_bit_for_bit(preset):
     direction, penalty, decay = RULES[preset]
     options = options_of(preset)
-    ours = preset(parameters_of(preset).values(), **options, reader="eager")
+    ours = preset(parameters_of(preset).values(), **options, backend="eager")
     lam = {"penalty_weight": options.pop("weight_decay")} if penalty else {}
     same = (
         ours.defaults.keys()
@@ -80,7 +80,7 @@ def test_a_preset_is_its_rules_bit_for_bit(preset):
         decay=decay,
         **lam or {"weight_decay": ours.defaults["weight_decay"]},
         **numbers,
-        reader="eager",
+        backend="eager",
     )
     for optimizer in (ours, rules):
         scheduled(optimizer)
@@ -111,7 +111,7 @@ def test_its_lambda_matters(preset):
             preset([{"params": list(parameters_of(preset).values()), "weight_decay": 0.1}])
         return
     ours, without = (
-        preset(parameters_of(preset).values(), **{**options_of(preset), **lam}, reader="eager")
+        preset(parameters_of(preset).values(), **{**options_of(preset), **lam}, backend="eager")
         for lam in ({}, {"weight_decay": 0.0})
     )
     for optimizer in (ours, without):
@@ -135,8 +135,8 @@ def test_arguments_in_a_group_and_in_the_constructor_are_the_same(preset):
     """What help() says of every number: a group may have its own."""
     options = {key: value for key, value in options_of(preset).items() if key != "lr"}
     by_group, by_name = parameters_of(preset), parameters_of(preset)
-    first = preset([{"params": list(by_group.values()), **options}], lr=0.05, reader="eager")
-    second = preset(by_name.values(), lr=0.05, **options, reader="eager")
+    first = preset([{"params": list(by_group.values()), **options}], lr=0.05, backend="eager")
+    second = preset(by_name.values(), lr=0.05, **options, backend="eager")
     for optimizer in (first, second):
         train(optimizer, 2)
     assert everything(first)[0] == everything(second)[0]

@@ -19,10 +19,10 @@ SHRINKING = {"direction": "adam", "decay": "decoupled", "weight_decay": 0.5}
 every_pair = pytest.mark.parametrize("rules", PAIRS.values(), ids=PAIRS)
 
 
-def trained(dtype=torch.float32, reader="eager", how="nearest", steps=2, **rules):
+def trained(dtype=torch.float32, backend="eager", how="nearest", steps=2, **rules):
     """Return an optimizer that has done some steps and has gradients for the next."""
     params = [Parameter(noise(shape, dtype, place)) for place, shape in enumerate([(2000,), (7, 5), ()])]
-    optimizer = wd.Optimizer(params, 0.05, reader=reader, rounding=how, **rules)
+    optimizer = wd.Optimizer(params, 0.05, backend=backend, rounding=how, **rules)
     for t in range(steps + 1):
         for place, param in enumerate(params):
             param.grad = noise(param.shape, dtype, 10 * t + place)
@@ -42,7 +42,7 @@ def outside(optimizer, *planted, **group):
 
 
 @every_pair
-def test_its_values_are_those_of_the_eager_reader_in_float64(rules):
+def test_its_values_are_those_of_the_eager_backend_in_float64(rules):
     optimizer = trained(torch.float64, **rules)
     reference = Reference(optimizer)
     optimizer.step()
@@ -95,11 +95,11 @@ def test_the_worst_processor_that_the_words_allow_stays_inside(request, monkeypa
 WITH_LAMBDA = {key: rules for key, rules in PAIRS.items() if any("weight" in name_ for name_ in rules)}
 
 
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("rules", WITH_LAMBDA.values(), ids=WITH_LAMBDA)
-def test_one_per_cent_of_lambda_is_seen(reader, rules):
+def test_one_per_cent_of_lambda_is_seen(backend, rules):
     (key,) = [key for key in rules if "weight" in key]
-    optimizer = trained(reader=reader, **rules)
+    optimizer = trained(backend=backend, **rules)
     assert outside(optimizer, **{key: 1.01 * rules[key]})
     assert not outside(optimizer)
 
@@ -139,10 +139,10 @@ def adam_like(own_registry, change):
     return wd.direction(source="a planted error", state={"m": "exp_avg", "v": "exp_avg_sq"})(found)
 
 
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("change", ["no correction", "ε in the root", "the old mean", "four units in a moment"])
-def test_another_adam_is_seen(own_registry, reader, change):
-    optimizer = trained(reader=reader, eps=1e-5, **{**SHRINKING, "direction": adam_like(own_registry, change)})
+def test_another_adam_is_seen(own_registry, backend, change):
+    optimizer = trained(backend=backend, eps=1e-5, **{**SHRINKING, "direction": adam_like(own_registry, change)})
     assert outside(optimizer, Equation.of("adam", decay="decoupled"))
     assert not outside(optimizer)
 
@@ -155,10 +155,10 @@ def decayed_less(w, u, *, eta, lam):
     return where(w > 0, (1 - eta * lam) * w, w) - eta * u
 
 
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("rule", [decayed_late, decayed_less], ids=lambda rule: rule.__name__)
-def test_another_decay_is_seen(own_registry, reader, rule):
-    optimizer = trained(reader=reader, **{**SHRINKING, "decay": wd.decay(source="a planted error")(rule)})
+def test_another_decay_is_seen(own_registry, backend, rule):
+    optimizer = trained(backend=backend, **{**SHRINKING, "decay": wd.decay(source="a planted error")(rule)})
     assert outside(optimizer, Equation.of("adam", decay="decoupled"))
     assert not outside(optimizer)
 

@@ -135,7 +135,7 @@ def test_stochastic_rounding_leaves_every_number_that_the_dtype_has(dtype):
 
 
 def agree(rule, elements, numbers):
-    """Assert that the eager reader gives what the rule gives on floats, and no NaN; return it, a list per result."""
+    """Assert that the eager backend gives what the rule gives on floats, and no NaN; return it, a list per result."""
     expected = on_floats(rule, elements, numbers)
     values = {key: torch.tensor(column, dtype=torch.float64) for key, column in zip(rule.elements, elements, strict=True)}
     asked = {key: eager.reduce(REDUCTIONS[key], values, numbers) for key in rule.reductions}
@@ -155,7 +155,7 @@ def combinations(values, count):
 @pytest.mark.parametrize("values", [edges().tolist(), [-3.0, -0.7, 0.01, 0.4, 1.9]], ids=["edges", "inside"])
 @every_plain_rule
 def test_a_rule_on_floats_is_the_rule_on_tensors(rule, values):
-    """The page as Python reads it is what the eager reader runs, at zeros, subnormal and huge numbers too."""
+    """The page as Python reads it is what the eager backend runs, at zeros, subnormal and huge numbers too."""
     if any({"g", "v_hat"} & set(REDUCTIONS[key].elements) for key in rule.reductions):
         pytest.skip("it asks for what a decay has not among its elements")
     if any(key != "numel" and not REDUCTIONS[key].norm for key in rule.reductions):
@@ -297,8 +297,8 @@ def test_reductions_are_those_of_numpy(key, dtype):
 # Where float32 has no digits left -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
-def test_a_variance_that_rounding_leaves_below_zero_is_zero(reader):
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_variance_that_rounding_leaves_below_zero_is_zero(backend):
     """As equal gradients make it in the end; torch's root of it is NaN."""
 
     def stepped(cls, **options):
@@ -310,7 +310,7 @@ def test_a_variance_that_rounding_leaves_below_zero_is_zero(reader):
         optimizer.step()
         return param.detach()
 
-    assert torch.allclose(stepped(wd.RMSprop, reader=reader), torch.tensor(-(2.0**-10)), rtol=1e-6, atol=0)  # −lr·g/eps
+    assert torch.allclose(stepped(wd.RMSprop, backend=backend), torch.tensor(-(2.0**-10)), rtol=1e-6, atol=0)  # −lr·g/eps
     assert stepped(torch.optim.RMSprop).isnan().all()
 
 
@@ -322,11 +322,11 @@ def test_a_centred_rmsprop_needs_more_than_one_gradient():
         wd.RMSprop([param], **options)
 
 
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
-def test_adamax_that_forgets_at_once_is_bounded_by_its_mean_over_eps(reader):
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_adamax_that_forgets_at_once_is_bounded_by_its_mean_over_eps(backend):
     eps, lr = 1e-4, 1e-4
     param = Parameter(torch.zeros(4, dtype=torch.float16))
-    optimizer = wd.Adamax([param], lr=lr, betas=(0.5, 0.0), eps=eps, rounding="nearest", reader=reader)
+    optimizer = wd.Adamax([param], lr=lr, betas=(0.5, 0.0), eps=eps, rounding="nearest", backend=backend)
     param.grad = torch.full_like(param, 0.5)
     optimizer.step()
     before = param.detach().double()
@@ -338,8 +338,8 @@ def test_adamax_that_forgets_at_once_is_bounded_by_its_mean_over_eps(reader):
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
-def test_a_norm_whose_square_is_beyond_float32_is_held(reader, capturable):
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_norm_whose_square_is_beyond_float32_is_held(backend, capturable):
     """In float32 the square of 1e20 is infinite, and weights became 0 or changed their sign."""
 
     def stepped(dtype, **options):
@@ -348,7 +348,7 @@ def test_a_norm_whose_square_is_beyond_float32_is_held(reader, capturable):
         wd.AdamH([param], lr=0.1, **options).step()
         return param.detach().double()
 
-    got, expected = stepped(torch.float32, reader=reader, capturable=capturable), stepped(torch.float64, reader="eager")
+    got, expected = stepped(torch.float32, backend=backend, capturable=capturable), stepped(torch.float64, backend="eager")
     assert 0.9e20 < expected.norm() < 1.1e20
     assert (got > 0).all()
     assert ((got - expected).abs() <= 1e-6 * 1e20).all()

@@ -175,7 +175,7 @@ def test_the_corrected_decay_takes_what_was_found():
     model, images = convolutions()
     found = wd.scale_invariant(model, images)
     groups = wd.param_groups(model, LAMBDA, scale_invariant=found, roles={"scale_invariant": {"decay": "corrected"}})
-    optimizer = wd.Optimizer(groups, 0.1, direction="sgd", decay="decoupled", reader="eager")
+    optimizer = wd.Optimizer(groups, 0.1, direction="sgd", decay="decoupled", backend="eager")
     assert {name: group["decay"] for group in optimizer.param_groups for name in group["param_names"]} == {
         **dict.fromkeys(("0.weight", "4.weight"), "corrected"),
         **dict.fromkeys(("0.bias", "1.weight", "1.bias", "5.weight", "5.bias", "7.weight", "7.bias"), "decoupled"),

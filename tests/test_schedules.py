@@ -12,7 +12,7 @@ import torch._dynamo.testing
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import Linear, Parameter
 from torch.optim import lr_scheduler
-from training import READERS, all_params, bits, everything, parameters, refused, set_gradients, train
+from training import BACKENDS, all_params, bits, everything, parameters, refused, set_gradients, train
 
 import weightdecay as wd
 from weightdecay.optim import schedules
@@ -35,7 +35,7 @@ BY_HAND = {
     "follow_lr": ({"name": "follow_lr"}, lambda t, lr: lr / LR),
 }
 every_schedule = pytest.mark.parametrize(("schedule", "by_hand"), BY_HAND.values(), ids=BY_HAND)
-every_reader = pytest.mark.parametrize("reader", READERS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def one(value=1.0, dtype=torch.float64):
@@ -83,10 +83,10 @@ def saved_and_loaded(state):
 # What a schedule does ---------------------------------------------------------------------------------------------------
 
 
-@every_reader
+@every_backend
 @every_schedule
-def test_a_schedule_in_the_group_is_the_loop_by_hand(schedule, by_hand, reader):
-    optimizer = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule=schedule, reader=reader)
+def test_a_schedule_in_the_group_is_the_loop_by_hand(schedule, by_hand, backend):
+    optimizer = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule=schedule, backend=backend)
     seen = [left for (left,) in run(optimizer, falling(optimizer))]
     assert seen == about(products(1 - lr * LAM * by_hand(t, lr) for t, lr in enumerate(lrs())))
     assert seen[-1] != about(math.prod(1 - lr * LAM for lr in lrs()))
@@ -103,12 +103,12 @@ def test_a_scheduler_is_the_loop_by_hand(schedule, by_hand, build):
     assert optimizer.param_groups[0]["weight_decay"] == about(LAM * by_hand(STEPS, 0))
 
 
-@every_reader
+@every_backend
 @every_schedule
-def test_in_the_group_and_as_a_scheduler_a_schedule_gives_the_same_bits(schedule, by_hand, reader):
+def test_in_the_group_and_as_a_scheduler_a_schedule_gives_the_same_bits(schedule, by_hand, backend):
     del by_hand
-    inside = wd.AdamW(parameters().values(), 0.1, weight_decay=LAM, weight_decay_schedule=schedule, reader=reader)
-    outside = wd.AdamW(parameters().values(), 0.1, weight_decay=LAM, reader=reader)
+    inside = wd.AdamW(parameters().values(), 0.1, weight_decay=LAM, weight_decay_schedule=schedule, backend=backend)
+    outside = wd.AdamW(parameters().values(), 0.1, weight_decay=LAM, backend=backend)
     ours, theirs = falling(inside), falling(outside)
     scheduler = wd.WeightDecayScheduler(
         outside, **{"schedule": schedule["name"], **{k: v for k, v in schedule.items() if k != "name"}}
@@ -150,10 +150,10 @@ def test_a_lambda_of_a_penalty_is_scheduled_by_its_key():
 # The laws of the three schedules that have one --------------------------------------------------------------------------
 
 
-@every_reader
-def test_a_decay_that_follows_the_lr_is_the_corrected_one(reader):
+@every_backend
+def test_a_decay_that_follows_the_lr_is_the_corrected_one(backend):
     def build(**rules):
-        return wd.Optimizer(parameters().values(), 0.1, direction="adam", weight_decay=0.5, reader=reader, **rules)
+        return wd.Optimizer(parameters().values(), 0.1, direction="adam", weight_decay=0.5, backend=backend, **rules)
 
     follows = build(decay="decoupled", weight_decay_schedule="follow_lr")
     corrected, plain = build(decay="corrected"), build(decay="decoupled")
@@ -167,11 +167,11 @@ def test_a_decay_that_follows_the_lr_is_the_corrected_one(reader):
         assert not torch.allclose(w, other, rtol=1e-3, atol=0)
 
 
-@every_reader
+@every_backend
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
-def test_a_constant_timescale_takes_the_same_share_in_every_step(reader, tensor):
+def test_a_constant_timescale_takes_the_same_share_in_every_step(backend, tensor):
     lr = torch.tensor(LR, dtype=torch.float64) if tensor else LR
-    optimizer = wd.AdamW([one()], lr, weight_decay=LAM, weight_decay_schedule="constant_timescale", reader=reader)
+    optimizer = wd.AdamW([one()], lr, weight_decay=LAM, weight_decay_schedule="constant_timescale", backend=backend)
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
     assert [left for (left,) in run(optimizer, scheduler)] == about(products([1 - LR * LAM] * STEPS))
     before = bits(all_params(optimizer))
@@ -187,7 +187,7 @@ def test_a_lambda_of_one_over_t_forgets_by_a_power_of_time_at_any_peak(peak):
     omega, start, steps = 4.0, 50, 200
     optimizer = wd.Optimizer(
         [one()], peak, direction="adam", decay="independent", weight_decay=omega / start,
-        weight_decay_schedule={"name": "inverse_time", "steps": start}, reader="eager",
+        weight_decay_schedule={"name": "inverse_time", "steps": start}, backend="eager",
     )  # fmt: skip
     ((left,),) = run(optimizer, steps=steps)[-1:]
     exact = [math.lgamma(start - omega + steps), math.lgamma(start), -math.lgamma(start - omega), -math.lgamma(start + steps)]
@@ -203,7 +203,7 @@ COSINE = {"name": "cosine", "steps": 10, "warmup": 2, "final": 0.1}
 
 
 def scheduled(params, **options):
-    return wd.AdamW(params, 0.1, weight_decay=LAM, weight_decay_schedule=COSINE, reader="eager", **options)
+    return wd.AdamW(params, 0.1, weight_decay=LAM, weight_decay_schedule=COSINE, backend="eager", **options)
 
 
 def test_a_schedule_in_the_group_is_plain_data_with_its_step():
@@ -294,7 +294,7 @@ def test_a_skipped_step_is_not_counted():
 
 
 def test_a_kernel_hears_of_each_new_lambda_and_is_made_once():
-    optimizer = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule={"name": "linear", "steps": 10}, reader="cpu")
+    optimizer = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule={"name": "linear", "steps": 10}, backend="cpu")
     run(optimizer, steps=2)
     plan = optimizer._plan
     run(optimizer, steps=9)
@@ -308,7 +308,7 @@ def test_a_compiled_step_follows_its_schedule(capturable):
     settings = {"weight_decay": LAM, "weight_decay_schedule": COSINE if capturable else {"name": "cosine", "steps": 10}}
     lr = torch.tensor(0.1) if capturable else 0.1
     compiled = wd.AdamW([one(dtype=torch.float32)], lr, capturable=capturable, **settings)
-    plain = wd.AdamW([one(dtype=torch.float32)], 0.1, reader="eager", **settings)
+    plain = wd.AdamW([one(dtype=torch.float32)], 0.1, backend="eager", **settings)
     counter = torch._dynamo.testing.CompileCounter()
     step = torch.compile(compiled.step, backend=counter)
     graphs = []
@@ -587,7 +587,7 @@ def test_a_scheduler_that_cannot_be_meant_is_refused_and_changes_nothing(make, e
 @every_schedule
 def test_what_remains_is_foreseen_with_a_schedule_in_the_group_and_with_a_scheduler(schedule, by_hand):
     del by_hand
-    inside = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule=schedule, reader="eager")
+    inside = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule=schedule, backend="eager")
     outside = torch.optim.AdamW([one()], LR, weight_decay=LAM)
     for optimizer, several in [(inside, []), (outside, [schedule])]:
         schedulers = [falling(optimizer), *(wd.WeightDecayScheduler(optimizer, each) for each in several)]
@@ -601,7 +601,7 @@ def test_what_remains_is_foreseen_with_a_schedule_in_the_group_and_with_a_schedu
 
 
 def test_a_decomposition_shows_the_lambda_of_the_next_step():
-    optimizer = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule={"name": "linear", "steps": 4}, reader="eager")
+    optimizer = wd.AdamW([one()], LR, weight_decay=LAM, weight_decay_schedule={"name": "linear", "steps": 4}, backend="eager")
     run(optimizer, steps=1)
     (split,) = wd.decompose(optimizer).values()
     assert split.decoupled == about(LR * LAM * 0.75)
@@ -612,7 +612,7 @@ def test_a_decomposition_shows_the_lambda_of_the_next_step():
 
 
 def adamwr(decay, lam, **options):
-    optimizer = wd.Optimizer([one()], 0.01, direction="adam", decay=decay, weight_decay=lam, reader="eager")
+    optimizer = wd.Optimizer([one()], 0.01, direction="adam", decay=decay, weight_decay=lam, backend="eager")
     return optimizer, wd.WarmRestarts(optimizer, **options)
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import Embedding, Linear, Parameter
 from training import (
+    BACKENDS,
     COMBINATIONS,
     DIRECTIONS,
     KINDS,
     LAYOUTS,
     PRESETS,
-    READERS,
     all_params,
     bits,
     copies,
@@ -78,7 +78,7 @@ def gradients(shape, dtype, steps=3):
 @combinations
 def test_a_complex_number_is_a_pair_of_reals(rules, dtype):
     w, grads = noise((4, 3), dtype, 1), gradients((4, 3), dtype)
-    pairs, _ = after(torch.view_as_real(w).clone(), [torch.view_as_real(g).clone() for g in grads], reader="eager", **rules)
+    pairs, _ = after(torch.view_as_real(w).clone(), [torch.view_as_real(g).clone() for g in grads], backend="eager", **rules)
     param, optimizer = after(w, grads, **rules)
     assert bits(torch.view_as_real(param.detach())) == bits(pairs)
     assert all(value.dtype == dtype for value in optimizer.state[param].values() if value.ndim)
@@ -248,7 +248,7 @@ def test_a_distributed_tensor_steps_as_the_whole(mesh, rules, dtype, rounding, p
         return distribute_tensor(tensor.clone(), mesh, [Shard(0) if placement == "shard" else Replicate()])
 
     w, grads = noise((4, 3), dtype, 1), gradients((4, 3), dtype, steps=2)
-    whole, _ = after(w.clone(), grads, rounding=rounding, reader="eager", **rules)
+    whole, _ = after(w.clone(), grads, rounding=rounding, backend="eager", **rules)
     parts, optimizer = after(Parameter(spread(w)), [spread(g) for g in grads], rounding=rounding, **rules)
     assert bits(parts.full_tensor()) == bits(whole)
     for name, value in optimizer.state[parts].items():
@@ -259,8 +259,8 @@ def test_a_distributed_tensor_steps_as_the_whole(mesh, rules, dtype, rounding, p
 def test_a_fully_sharded_model_trains_as_a_whole_one(mesh):
     from torch.distributed.fsdp import fully_shard
 
-    def trained(model, reader):
-        optimizer = wd.Optimizer(model.parameters(), reader=reader, **LAM, **COMBINATIONS["norm"])
+    def trained(model, backend):
+        optimizer = wd.Optimizer(model.parameters(), backend=backend, **LAM, **COMBINATIONS["norm"])
         for t in range(3):
             optimizer.zero_grad()
             model(noise((8, 3), torch.float32, t)).pow(2).sum().backward()
@@ -299,14 +299,14 @@ NEVER_STEPPED = {
 frozen_kinds = pytest.mark.parametrize("kind", NEVER_STEPPED)
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @frozen_kinds
 @presets
-def test_a_frozen_parameter_may_be_anything_and_is_refused_where_it_would_be_stepped(preset, kind, reader):
+def test_a_frozen_parameter_may_be_anything_and_is_refused_where_it_would_be_stepped(preset, kind, backend):
     """Quantised layers come along with model.parameters(), and never have a gradient."""
     frozen, plain = Parameter(NEVER_STEPPED[kind](), requires_grad=False), parameters()
-    optimizer = preset([("layer.scales", frozen), *plain.items()], **options_of(preset), reader=reader)
-    alone = preset(parameters().values(), **options_of(preset), reader=reader)
+    optimizer = preset([("layer.scales", frozen), *plain.items()], **options_of(preset), backend=backend)
+    alone = preset(parameters().values(), **options_of(preset), backend=backend)
     for t in range(1, 4):
         for params in (plain, dict(zip(plain, all_params(alone), strict=True))):
             for place, param in enumerate(params.values()):
@@ -466,11 +466,11 @@ def test_what_others_keep_in_a_group_is_left_alone():
     assert {key: optimizer.param_groups[0][key] for key in extra} == extra
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @presets
-def test_an_empty_group_is_stepped_as_nothing(preset, reader):
+def test_an_empty_group_is_stepped_as_nothing(preset, backend):
     """Trainers always make two groups, one of them of what does not decay."""
-    params, options = parameters(), {**options_of(preset), "reader": reader}
+    params, options = parameters(), {**options_of(preset), "backend": backend}
     groups = [{"params": []}, {"params": list(params.values())[:2]}, {"params": iter([]), "weight_decay": 0.0}]
     optimizer, plain = preset(groups, **options), preset(parameters().values(), **options)
     optimizer.add_param_group({"params": [params["scale"]]})
@@ -513,9 +513,9 @@ def test_an_empty_group_has_a_schedule_and_names_like_any_other():
 
 
 @presets
-def test_a_reader_that_there_is_not_is_refused(preset):
-    with refused(ValueError, "reader='tpu'", "eager", "cpu"):
-        preset(parameters().values(), reader="tpu")
+def test_a_backend_that_there_is_not_is_refused(preset):
+    with refused(ValueError, "backend='tpu'", "eager", "cpu"):
+        preset(parameters().values(), backend="tpu")
 
 
 @presets

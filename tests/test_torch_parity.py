@@ -118,7 +118,7 @@ def torchs(preset):
 @cache
 def plain(preset):
     """Return the run that a comparison has to differ from in order to see anything."""
-    return Run(preset, torch.float64, **base(preset), reader="eager")
+    return Run(preset, torch.float64, **base(preset), backend="eager")
 
 
 def base(preset):
@@ -213,7 +213,7 @@ OVERRIDES |= {
 )
 def test_a_group_may_override_every_hyper_parameter(preset, override):
     grouped = [override, {}, override]
-    ours = Run(preset, torch.float64, grouped=grouped, **base(preset), reader="eager")
+    ours = Run(preset, torch.float64, grouped=grouped, **base(preset), backend="eager")
     assert_matters(ours, plain(preset), 1e-12)
     assert_equal(ours, Run(torchs(preset), torch.float64, grouped=grouped, **base(preset)), 1e-12)
 
@@ -333,7 +333,7 @@ MOMENTA = {
 }
 
 
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize(
     ("momentum", "given"),
     [  # a buffer that begins late begins here with a dampened gradient, in torch with the gradient
@@ -342,7 +342,7 @@ MOMENTA = {
     ],
     ids=str,
 )
-def test_momentum_may_be_switched_off_and_on(momentum, given, reader):
+def test_momentum_may_be_switched_off_and_on(momentum, given, backend):
     """With what does nothing without it: a schedule that reaches 0 stops no run."""
 
     class Switching(Run):
@@ -351,7 +351,7 @@ def test_momentum_may_be_switched_off_and_on(momentum, given, reader):
             super().set_gradients(t)
 
     start = {**LAM, "momentum": 0.9, **given}
-    ours = Switching(wd.SGD, torch.float64, **start, reader=reader)
+    ours = Switching(wd.SGD, torch.float64, **start, backend=backend)
     theirs = Switching(torchs(wd.SGD), torch.float64, **start)
     assert_equal(ours, theirs, 1e-12)
     assert_matters(ours, Run(wd.SGD, torch.float64, **start), 1e-12)
@@ -360,11 +360,11 @@ def test_momentum_may_be_switched_off_and_on(momentum, given, reader):
     assert ours.optimizer.param_groups[0]["momentum"] == 0
 
 
-@pytest.mark.parametrize("reader", ["cpu", "eager"])
-def test_without_a_momentum_nothing_is_dampened(reader):
-    ours = Run(wd.SGD, torch.float64, **LAM, dampening=0.5, reader=reader)
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_without_a_momentum_nothing_is_dampened(backend):
+    ours = Run(wd.SGD, torch.float64, **LAM, dampening=0.5, backend=backend)
     assert_equal(ours, Run(torchs(wd.SGD), torch.float64, **LAM, dampening=0.5), 1e-12)
-    of_a_tensor = Run(wd.SGD, torch.float64, **LAM, dampening=0.5, momentum=torch.tensor(0.0), reader=reader)
+    of_a_tensor = Run(wd.SGD, torch.float64, **LAM, dampening=0.5, momentum=torch.tensor(0.0), backend=backend)
     assert apart(of_a_tensor, ours, "weight") <= 1e-12
     halved = Run(wd.SGD, torch.float64, **{**LAM, "lr": LAM["lr"] / 2})
     assert_matters(ours, halved, 1e-12)
@@ -413,7 +413,7 @@ def theirs_of(preset):
     return getattr(torch.optim, preset.__name__)
 
 
-OURS_ALONE = {"weight_decay_schedule", "reader", "rounding", "seed"}
+OURS_ALONE = {"weight_decay_schedule", "backend", "rounding", "seed"}
 """What every optimizer of the package takes beyond torch's arguments, by keyword."""
 FLAGS = {"maximize", "capturable", "differentiable", "foreach", "fused"}
 """What every one takes, whether torch's of that name does or not."""
@@ -446,7 +446,7 @@ def test_a_signature_is_torchs_and_what_is_ours_comes_by_keyword(preset):
     bare = preset(parameters_of(preset).values()).defaults
     assert {name: bare[name] for name in theirs_by_keyword} == theirs_by_keyword
     for name in known - by_keyword.keys():
-        preset(parameters_of(preset).values(), **{name: bare.get(name) if name != "reader" else "auto"})
+        preset(parameters_of(preset).values(), **{name: bare.get(name) if name != "backend" else "auto"})
 
 
 @drop_ins

@@ -476,7 +476,7 @@ def test_a_users_own_decay_is_foreseen_as_its_rule_says(own_registry):
         """Decay by the norm of the tensor."""
         return (1 - eta * lam * norm_w) * w - eta * u
 
-    optimizer = wd.Optimizer([one()], 0.5, direction="sgd", decay=fading, weight_decay=0.5, reader="eager")
+    optimizer = wd.Optimizer([one()], 0.5, direction="sgd", decay=fading, weight_decay=0.5, backend="eager")
     for expected in (0.75 * 0.875, (1 - 0.25 / 3) * (1 - 0.25 / 4)):
         foreseen = wd.remaining(optimizer, None, 2)
         assert foreseen.groups == (about(expected, rel=1e-12),)

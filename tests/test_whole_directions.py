@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import oracle
 from torch.nn import Parameter
-from training import READERS, all_params, everything, noise, one_process, refused
+from training import BACKENDS, all_params, everything, noise, one_process, refused
 
 import weightdecay as wd
 from weightdecay.update_rules.directions.muon import orthogonalized
@@ -46,9 +46,9 @@ def torchs(direction, **options):
     return torch.optim.Muon(params, **given) if direction == "muon" else torch.optim.Adafactor(params, foreach=False, **given)
 
 
-def ours(direction, reader="eager", dtype=torch.float64, **options):
+def ours(direction, backend="eager", dtype=torch.float64, **options):
     given = {**LAM, **options}
-    return wd.Optimizer(params_of(direction, dtype), direction=direction, decay="decoupled", reader=reader, **given)
+    return wd.Optimizer(params_of(direction, dtype), direction=direction, decay="decoupled", backend=backend, **given)
 
 
 def train(optimizer, steps=20, first=0):
@@ -78,11 +78,11 @@ def apart(some, others):
 
 
 @pytest.mark.parametrize(
-    ("direction", "options", "reader"), [*((*case, "eager") for case in CASES), ("muon", {}, "cpu"), ("adafactor", {}, "cpu")]
+    ("direction", "options", "backend"), [*((*case, "eager") for case in CASES), ("muon", {}, "cpu"), ("adafactor", {}, "cpu")]
 )
-def test_twenty_steps_are_torchs(direction, options, reader):
+def test_twenty_steps_are_torchs(direction, options, backend):
     """The weights and the state. Muon's iterations run in bfloat16 on both sides, the same roundings in the same order."""
-    found, expected = train(ours(direction, reader, **options)), train(torchs(direction, **options))
+    found, expected = train(ours(direction, backend, **options)), train(torchs(direction, **options))
     assert apart(found, expected) <= TOLERANCE
     assert apart(train(ours(direction, **{**options, "weight_decay": 0.0})), expected) >= 100 * TOLERANCE
 
@@ -110,8 +110,8 @@ def move(source, target):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("direction", ["muon", "adafactor"])
-def test_the_readers_agree_and_a_run_resumes(direction, dtype):
-    kernels, operations = (train(ours(direction, reader, dtype), 6) for reader in READERS)
+def test_the_backends_agree_and_a_run_resumes(direction, dtype):
+    kernels, operations = (train(ours(direction, backend, dtype), 6) for backend in BACKENDS)
     assert everything(kernels) == everything(operations)
     resumed = ours(direction, "cpu", dtype)
     move(train(ours(direction, "cpu", dtype), 3), resumed)
@@ -181,7 +181,7 @@ def test_without_a_gradient_muon_shrinks_by_the_learning_rate_as_it_is():
     for adjust in ("original", "match_rms_adamw"):
         param = Parameter(torch.tensor([[2.0, -1.0]] * 3, dtype=torch.float64))
         optimizer = wd.Optimizer(
-            [param], 0.1, direction="muon", decay="decoupled", weight_decay=0.5, adjust_lr_fn=adjust, reader="eager"
+            [param], 0.1, direction="muon", decay="decoupled", weight_decay=0.5, adjust_lr_fn=adjust, backend="eager"
         )
         before, left = param.detach().clone(), 1.0
         for lr in (0.1, 0.3, 0.2):
@@ -196,7 +196,7 @@ def test_the_decay_of_muon_bounds_the_spectral_norm():
     """‖W‖ ≤ s/λ in the end, with s the size of the step: here the gradient pulls one way for ever."""
     param, pull = Parameter(3 * noise((4, 4), torch.float64, 1)), noise((4, 4), torch.float64, 2)
     exact = {"ns_coefficients": (1.5, -0.5, 0.0), "ns_steps": 30}
-    optimizer = wd.Optimizer([param], 0.1, direction="muon", decay="decoupled", weight_decay=0.5, reader="eager", **exact)
+    optimizer = wd.Optimizer([param], 0.1, direction="muon", decay="decoupled", weight_decay=0.5, backend="eager", **exact)
     for _ in range(150):
         param.grad = pull.clone()
         optimizer.step()
@@ -255,13 +255,13 @@ def test_a_derivation_shows_a_direction_of_whole_tensors_as_a_function():
 def test_a_decay_that_measures_the_gradient_is_given_the_gradient():
     """A kernel would see in its place what muon made of it."""
     numbers = {"decay": "selective_projection", "weight_decay": 1.0, "direction": "muon", "lr": 0.05}
-    eager, auto = (wd.Optimizer(params_of("muon"), reader=reader, **numbers) for reader in ("eager", "auto"))
+    eager, auto = (wd.Optimizer(params_of("muon"), backend=backend, **numbers) for backend in ("eager", "auto"))
     for optimizer in (eager, auto):
         train(optimizer, 12)
     assert everything(eager) == everything(auto)
     for direction in ("muon", "adafactor"):
-        with refused(ValueError, "selective_projection", "gradient", direction, "reader='auto'"):
-            wd.Optimizer(params_of(direction), reader="cpu", **{**numbers, "direction": direction})
+        with refused(ValueError, "selective_projection", "gradient", direction, "backend='auto'"):
+            wd.Optimizer(params_of(direction), backend="cpu", **{**numbers, "direction": direction})
 
 
 def test_a_group_with_another_direction_has_the_defaults_of_that():
@@ -276,14 +276,14 @@ def test_a_group_with_another_direction_has_the_defaults_of_that():
     assert wd.Optimizer([{"params": [first], **of_adam}], 0.1, direction="adafactor").param_groups[0]["eps"] == 1e-8
 
 
-@pytest.mark.parametrize("reader", ["auto", "eager"])
-def test_adafactor_takes_gradients_whose_fourth_power_is_beyond_float32(reader):
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_adafactor_takes_gradients_whose_fourth_power_is_beyond_float32(backend):
     """As the penalty lp with p = ½ makes them near zero: 3e13 at a weight of 1e-30."""
 
     def stepped(dtype, weight=0.1):
         param = Parameter(torch.tensor([[1e-30, 1.0], [0.5, -1e-30]], dtype=torch.float32).to(dtype))
         rules = {"direction": "adafactor", "penalty": "lp", "p": 0.5, "penalty_weight": weight, "eps": (2.0**-23, 1e-3)}
-        optimizer = wd.Optimizer([param], 0.1, **rules, reader=reader)
+        optimizer = wd.Optimizer([param], 0.1, **rules, backend=backend)
         param.grad = torch.full_like(param, 0.01)
         optimizer.step()
         return param.detach().double()

@@ -50,7 +50,7 @@ def test_a_word_has_a_sentence(word):
 
 
 @every_dtype
-def test_the_eager_reader_has_every_word_and_no_other(dtype):
+def test_the_eager_backend_has_every_word_and_no_other(dtype):
     assert set(eager.vocabulary(dtype)) == set(ops.WORDS)
 
 
@@ -68,7 +68,7 @@ def test_on_tensors_a_word_is_what_it_is_on_floats(word, dtype):
 
 @every_dtype
 @every_word
-def test_on_numbers_a_word_of_the_eager_reader_stays_what_it_is(word, dtype):
+def test_on_numbers_a_word_of_the_eager_backend_stays_what_it_is(word, dtype):
     """A rule computes 1 − ηλ before it meets a tensor: in Python, in double precision."""
     for values in arguments(word)[::7]:
         got, expected = eager.vocabulary(dtype)[word](*values), getattr(ops, word)(*values)

@@ -57,8 +57,8 @@ def _asks_for_more(rule):
 
 COMBINATIONS = dict(_combinations())
 EXACT = {"direction": "sgd", "momentum": 0.9, "penalty": "l2", "penalty_weight": 0.1, "decay": "cautious", "weight_decay": 0.5}
-"""Rules whose every operation IEEE 754 rounds in one way: two readers that do the same give the same bits."""
-READERS = ("cpu", "eager")
+"""Rules whose every operation IEEE 754 rounds in one way: two backends that do the same give the same bits."""
+BACKENDS = ("cpu", "eager")
 
 
 def noise(shape, dtype, seed):

@@ -30,7 +30,7 @@ CHECKS: Mapping[str, tuple[str, ...]] = {
     "tensor lr": ("differs", "not finite"),
     "foreach": ("differs", "not finite"),
     "fused": ("differs", "not finite"),
-    "reader='eager'": ("differs", "not finite"),
+    "backend='eager'": ("differs", "not finite"),
     "compiled": ("differs", "not finite", "refused"),
 }
 """What is checked, and what an experiment may not find. What an optimizer does not offer it may refuse."""

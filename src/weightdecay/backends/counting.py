@@ -1,4 +1,4 @@
-"""How a step is counted in the float32 that torch keeps, written once for all readers in the words of `rounding`.
+"""How a step is counted in the float32 that torch keeps, written once for all backends in the words of `rounding`.
 
 From 2²⁴ on a float32 has no t + 1: a count of torch's stands still there. Ours moves on, because random bits are drawn from it.
 """

@@ -1,4 +1,4 @@
-"""Which parameters of an optimizer the kernels step, table by table, and which are left to the eager reader."""
+"""Which parameters of an optimizer the kernels step, table by table, and which are left to the eager backend."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -14,7 +14,7 @@ from weightdecay.backends.param_table import Entry, Signature, Table, Written
 
 
 class Kernels(Protocol):
-    """What a reader that makes kernels, a module of `weightdecay.backends`, has for an optimizer."""
+    """What a backend that makes kernels, a module of `weightdecay.backends`, has for an optimizer."""
 
     def refusal(self, param: Tensor, grad: Tensor | None, *moments: Tensor) -> str | None:
         """Return why no kernel can step a parameter with this gradient and moments; None if one can."""
@@ -27,7 +27,7 @@ class Kernels(Protocol):
 
 
 Lists = Mapping[tuple[Kernels, Signature], Sequence[Entry]]
-"""The parameters of each kernel, by its reader and signature."""
+"""The parameters of each kernel, by its backend and signature."""
 
 
 class Plan:
@@ -52,13 +52,13 @@ class Plan:
             rules: the registry's count of changes.
             entries: the kernels' parameters.
             halves: those whose u is made in torch, so that the kernel does the second half of the step: one by one.
-            left: by group, the places of the parameters that the eager reader steps.
+            left: by group, the places of the parameters that the eager backend steps.
             waiting: parameters that have had no gradient yet, and so no state.
         """
         self.ways, self.rules, self.left, self.waiting = list(ways), rules, dict(left), list(waiting)
-        self.tables = [reader.table(signature, own) for (reader, signature), own in entries.items()]
+        self.tables = [backend.table(signature, own) for (backend, signature), own in entries.items()]
         self.halves = [
-            (entry, reader.table(signature, [entry])) for (reader, signature), own in halves.items() for entry in own
+            (entry, backend.table(signature, [entry])) for (backend, signature), own in halves.items() for entry in own
         ]
         self.by_torch: dict[int, list[int]] = {index: list(places) for index, places in left.items()}
         """By group, the places of the parameters that torch's operations step, or of which they make u."""

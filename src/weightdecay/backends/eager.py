@@ -250,7 +250,7 @@ def direct(
     how: str,
     factor: float,
 ) -> Tensor:
-    """Do the first half of a step, whose other half another reader does: return u, and write what the direction keeps."""
+    """Do the first half of a step, whose other half another backend does: return u, and write what the direction keeps."""
     first = equation.halves()[0]
     values = operands(first, param, grad, state, kept, how, factor)
     u, new = step(first, remembered(first, numbers, state, kept), values)

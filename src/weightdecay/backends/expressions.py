@@ -1,6 +1,6 @@
-"""What the readers have in common that write code: a value whose operators write down what they would compute.
+"""What the backends have in common that write code: a value whose operators write down what they would compute.
 
-A rule that runs on such values writes itself, once, in the language of its reader.
+A rule that runs on such values writes itself, once, in the language of its backend.
 """
 
 import math

@@ -147,7 +147,7 @@ class Written:
 
 
 class Table:
-    """All parameters with one signature, ready for its kernel, which a reader adds."""
+    """All parameters with one signature, ready for its kernel, which a backend adds."""
 
     def __init__(self, signature: Signature, entries: Iterable[Entry]) -> None:
         self.signature = signature

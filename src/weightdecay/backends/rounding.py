@@ -1,6 +1,6 @@
 """How a float32 result becomes a bfloat16 or float16 weight: nearest, stochastic, or compensated by the 16 bits that were cut.
 
-Rounding belongs to the reader, never to a rule. What is here is integer arithmetic on bit patterns, so that every reader can
+Rounding belongs to the backend, never to a rule. What is here is integer arithmetic on bit patterns, so that every backend can
 produce the same bits.
 """
 
@@ -123,7 +123,7 @@ def restored(w: Tensor, compensation: Tensor) -> Tensor:
     return whole
 
 
-# The arithmetic itself is written once for all readers, in the words below: torch's here, and another reader binds its own.
+# The arithmetic itself is written once for all backends, in the words below: torch's here, and another backend binds its own.
 
 
 def pattern(x: Tensor) -> Tensor:

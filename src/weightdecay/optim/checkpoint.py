@@ -35,7 +35,7 @@ class Chosen(dict[str, Any]):
 class Checkpointed(torch.optim.Optimizer):
     """Loads and saves what an optimizer needs to go on, its own or that of torch's optimizer of the same name."""
 
-    reader: str
+    backend: str
 
     @abstractmethod
     def equation(self, group: Mapping[str, Any]) -> Equation:
@@ -113,8 +113,8 @@ class Checkpointed(torch.optim.Optimizer):
         return {**live, **saved, "params": live["params"], **names, **{flag: live[flag] for flag in _OURS}}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and deepcopy keep: torch's three entries and the reader."""
-        return {**super().__getstate__(), "reader": self.reader}
+        """Return what pickle and deepcopy keep: torch's three entries and the backend."""
+        return {**super().__getstate__(), "backend": self.backend}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a pickled or a loaded state; keys that an older version did not have get their defaults."""

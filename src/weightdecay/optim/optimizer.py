@@ -45,7 +45,7 @@ class Optimizer(Checkpointed):
     A step is :math:`w_t = g(\lambda)\,w_{t-1} - \eta\,h(\nabla L)`; the three rules say what g and h are.
 
     Args:
-        params: tensors, (name, tensor) pairs or groups, as torch takes them. Any keyword below except `reader` may differ
+        params: tensors, (name, tensor) pairs or groups, as torch takes them. Any keyword below except `backend` may differ
             per group. bfloat16 and float16 are computed in float32 with float32 moments; complex tensors count as pairs
             of reals.
         lr: η, a number or a tensor of one element. A tensor may be filled between steps, as any number of a group may that is
@@ -64,10 +64,10 @@ class Optimizer(Checkpointed):
         capturable: keep step counts on the parameters' device and read no number back from it, so that a CUDA graph may
             capture the step. An lr or λ that is to change between replays is a tensor there.
         differentiable: let autograd see through the step.
-        foreach, fused: taken as torch takes them, and warned of once: every step is fused as far as its reader can. With
+        foreach, fused: taken as torch takes them, and warned of once: every step is fused as far as its backend can. With
             fused=True GradScaler hands its scale to the step, as it does to torch's fused optimizers: then gradients are
             unscaled in the step, and cannot be clipped before it.
-        reader: "cpu" (compiled kernels, for parameters on the CPU), "gpu" (Triton's, for those on a CUDA device), "eager"
+        backend: "cpu" (compiled kernels, for parameters on the CPU), "gpu" (Triton's, for those on a CUDA device), "eager"
             (torch's operations), or "auto": kernels for all that they can do, and torch's operations for the rest. The
             state is the same, and a run may switch.
         numbers: the rules' hyper-parameters (betas, eps, momentum, p, …); and `lr_max` where one asks for the peak of the
@@ -75,8 +75,8 @@ class Optimizer(Checkpointed):
 
     Raises:
         TypeError, ValueError: a value that cannot be meant, with its name and group. Nothing has changed then.
-        ImportError: reader="gpu" without Triton.
-        RuntimeError: from `step`, for a sparse gradient. With a reader of kernels what none can do is refused there, too.
+        ImportError: backend="gpu" without Triton.
+        RuntimeError: from `step`, for a sparse gradient. With a backend of kernels what none can do is refused there, too.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
     >>> optimizer = Optimizer([w], lr=0.5, direction="sgd", decay="cautious", weight_decay=0.5)
@@ -90,8 +90,8 @@ class Optimizer(Checkpointed):
 
     _lambdas: ClassVar = {"penalty": "penalty_weight", "decay": "weight_decay"}
     """Which key of a group is λ, by kind of rule."""
-    reader: str = "auto"
-    """Which reader was asked for."""
+    backend: str = "auto"
+    """Which backend was asked for."""
     _plan: Plan | None = None
     _factor = 1.0
 
@@ -112,7 +112,7 @@ class Optimizer(Checkpointed):
         differentiable: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        reader: str = "auto",
+        backend: str = "auto",
         rounding: str = "auto",
         seed: int = 0,
         **numbers: Any,
@@ -133,22 +133,24 @@ class Optimizer(Checkpointed):
             differentiable=differentiable,
             foreach=foreach,
             fused=fused,
-            reader=reader,
+            backend=backend,
             rounding=rounding,
             seed=seed,
             **of_lambdas,
         )
 
-    def _start(self, params: ParamsT, defaults: dict[str, Any], *, reader: str = "auto", **flags: Any) -> None:
+    def _start(self, params: ParamsT, defaults: dict[str, Any], *, backend: str = "auto", **flags: Any) -> None:
         """Finish the construction of any optimizer of this package."""
         if isinstance(params, torch.nn.Module):
             raise TypeError("params is a module: pass model.parameters(), or weightdecay.param_groups(model, weight_decay=…)")
-        self.reader = backends.resolve(reader)
+        self.backend = backends.resolve(backend)
         given = {key: flag for key, flag in flags.items() if flag is not None or key in _FLAGS}  # no schedule, no key
         defaults = {**defaults, **_FLAGS, **given}
         hyperparameters.unify(defaults, self.equation(defaults))
         super().__init__(params, defaults)
-        self.reader = backends.resolve(reader)  # again: torch.compile, around a construction, forgets what came before torch's
+        self.backend = backends.resolve(
+            backend
+        )  # again: torch.compile, around a construction, forgets what came before torch's
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -160,8 +162,8 @@ class Optimizer(Checkpointed):
         return bool(self.defaults["fused"])
 
     def _kernels(self, device: torch.device) -> Kernels | None:
-        """Return the reader that makes kernels for a device; None where torch's operations do the step."""
-        return backends.kernels(self.reader, device)
+        """Return the backend that makes kernels for a device; None where torch's operations do the step."""
+        return backends.kernels(self.backend, device)
 
     def equation(self, group: Mapping[str, Any]) -> Equation:
         """Return the rules that a parameter group is trained with."""
@@ -255,8 +257,8 @@ class Optimizer(Checkpointed):
         hyperparameters.check(group, equation, where, is_new=is_new, is_loaded=is_loaded)
         if equation.direction.whole:
             _refuse_shapes(equation.direction, group["params"], where)
-        if self.reader not in ("auto", "eager") and (why := _refusal_of_rules(equation)):
-            raise ValueError(f"reader={self.reader!r} cannot step {where}: {why}; use reader='auto' or 'eager'")
+        if self.backend not in ("auto", "eager") and (why := _refusal_of_rules(equation)):
+            raise ValueError(f"backend={self.backend!r} cannot step {where}: {why}; use backend='auto' or 'eager'")
         used = self._weighed(equation)
         for key, schedule in hyperparameters.SCHEDULES.items():
             if group.get(schedule) is not None and key not in used:
@@ -305,7 +307,7 @@ class Optimizer(Checkpointed):
             self._make_state()
             return loss
         differentiable = self.defaults["differentiable"]
-        by_eager = differentiable or self.reader == "eager" or torch.compiler.is_compiling()
+        by_eager = differentiable or self.backend == "eager" or torch.compiler.is_compiling()
         with torch.set_grad_enabled(differentiable):
             scaling = _scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             if scaling is not None and (by_eager or not self._skips_on_device()):
@@ -373,17 +375,17 @@ class Optimizer(Checkpointed):
     def _skips_on_device(self) -> bool:
         """Return whether the host need not know of a step in which GradScaler has found an overflow."""
         return all(
-            group["capturable"] and not hyperparameters.counts(group) and (self.reader == "gpu" or param.device.type == "cuda")
+            group["capturable"] and not hyperparameters.counts(group) and (self.backend == "gpu" or param.device.type == "cuda")
             for group in self.param_groups
             for param in group["params"]
         )
 
     def _step_with_eager(self, factor: float, differentiable: bool) -> None:
         """Do the step with torch's operations, which autograd and compilers see."""
-        if self.reader not in ("auto", "eager"):
+        if self.backend not in ("auto", "eager"):
             why = "under differentiable=True" if differentiable else "inside torch.compile"
             raise RuntimeError(
-                f"reader={self.reader!r} writes where torch does not see it and cannot run {why}: use reader='auto'"
+                f"backend={self.backend!r} writes where torch does not see it and cannot run {why}: use backend='auto'"
             )
         if not torch.compiler.is_compiling():
             self._check_changes()
@@ -414,7 +416,7 @@ class Optimizer(Checkpointed):
                 self._plan = None
                 raise RuntimeError(
                     "parameters, gradients or state are never twice the same (does another thread replace them?): "
-                    "use reader='eager'"
+                    "use backend='eager'"
                 )
             self._check_tensors(plan.left, by_torch=True)
         elif plan.by_torch:
@@ -460,7 +462,7 @@ class Optimizer(Checkpointed):
         )
 
     def _new_plan(self) -> Plan:
-        """Decide which reader steps which parameter, and give each that has a gradient its state."""
+        """Decide which backend steps which parameter, and give each that has a gradient its state."""
         entries: dict[int, tuple[Kernels, Signature, Entry]] = {}
         refused: dict[int, str] = {}
         waiting: list[Tensor] = []
@@ -474,11 +476,11 @@ class Optimizer(Checkpointed):
         ways = self.ways()
         asked = _asked_of_all(ways)
         for index, _, number, param in self._every_param():
-            state, reader = self._state_of(param), self._kernels(param.device)
-            if number in refused or reader is None:
+            state, backend = self._state_of(param), self._kernels(param.device)
+            if number in refused or backend is None:
                 continue
             if self._is_complete(index, param, state) and self._refusal(index, param, state) is None:
-                entries[number] = (reader, *self._entry(reader, param, state, index, number, asked))
+                entries[number] = (backend, *self._entry(backend, param, state, index, number, asked))
             elif param.grad is None:
                 waiting.append(param)  # which has no state yet
             else:
@@ -498,9 +500,9 @@ class Optimizer(Checkpointed):
             if number in refused:
                 left.setdefault(index, []).append(place)
             elif number in entries:
-                reader, signature, entry = entries[number]
+                backend, signature, entry = entries[number]
                 is_whole = self.way(self.param_groups[index])[0].direction.whole
-                (halves if is_whole else kernels).setdefault((reader, signature), []).append(entry)
+                (halves if is_whole else kernels).setdefault((backend, signature), []).append(entry)
         return Plan(self.state, self.param_groups, ways, REGISTRY.changes, kernels, halves, left, waiting)
 
     def _every_param(self) -> Iterator[tuple[int, int, int, Tensor]]:
@@ -518,12 +520,12 @@ class Optimizer(Checkpointed):
 
     def _refusal(self, index: int, param: Tensor, state: Mapping[str, Any]) -> str | None:
         """Return why no kernel can step a parameter with its gradient and what it has of its state; None if one can."""
-        group, reader = self.param_groups[index], self._kernels(param.device)
-        if reader is None:
+        group, backend = self.param_groups[index], self._kernels(param.device)
+        if backend is None:
             return f"no kernel supports parameters on {param.device.type}"
         shapes = self._shapes(group, param)
         moments = [state[key] for key in shapes if key != "compensation" and isinstance(state.get(key), Tensor)]
-        why = reader.refusal(param, param.grad, *moments)
+        why = backend.refusal(param, param.grad, *moments)
         strange = (type(value).__name__ for value in state.values() if isinstance(value, Tensor) and memory.is_wrapper(value))
         kind = next(strange, None)
         if why is None and kind is not None:
@@ -545,12 +547,12 @@ class Optimizer(Checkpointed):
         return isinstance(step, Tensor) and _counts(step, group, param) and memory.is_readable(step)
 
     def _refuse(self, index: int, place: int, why: str) -> None:
-        if self.reader != "auto":
+        if self.backend != "auto":
             name = name_of(self.param_groups[index], index, place)
-            raise ValueError(f"reader={self.reader!r} cannot step {name}: {why}; use reader='auto'")
+            raise ValueError(f"backend={self.backend!r} cannot step {name}: {why}; use backend='auto'")
 
     def _entry(
-        self, reader: Kernels, param: Tensor, state: dict[str, Any], index: int, number: int, asked: Sequence[str]
+        self, backend: Kernels, param: Tensor, state: dict[str, Any], index: int, number: int, asked: Sequence[str]
     ) -> tuple[Signature, Entry]:
         """Return what a kernel needs to know of a parameter, and which kernel."""
         group = self.param_groups[index]
@@ -563,7 +565,7 @@ class Optimizer(Checkpointed):
         elements = [each for each in kept if each.per_element]
         moments = tuple(state[each.key].dtype for each in elements)
         shares = tuple(name for name in asked if equation.supplies(name))
-        signature = reader.signature(
+        signature = backend.signature(
             param,
             group["capturable"],
             equation=equation,
@@ -897,8 +899,8 @@ def _warn_of_implementations() -> None:
     if "implementations" not in _TOLD:
         _TOLD.add("implementations")
         warn(
-            "foreach=True and fused=True choose between implementations of torch's; here every step runs on the fastest reader "
-            "that can do it, fused where there is a kernel, with or without them. All that fused=True changes is that "
+            "foreach=True and fused=True choose between implementations of torch's; here every step runs on the fastest "
+            "backend that can do it, fused where there is a kernel, with or without them. All that fused=True changes is that "
             "torch.amp.GradScaler hands its scale to the step, so that gradients cannot be unscaled and clipped before it"
         )
 

@@ -140,7 +140,7 @@ def _describe(
     ndim: int | None,
     beside: Mapping[str, str],
 ) -> Rule:
-    """Read a rule's signature, and refuse one that a reader could not fill."""
+    """Read a rule's signature, and refuse one that a backend could not fill."""
     name = function.__name__
     parameters = inspect.signature(function).parameters.values()
     elements = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)

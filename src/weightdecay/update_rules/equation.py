@@ -1,4 +1,4 @@
-"""The one equation. Every optimizer step in this package, on every reader, is these lines.
+"""The one equation. Every optimizer step in this package, on every backend, is these lines.
 
     g ← ∇L + penalty(w)              coupled: the penalty enters the gradient, and all that is made of it
     u, state ← direction(g, state)   momentum SGD, Adam, …
@@ -77,7 +77,7 @@ class Equation:
     def halves(self) -> tuple["Equation", "Equation"]:
         """Return the equation in two: one that ends with u, and one that starts with u in the gradient's place.
 
-        For a direction of whole tensors: it makes u in torch, and any reader does the rest.
+        For a direction of whole tensors: it makes u in torch, and any backend does the rest.
         """
         return replace(self, decay=_UP_TO_U), Equation(None, _FROM_U, self.decay)
 
@@ -107,7 +107,7 @@ def step(
     """Return the next weight and, by their names in the rules, what the rules keep and change, without changing anything.
 
     `values` holds w, g and what is kept for every element by the names in the rules, `numbers` what stands right of each
-    rule's `*`, by kind of rule. A reader says how to `bind` a rule to its backend and how to `reduce` a whole tensor to a
+    rule's `*`, by kind of rule. A backend says how to `bind` a rule to its backend and how to `reduce` a whole tensor to a
     number. A number of all tensors (`Reduction.of_all`) cannot be had from one, and has to be among the numbers.
     """
     values = dict(values)

@@ -1,4 +1,4 @@
-"""Keeps a rule plain math: refuses, at import and by line, whatever some reader of it could not read."""
+"""Keeps a rule plain math: refuses, at import and by line, whatever some backend could not read."""
 
 import ast
 import inspect

@@ -1,6 +1,6 @@
-"""The words a rule may use besides operators, here on plain floats: the reference every reader answers to.
+"""The words a rule may use besides operators, here on plain floats: the reference every backend answers to.
 
-A reader gives the same names another meaning (torch operations, SymPy expressions, machine code); the rule stays as typed.
+A backend gives the same names another meaning (torch operations, SymPy expressions, machine code); the rule stays as typed.
 On floats the words follow IEEE 754 where Python does not: the root of a negative number is NaN, and no word raises, because
 `where` computes both of its sides.
 """
@@ -70,7 +70,7 @@ def where(condition: bool, x: float, y: float) -> float:
 def debias(beta: float, t: float) -> float:
     """Return 1 − βᵗ, the weight that t steps of a moving average with factor β have gathered.
 
-    A word of its own because 1 − βᵗ loses digits while βᵗ is near 1, in float32 nearly all: readers compute −expm1(t·log β).
+    A word of its own because 1 − βᵗ loses digits while βᵗ is near 1, in float32 nearly all: backends compute −expm1(t·log β).
     """
     return -math.expm1(t * math.log(beta)) if beta > 0 else 1 - power(beta, t)
 

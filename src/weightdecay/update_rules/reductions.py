@@ -1,8 +1,8 @@
 """The numbers a rule may ask for that come from a whole tensor: `norm_w`, `norm_u`, `dot_wu`, `norm_n_w` and more.
 
-A reduction adds up one term per element and finishes the sum. Both halves are plain math over the words, so every reader
-computes them its own way: a fused reader in a first pass that writes nothing, eager over a DTensor for the tensor as a whole.
-One, `mean_v_hat`, is of all tensors together: the optimizer has its readers add up each before any weight moves.
+A reduction adds up one term per element and finishes the sum. Both halves are plain math over the words, so every backend
+computes them its own way: a fused backend in a first pass that writes nothing, eager over a DTensor for the tensor as a whole.
+One, `mean_v_hat`, is of all tensors together: the optimizer has its backends add up each before any weight moves.
 """
 
 from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ class Reduction:
     term: Callable[..., Any]
     finish: Callable[..., Any]
     norm: bool = False
-    """Whether it scales as its elements do: a reader then measures in units of the largest, since |w|ⁿ leaves any range."""
+    """Whether it scales as its elements do: a backend then measures in units of the largest, since |w|ⁿ leaves any range."""
     of_all: bool = False
     """Whether it is the mean of the terms over every tensor that the optimizer steps, and not a sum over each."""
     written: tuple[str, str] = ("", "")

@@ -35,7 +35,7 @@ CONTEXT = {
 }
 TAKEN = (
     "params", "param_names", "lr", "lr_max", "lr_at_start", "largest_lr", "initial_lr", "max_lr", "min_lr", "weight_decay",
-    "penalty_weight", "betas", "momentum", "direction", "penalty", "decay", "seed", "rounding", "reader", "maximize",
+    "penalty_weight", "betas", "momentum", "direction", "penalty", "decay", "seed", "rounding", "backend", "maximize",
     "foreach", "fused", "capturable", "differentiable", "amsgrad", "decoupled_weight_decay", "weight_decay_schedule",
     "penalty_weight_schedule", "initial_weight_decay", "initial_penalty_weight", "base_lr", "base_momentum", "max_momentum",
     "swa_lr", "optimizer", "self",

@@ -164,8 +164,8 @@ def paths(reference: "Reference", *, compiled: bool) -> Iterator[Finding]:
         made = Run(reference.subject, reference.start, lr=LR, lam=LAMBDA).optimizer
     except StepError:  # on two tensors, where it runs on one
         made = None
-    if isinstance(made, Optimizer) and made.reader != "eager":
-        yield reference.compared("reader='eager'", lambda: reference.run(reader="eager"))
+    if isinstance(made, Optimizer) and made.backend != "eager":
+        yield reference.compared("backend='eager'", lambda: reference.run(backend="eager"))
     if compiled:
         yield reference.compared("compiled", lambda: reference.run(compiled=True))
 

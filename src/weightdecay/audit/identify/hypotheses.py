@@ -176,7 +176,7 @@ class _Judge:
 
     def __init__(self, start: Tensor, lr: float, **settings: object) -> None:
         self._w = torch.nn.Parameter(start.clone())
-        self._optimizer = Optimizer([self._w], lr, direction="sgd", reader="eager", rounding="nearest", **settings)  # type: ignore[arg-type]
+        self._optimizer = Optimizer([self._w], lr, direction="sgd", backend="eager", rounding="nearest", **settings)  # type: ignore[arg-type]
 
     def step(self, w: Tensor, u: Tensor, lr: float, lam: float, knob: str) -> Tensor:
         with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Reads a rule as machine code: one kernel for all CPU parameters of a kind, at the speed of the memory.
+"""Runs a rule as machine code: one kernel for all CPU parameters of a kind, at the speed of the memory.
 
-`values` gives operators and words their meaning, `kernel` writes the loops around a step, `machine` compiles them, `table`
-makes a kernel's job of the parameters, and `threads` runs it on torch's threads.
+`kernel.py` writes the loops around a step, `ops.py` gives operators and operations their meaning in LLVM, `jit.py` compiles,
+`param_table.py` makes a kernel's arguments of the parameters, and `threads.py` runs it on torch's threads.
 """
 
 from typing import Any

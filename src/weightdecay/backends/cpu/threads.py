@@ -34,7 +34,7 @@ def parallel(function: Any, job: int, count: int) -> None:
     else:
         failed = _library().torch_parallel_for(0, count, 1, function, job)
         if failed:
-            raise RuntimeError(f"torch could not run a kernel on {count} threads (error {failed}): use reader='eager'")
+            raise RuntimeError(f"torch could not run a kernel on {count} threads (error {failed}): use backend='eager'")
 
 
 @cache
@@ -42,7 +42,7 @@ def _library() -> Any:
     folder = Path(torch.__file__).parent / "lib"
     paths = [path for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll") if (path := folder / name).exists()]
     if not paths:
-        raise OSError(f"no libtorch_cpu in {folder}, on whose threads kernels run: use reader='eager'")
+        raise OSError(f"no libtorch_cpu in {folder}, on whose threads kernels run: use backend='eager'")
     library = ctypes.CDLL(str(paths[0]))
     library.torch_parallel_for.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, PASS, ctypes.c_void_p]
     return library

@@ -1,4 +1,4 @@
-"""What an optimizer asks of this reader; importing it imports Triton."""
+"""What an optimizer asks of this backend; importing it imports Triton."""
 
 from functools import cache
 from typing import Any

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 OLDEST = (3, 6)
-"""The first Triton that this reader is tested with."""
+"""The first Triton that this backend is tested with."""
 if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
     raise ImportError(f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}")
 

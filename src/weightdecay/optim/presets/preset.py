@@ -21,7 +21,7 @@ class Settings(TypedDict, total=False):
 
     weight_decay_schedule: Schedule | None
     fused: bool | None
-    reader: str
+    backend: str
     rounding: str
     seed: int
 
@@ -70,7 +70,7 @@ _MEANINGS = {
     "foreach": "changes nothing; taken as torch takes it.",
     "maximize": "ascend; the decay still shrinks.",
     "differentiable": "let autograd see through the step.",
-    "options": "maximize, reader, rounding, … as weightdecay.Optimizer takes them.",
+    "options": "maximize, backend, rounding, … as weightdecay.Optimizer takes them.",
 }
 
 

@@ -1,4 +1,4 @@
-"""The gpu reader against the eager float64 reference: its kernels, which Triton's interpreter runs on the CPU, make its steps.
+"""The gpu backend against the eager float64 reference: its kernels, which Triton's interpreter runs on the CPU, make its steps.
 
 They run with TRITON_INTERPRET=1 in the environment, for which Triton looks once: `make gpu-check` sets it.
 """
@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import Reference
 from runs import arguments, distance, is_exact, name, pairs, same_bits
-from test_cpu_reader import of_absolute, of_exp, of_log, of_maximum, of_minimum, of_power, of_sign, of_sqrt
+from test_cpu_backend import of_absolute, of_exp, of_log, of_maximum, of_minimum, of_power, of_sign, of_sqrt
 from torch.nn import Parameter
 from training import LAYOUTS, PRESETS, all_params, noise, options_of, parameters_of, train
 
@@ -56,9 +56,9 @@ def tensors_of(dtype, seed, *, laid=True):
     return [*flat, *(layout(full) if laid else full for layout in LAYOUTS.values())]
 
 
-def optimizer_of(reader, dtype=torch.float32, how="nearest", **rules):
+def optimizer_of(backend, dtype=torch.float32, how="nearest", **rules):
     """Return an optimizer of the same tensors."""
-    return wd.Optimizer(map(Parameter, tensors_of(dtype, 0)), 0.05, reader=reader, rounding=how, **rules)
+    return wd.Optimizer(map(Parameter, tensors_of(dtype, 0)), 0.05, backend=backend, rounding=how, **rules)
 
 
 def give_gradients(optimizer, dtype, t):
@@ -80,7 +80,7 @@ def values(optimizer):
 
 @pytest.mark.parametrize(("rules", "dtype", "how"), CASES.values(), ids=CASES)
 def test_the_kernels_make_the_steps_of_the_reference(rules, dtype, how):
-    ours, others = (optimizer_of(reader, dtype, how, **rules) for reader in ("gpu", "cpu"))
+    ours, others = (optimizer_of(backend, dtype, how, **rules) for backend in ("gpu", "cpu"))
     without = {key: 0.0 for key in LAMBDAS if key in rules}
     effect = 0.0
     for t in range(1, 3):
@@ -101,8 +101,8 @@ def test_the_kernels_make_the_steps_of_the_reference(rules, dtype, how):
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.__name__)
 def test_every_preset_is_stepped_as_torchs_operations_do_it(preset):
-    def history(reader):
-        optimizer = preset(parameters_of(preset).values(), **options_of(preset), reader=reader)
+    def history(backend):
+        optimizer = preset(parameters_of(preset).values(), **options_of(preset), backend=backend)
         train(optimizer, 3)
         return values(optimizer)
 
@@ -125,7 +125,7 @@ def test_a_number_of_all_tensors_is_added_up_on_the_device(capturable, penalty):
     rules = {"direction": "adam", "decay": "stable", "weight_decay": 0.5, "rounding": "nearest"}
     if penalty is not None:
         rules.update(penalty=penalty, penalty_weight=10.0)
-    optimizer = wd.Optimizer(groups, 0.05, **rules, reader="gpu", capturable=capturable)
+    optimizer = wd.Optimizer(groups, 0.05, **rules, backend="gpu", capturable=capturable)
     for t in range(4):
         for place, param in enumerate(params):
             param.grad = None if (t, place) in ((0, 1), (2, 0), (2, 3)) else noise(param.shape, param.dtype, 10 * t + place)
@@ -143,7 +143,7 @@ def test_places_beyond_32_bits_are_stepped_like_any_other(dtype, how):
     before, count = 2**33, 100
     param = Parameter(noise((count,), dtype, 1))
     start = param.detach().clone()
-    optimizer = wd.Optimizer([param], 0.05, direction="sgd", decay="decoupled", weight_decay=0.5, reader="gpu", rounding=how)
+    optimizer = wd.Optimizer([param], 0.05, direction="sgd", decay="decoupled", weight_decay=0.5, backend="gpu", rounding=how)
     param.grad = noise((count,), dtype, 2)
     gradient = param.grad.clone()
     optimizer.step()
@@ -177,13 +177,13 @@ def bits_at(first, count):
 # Numbers on the device ---------------------------------------------------------------------------------------------------
 
 
-def steps_with_tensors(reader, rules, *, capturable):
+def steps_with_tensors(backend, rules, *, capturable):
     """Return an optimizer after five steps whose lr and λ, if on the device, are changed in place."""
     number = torch.tensor if capturable else float
     params = [Parameter(noise(shape, torch.float32, place)) for place, shape in enumerate(SIZES)]
     key = "penalty_weight" if "penalty" in rules else "weight_decay"
     optimizer = wd.Optimizer(
-        params, number(0.125), **rules, **{key: number(0.5)}, reader=reader, capturable=capturable
+        params, number(0.125), **rules, **{key: number(0.5)}, backend=backend, capturable=capturable
     )  # fmt: skip
     for t in range(5):
         for group in optimizer.param_groups:
@@ -229,7 +229,7 @@ def test_counts_go_on_where_float32_has_no_next_whole_number(count, capturable):
             counts.append(optimizer.state[param]["step"].item())
         return counts, param.detach()
 
-    (counts, ours), (expected, theirs) = stepped(reader="gpu", capturable=capturable), stepped(reader="cpu")
+    (counts, ours), (expected, theirs) = stepped(backend="gpu", capturable=capturable), stepped(backend="cpu")
     assert counts == expected
     assert len({*counts, torch.tensor(count).item()}) == 5
     assert same_bits(ours, theirs)
@@ -256,7 +256,7 @@ def test_the_default_device_is_no_matter():
     for capturable in (False, True):
         with torch.device("meta"):
             optimizer = wd.Optimizer(
-                [param], 0.125, direction="adam", decay="stable", weight_decay=0.5, reader="gpu", capturable=capturable
+                [param], 0.125, direction="adam", decay="stable", weight_decay=0.5, backend="gpu", capturable=capturable
             )
             optimizer.step()
             optimizer.step()
@@ -266,7 +266,7 @@ def test_the_default_device_is_no_matter():
 def test_an_lr_of_zero_may_come_after_one_on_the_device():
     param = Parameter(noise((40,), torch.float32, 0))
     param.grad = torch.ones(40)
-    optimizer = wd.SGD([param], lr=torch.tensor(0.125), reader="gpu", capturable=True)
+    optimizer = wd.SGD([param], lr=torch.tensor(0.125), backend="gpu", capturable=True)
     optimizer.step()
     before = param.detach().clone()
     optimizer.param_groups[0]["lr"] = 0.0
@@ -289,7 +289,7 @@ def test_a_state_that_was_loaded_may_be_captured_at_once(capturing):
     """The step that came before a capture is often undone so; the table that is made then is the graph's alone."""
     param = Parameter(noise((40,), torch.float32, 0))
     param.grad = noise((40,), torch.float32, 1)
-    optimizer = wd.AdamW([param], reader="gpu", capturable=True)
+    optimizer = wd.AdamW([param], backend="gpu", capturable=True)
     optimizer.step()
     optimizer.load_state_dict(optimizer.state_dict())
     capturing(True)
@@ -302,7 +302,7 @@ def test_a_state_that_was_loaded_may_be_captured_at_once(capturing):
 
 
 def test_a_parameter_without_state_cannot_be_captured(capturing):
-    optimizer = wd.AdamW([Parameter(torch.ones(3))], reader="gpu", capturable=True)
+    optimizer = wd.AdamW([Parameter(torch.ones(3))], backend="gpu", capturable=True)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
     capturing(True)
     with pytest.raises(RuntimeError, match=r"do one step before the capture"):
@@ -317,7 +317,7 @@ def test_a_parameter_without_state_cannot_be_captured(capturing):
 @pytest.mark.parametrize("capturable", [True, False])
 def test_gradscaler_unscales_in_the_kernel_and_skips_a_step_whole(capturable):
     rules = {"direction": "nadam", "decay": "decoupled", "weight_decay": 0.5, "capturable": capturable, "fused": True}
-    ours, plain = (wd.Optimizer([Parameter(noise((40,), torch.float32, 0))], 0.125, reader="gpu", **rules) for _ in "ab")
+    ours, plain = (wd.Optimizer([Parameter(noise((40,), torch.float32, 0))], 0.125, backend="gpu", **rules) for _ in "ab")
     assert ours._step_supports_amp_scaling
     for t, (scale, overflow) in enumerate([(4.0, 0.0), (1024.0, 1.0), (0.5, 0.0)]):
         for optimizer, factor in ((ours, scale), (plain, 1.0)):
@@ -338,7 +338,7 @@ def test_gradscaler_unscales_in_the_kernel_and_skips_a_step_whole(capturable):
 def test_a_schedule_of_lambda_counts_no_step_that_gradscaler_skips():
     schedule = {"name": "linear", "steps": 10}
     param = Parameter(noise((40,), torch.float32, 0))
-    optimizer = wd.AdamW([param], weight_decay=0.5, weight_decay_schedule=schedule, capturable=True, reader="gpu")
+    optimizer = wd.AdamW([param], weight_decay=0.5, weight_decay_schedule=schedule, capturable=True, backend="gpu")
     for overflow, counted in ((0.0, 1), (1.0, 1), (0.0, 2)):
         param.grad = noise((40,), torch.float32, 1)
         optimizer.grad_scale, optimizer.found_inf = torch.full((1,), 4.0), torch.full((1,), overflow)
@@ -348,7 +348,7 @@ def test_a_schedule_of_lambda_counts_no_step_that_gradscaler_skips():
 
 def test_torchs_gradscaler_hands_its_scale_over():
     param = Parameter(noise((40,), torch.float32, 0))
-    optimizer = wd.AdamW([param], lr=0.125, reader="gpu", capturable=True, fused=True)
+    optimizer = wd.AdamW([param], lr=0.125, backend="gpu", capturable=True, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = param.detach().clone()
     scaler.scale((param * float("inf")).sum()).backward()
@@ -367,10 +367,12 @@ def test_torchs_gradscaler_hands_its_scale_over():
 
 
 def test_gradients_that_move_and_appear_late_are_found():
-    def history(reader):
+    def history(backend):
         params = [Parameter(noise((n,), torch.float32, n)) for n in (5, 2000, 70)]
         groups = [{"params": [param], "lr": 0.01 * place, "maximize": place == 2} for place, param in enumerate(params, 1)]
-        optimizer = wd.Optimizer(groups, 0.1, direction="sgd", momentum=0.9, decay="cautious", weight_decay=0.5, reader=reader)
+        optimizer = wd.Optimizer(
+            groups, 0.1, direction="sgd", momentum=0.9, decay="cautious", weight_decay=0.5, backend=backend
+        )
         for t in range(4):
             for place, param in enumerate(params):
                 fresh = noise(param.shape, torch.float32, 10 * t + place)
@@ -384,7 +386,7 @@ def test_gradients_that_move_and_appear_late_are_found():
 
 def test_the_table_is_sent_again_only_when_something_has_changed(monkeypatch):
     param = Parameter(noise((40,), torch.float32, 0))
-    optimizer = wd.AdamW([param], lr=torch.tensor(0.125), reader="gpu", capturable=True)
+    optimizer = wd.AdamW([param], lr=torch.tensor(0.125), backend="gpu", capturable=True)
     sent = []
     staged = gpu.table._staged
     monkeypatch.setattr(gpu.table, "_staged", lambda table, content: sent.append(1) or staged(table, content))
@@ -399,9 +401,9 @@ def test_the_table_is_sent_again_only_when_something_has_changed(monkeypatch):
 
 
 def test_moments_may_be_of_another_dtype_than_weights():
-    def trained_from(reader):
+    def trained_from(backend):
         param = Parameter(noise((2000,), torch.float32, 0))
-        optimizer = wd.AdamW([param], lr=0.125, reader=reader)
+        optimizer = wd.AdamW([param], lr=0.125, backend=backend)
         param.grad = noise((2000,), torch.float32, 1)
         optimizer.step()
         state = optimizer.state[param]
@@ -421,7 +423,7 @@ def test_hundreds_of_parameters_are_one_launch(monkeypatch):
     original = gpu.table.launch.__globals__["launch"]
     monkeypatch.setitem(gpu.table.launch.__globals__, "launch", lambda *given: launches.append(given[1]) or original(*given))
     params = [Parameter(noise((place % 3 + 1,), torch.float32, place)) for place in range(150)]
-    optimizer = wd.Optimizer(params, 0.1, direction="sgd", decay="decoupled", weight_decay=0.5, reader="gpu")
+    optimizer = wd.Optimizer(params, 0.1, direction="sgd", decay="decoupled", weight_decay=0.5, backend="gpu")
     for param in params:
         param.grad = torch.ones_like(param)
     expected = [(1 - 0.1 * 0.5) * param.detach().double() - 0.1 for param in params]
@@ -437,10 +439,10 @@ def test_a_direction_of_whole_tensors_is_torchs_and_the_rest_is_the_kernels(own_
         m = mu * m + g
         return m.flip(0), m
 
-    def trained_with(reader, **options):
+    def trained_with(backend, **options):
         param = Parameter(noise((6, 5), torch.bfloat16, 0))
         optimizer = wd.Optimizer(
-            [param], 0.125, direction=direction, decay="cautious", weight_decay=0.5, reader=reader, **options
+            [param], 0.125, direction=direction, decay="cautious", weight_decay=0.5, backend=backend, **options
         )
         for t in range(3):
             param.grad = noise((6, 5), torch.bfloat16, 1 + t)
@@ -456,12 +458,12 @@ def test_a_direction_of_whole_tensors_is_torchs_and_the_rest_is_the_kernels(own_
 def test_what_no_kernel_can_do_is_refused_by_name():
     param = Parameter(noise((3,), torch.complex64, 0))
     param.grad = noise((3,), torch.complex64, 1)
-    with pytest.raises(ValueError, match=r"reader='gpu' cannot step .*complex64; use reader='auto'"):
-        wd.AdamW([param], reader="gpu").step()
+    with pytest.raises(ValueError, match=r"backend='gpu' cannot step .*complex64; use backend='auto'"):
+        wd.AdamW([param], backend="gpu").step()
     real = Parameter(noise((3,), torch.float32, 0))
     real.grad = torch.ones(3)
-    with pytest.raises(RuntimeError, match=r"reader='gpu' .* differentiable=True"):
-        wd.AdamW([real], reader="gpu", differentiable=True).step()
+    with pytest.raises(RuntimeError, match=r"backend='gpu' .* differentiable=True"):
+        wd.AdamW([real], backend="gpu", differentiable=True).step()
 
 
 # Words -------------------------------------------------------------------------------------------------------------------
@@ -477,7 +479,7 @@ def test_the_words_on_special_numbers_are_what_they_are_on_floats(own_registry, 
     pairs = arguments("power" if word is of_power else "maximum", dtype)
     w, u = (torch.tensor(column, dtype=dtype) for column in zip(*pairs, strict=True))
     param = Parameter(w.clone())
-    optimizer = wd.Optimizer([param], 0.1, direction="sgd", decay=wd.decay(source="a test")(word), reader="gpu")
+    optimizer = wd.Optimizer([param], 0.1, direction="sgd", decay=wd.decay(source="a test")(word), backend="gpu")
     param.grad = u
     optimizer.step()
     exact = torch.tensor([word(x, y, eta=0.1) for x, y in zip(w.tolist(), u.tolist(), strict=True)], dtype=torch.float64)
@@ -493,7 +495,7 @@ def test_a_rule_that_is_written_anew_is_read_anew(own_registry):
 
     for factor in (0.5, 0.25):
         param = Parameter(torch.ones(3))
-        optimizer = wd.Optimizer([param], 0.1, direction="sgd", decay=made(factor), weight_decay=0.1, reader="gpu")
+        optimizer = wd.Optimizer([param], 0.1, direction="sgd", decay=made(factor), weight_decay=0.1, backend="gpu")
         param.grad = torch.zeros(3)
         optimizer.step()
         assert param.tolist() == [factor] * 3

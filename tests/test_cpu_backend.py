@@ -1,4 +1,4 @@
-"""The cpu and the eager reader against the float64 reference, and against each other bit for bit where they can be."""
+"""The cpu and the eager backend against the float64 reference, and against each other bit for bit where they can be."""
 
 import copy
 import itertools
@@ -13,9 +13,9 @@ from reference import Reference
 from runs import RULES, arguments, fits, name, same_bits
 from torch.nn import Linear, Parameter
 from training import (
+    BACKENDS,
     EXACT,
     LAYOUTS,
-    READERS,
     all_params,
     apart,
     bits,
@@ -94,9 +94,9 @@ def tensors(dtype, *, seed, laid=True, whole=False):
 
 
 def optimizers(dtype, how="nearest", *, lr=0.05, **rules):
-    """Return an optimizer of the same tensors per reader."""
+    """Return an optimizer of the same tensors per backend."""
     return [
-        wd.Optimizer(map(Parameter, tensors(dtype, seed=0)), lr, reader=reader, rounding=how, **rules) for reader in READERS
+        wd.Optimizer(map(Parameter, tensors(dtype, seed=0)), lr, backend=backend, rounding=how, **rules) for backend in BACKENDS
     ]
 
 
@@ -147,7 +147,7 @@ def changed(some, others):
 
 
 @pytest.mark.parametrize(("rules", "dtype", "how"), CASES.values(), ids=CASES)
-def test_every_reader_makes_the_steps_of_the_reference(rules, dtype, how):
+def test_every_backend_makes_the_steps_of_the_reference(rules, dtype, how):
     """Within what the roundings of one step add up to, on any processor; λ is seen a hundred times over."""
     optimizers_ = optimizers(dtype, how, **rules)
     without = {key: 0.0 for key in LAMBDAS if key in rules}
@@ -159,7 +159,7 @@ def test_every_reader_makes_the_steps_of_the_reference(rules, dtype, how):
             if without and t > 1 and optimizer is optimizers_[0]:  # at the first step Adam makes ±1 of any gradient
                 effect = max(effect, reference.effect(Reference(optimizer, **without)))
             optimizer.step()
-            assert not reference.outside(), optimizer.reader
+            assert not reference.outside(), optimizer.backend
     assert not without or effect >= 100
     ours, theirs = optimizers_
     assert set(values(ours)) == set(values(theirs))
@@ -176,14 +176,14 @@ def test_the_pairs_hold_every_rule_and_some_are_exact():
 
 
 def test_a_table_of_many_parameters_and_groups_steps_each_by_its_own_numbers():
-    def build(reader):
+    def build(backend):
         groups = [
             {"params": [Parameter(noise((5, place + 1), torch.float32, place))], "lr": 0.01 * place, "maximize": place % 3 == 0}
             for place in range(40)
         ]
-        return wd.Optimizer(groups, 0.1, direction="sgd", momentum=0.9, decay="cautious", weight_decay=0.5, reader=reader)
+        return wd.Optimizer(groups, 0.1, direction="sgd", momentum=0.9, decay="cautious", weight_decay=0.5, backend=backend)
 
-    ours, theirs = map(build, READERS)
+    ours, theirs = map(build, BACKENDS)
     for optimizer in (ours, theirs):
         train(optimizer, 3)
     assert everything(ours) == everything(theirs)
@@ -206,7 +206,7 @@ def test_twenty_steps_of_float32_are_as_near_to_float64_as_torchs_fused_ones(our
         params = {"ours": start.clone(), "theirs": start.clone(), "exact": start.double()}
         params = {key: Parameter(value) for key, value in params.items()}
         runs = {
-            "ours": ours([params["ours"]], reader="cpu", **options),
+            "ours": ours([params["ours"]], backend="cpu", **options),
             "theirs": theirs([params["theirs"]], fused=True, **options),
             "exact": theirs([params["exact"]], foreach=False, **options),
         }
@@ -248,8 +248,8 @@ def test_numbers_and_shapes_mean_what_they_mean_in_float64(numbers, dtype, toler
     start = noise(shape, torch.float32, 1)
     ours, exact = Parameter(start.to(dtype)), Parameter(start.double())
     runs = [
-        wd.Optimizer([param], lr, reader=reader, maximize=maximize, **rules, **weight)
-        for param, reader in ((ours, "cpu"), (exact, "eager"))
+        wd.Optimizer([param], lr, backend=backend, maximize=maximize, **rules, **weight)
+        for param, backend in ((ours, "cpu"), (exact, "eager"))
     ]
     largest = start.abs().max().item()
     for t in range(4):
@@ -319,14 +319,14 @@ every_word = pytest.mark.parametrize("word", PLAIN)
 reals = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
 
 
-def compiled(rule, *, w, u=None, reader="cpu", judged=False, **numbers):
+def compiled(rule, *, w, u=None, backend="cpu", judged=False, **numbers):
     """Return what a decay that is made of this rule, for once, makes of the weights and of a step u; if so, judge it."""
     param = Parameter(w.clone())
-    optimizer = wd.Optimizer([param], 0.1, direction="sgd", decay=rule, reader=reader, **numbers)
+    optimizer = wd.Optimizer([param], 0.1, direction="sgd", decay=rule, backend=backend, **numbers)
     param.grad = torch.zeros_like(w) if u is None else u
     reference = Reference(optimizer) if judged else None
     optimizer.step()
-    assert reference is None or not reference.outside(), reader
+    assert reference is None or not reference.outside(), backend
     return param.detach()
 
 
@@ -463,8 +463,8 @@ def of_literals(w, u, *, eta, lam, a=0.3):
 def test_numbers_mix_with_elements_in_every_place(as_rule, rule, dtype):
     """Those of the signature, and those that stand in the rule."""
     w, u = noise((400,), dtype, 1), noise((400,), dtype, 2)
-    for reader in READERS:
-        assert compiled(as_rule(rule), w=w, u=u, weight_decay=0.5, reader=reader, judged=True).std() > 0.5
+    for backend in BACKENDS:
+        assert compiled(as_rule(rule), w=w, u=u, weight_decay=0.5, backend=backend, judged=True).std() > 0.5
 
 
 def of_debias_of_elements(w, u, *, eta):
@@ -474,9 +474,9 @@ def of_debias_of_elements(w, u, *, eta):
 def test_debias_of_elements_keeps_its_digits(as_rule):
     w = 1 - torch.linspace(0.1, 1, 1000) * 1e-3
     exact = -torch.expm1(3 * torch.log(w.double()))
-    for reader in READERS:
-        got = compiled(as_rule(of_debias_of_elements), w=w, u=torch.ones(1000), reader=reader)
-        assert ((got - exact) / exact).abs().max() <= 1e-6, reader
+    for backend in BACKENDS:
+        got = compiled(as_rule(of_debias_of_elements), w=w, u=torch.ones(1000), backend=backend)
+        assert ((got - exact) / exact).abs().max() <= 1e-6, backend
 
 
 def of_truths(w, u, *, eta, lam):
@@ -508,7 +508,7 @@ def test_a_rule_may_ask_for_several_numbers_of_the_whole_tensor(as_rule, dtype):
             reference = Reference(optimizer)
             assert reference.effect(Reference(optimizer, weight_decay=0.0)) >= 100
             optimizer.step()
-            assert not reference.outside(), optimizer.reader
+            assert not reference.outside(), optimizer.backend
 
 
 def test_a_reduction_of_numbers_of_any_size_stays_in_range():
@@ -516,14 +516,14 @@ def test_a_reduction_of_numbers_of_any_size_stays_in_range():
     for scale, n in itertools.product((1e-30, 1.0, 1e30), (1.0, 2.0, 7.5, 60.0)):
         w = noise((5000,), torch.float32, 1) * scale
         rules = {"direction": "sgd", "penalty": "norm", "penalty_weight": 0.5 * scale, "n": n}
-        for reader in READERS:
+        for backend in BACKENDS:
             param = Parameter(w.clone())
             param.grad = torch.zeros_like(w)
-            optimizer = wd.Optimizer([param], 1.0, reader=reader, **rules)
+            optimizer = wd.Optimizer([param], 1.0, backend=backend, **rules)
             reference = Reference(optimizer)
             assert reference.effect(Reference(optimizer, penalty_weight=0.0), quantile=1.0) >= 100
             optimizer.step()
-            assert not reference.outside(), (reader, scale, n)
+            assert not reference.outside(), (backend, scale, n)
 
 
 # Stochastic rounding ----------------------------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ def test_a_reduction_of_numbers_of_any_size_stays_in_range():
 def decayed(dtype, value, *, seed=0, size=10**6, params=1, steps=1):
     """Return equal weights after decay alone."""
     weights = [Parameter(torch.full((size,), value, dtype=dtype)) for _ in range(params)]
-    optimizer = wd.SGDW(weights, lr=0.01, weight_decay=0.1, rounding="stochastic", reader="cpu", seed=seed)
+    optimizer = wd.SGDW(weights, lr=0.01, weight_decay=0.1, rounding="stochastic", backend="cpu", seed=seed)
     for _ in range(steps):
         for param in weights:
             param.grad = torch.zeros_like(param)
@@ -570,7 +570,7 @@ def test_seeds_steps_and_parameters_draw_different_bits(dtype):
 def test_steps_draw_different_bits():
     """Weights that are put back after each step would repeat themselves if t were not in the key."""
     param = Parameter(torch.ones(4096, dtype=torch.bfloat16))
-    optimizer = wd.SGDW([param], lr=0.01, weight_decay=0.1, reader="cpu")
+    optimizer = wd.SGDW([param], lr=0.01, weight_decay=0.1, backend="cpu")
     drawn = []
     for _ in range(4):
         param.grad = torch.zeros_like(param)
@@ -636,7 +636,7 @@ def test_a_narrow_moment_is_rounded_as_torch_rounds(dtype, of_moment, edge):
     }
     grad = torch.cat([edges[edge], -edges[edge], edges[edge].repeat(3)]).to(dtype)
     ours, theirs = (
-        wd.SGD([Parameter(torch.zeros(30, dtype=dtype))], lr=0.1, momentum=0.9, reader=reader) for reader in READERS
+        wd.SGD([Parameter(torch.zeros(30, dtype=dtype))], lr=0.1, momentum=0.9, backend=backend) for backend in BACKENDS
     )
     for optimizer in (ours, theirs):
         (param,) = all_params(optimizer)
@@ -659,7 +659,7 @@ class Features(dict):
 
 target, *_ = machine._processor()
 machine._processor = lambda: (target, "haswell", Features(f16c=True))
-import test_cpu_reader as tests
+import test_cpu_backend as tests
 for dtypes in product(tests.FLOATS, tests.FLOATS):
     print(*dtypes, flush=True)
     tests.test_moments_of_another_dtype(*dtypes)
@@ -752,13 +752,18 @@ WHOLE = {
 
 
 def whole_optimizers(direction, dtype, how="auto", **rules):
-    """Return an optimizer per reader, of matrices that lie in every way, one of which lacks a gradient now and then."""
+    """Return an optimizer per backend, of matrices that lie in every way, one of which lacks a gradient now and then."""
     rules = {"decay": "decoupled", "weight_decay": 0.5, **rules}
     return [
         wd.Optimizer(
-            map(Parameter, tensors(dtype, seed=0, whole=True)), 0.05, direction=direction, rounding=how, reader=reader, **rules
+            map(Parameter, tensors(dtype, seed=0, whole=True)),
+            0.05,
+            direction=direction,
+            rounding=how,
+            backend=backend,
+            **rules,
         )
-        for reader in READERS
+        for backend in BACKENDS
     ]
 
 
@@ -805,22 +810,22 @@ def test_a_u_of_another_dtype_is_read_in_the_weights(as_whole, dtype):
 def test_a_direction_of_whole_tensors_stands_beside_others(as_whole):
     rule = as_whole(orthogonal, m="momentum_buffer")
 
-    def build(reader):
+    def build(backend):
         params = list(parameters(torch.float32, {"matrix": (5, 4), "bias": (5,), "low": (4, 4)}).values())
         low = Parameter(params[2].detach().bfloat16())
         groups = [{"params": params[:1]}, {"params": params[1:2], "direction": "sgd", "momentum": 0.9}, {"params": [low]}]
-        return wd.Optimizer(groups, 0.05, direction=rule, decay="cautious", weight_decay=0.5, reader=reader)
+        return wd.Optimizer(groups, 0.05, direction=rule, decay="cautious", weight_decay=0.5, backend=backend)
 
-    ours, theirs = map(build, READERS)
+    ours, theirs = map(build, BACKENDS)
     for optimizer in (ours, theirs):
         train(optimizer, 4)
     assert everything(ours) == everything(theirs)
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_a_u_of_a_wrong_shape_is_refused_before_the_weight_moves(as_whole, reader):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_u_of_a_wrong_shape_is_refused_before_the_weight_moves(as_whole, backend):
     optimizer = wd.Optimizer(
-        [Parameter(noise((4, 3), torch.float32, 1))], 0.1, direction=as_whole(of_one_row), decay="decoupled", reader=reader
+        [Parameter(noise((4, 3), torch.float32, 1))], 0.1, direction=as_whole(of_one_row), decay="decoupled", backend=backend
     )
     before = bits(all_params(optimizer))
     set_gradients(optimizer, 1)
@@ -832,14 +837,14 @@ def test_a_u_of_a_wrong_shape_is_refused_before_the_weight_moves(as_whole, reade
 # What it cannot do ------------------------------------------------------------------------------------------------------
 
 
-def stepping(params, reader="cpu", **options):
+def stepping(params, backend="cpu", **options):
     """Return an optimizer whose parameters have gradients."""
-    optimizer = wd.Optimizer(params, 0.1, **EXACT, reader=reader, **options)
+    optimizer = wd.Optimizer(params, 0.1, **EXACT, backend=backend, **options)
     set_gradients(optimizer, 1)
     return optimizer
 
 
-NAMED = ("reader='cpu'", "reader='auto'")
+NAMED = ("backend='cpu'", "backend='auto'")
 
 
 def test_a_complex_parameter_is_refused_by_name():
@@ -866,7 +871,7 @@ def test_a_distributed_tensor_is_refused_by_name():
         spread = distribute_tensor(noise((4, 3), torch.float32, 1), mesh, [Replicate()])
         param = Parameter(spread)
         param.grad = distribute_tensor(noise((4, 3), torch.float32, 2), mesh, [Replicate()])
-        optimizer = wd.Optimizer([("spread", param)], 0.1, **EXACT, reader="cpu")
+        optimizer = wd.Optimizer([("spread", param)], 0.1, **EXACT, backend="cpu")
         before = bits(param.to_local())
         with refused(ValueError, *NAMED, "'spread'", "DTensor"):
             optimizer.step()
@@ -889,9 +894,9 @@ def test_compiling_the_step_into_one_graph_is_refused_by_name():
 
 
 def test_real_parameters_go_through_the_kernel_beside_complex_ones(monkeypatch):
-    def build(reader):
+    def build(backend):
         params = {f"{dtype}": Parameter(noise((4, 3), dtype, 1)) for dtype in (*FLOATS, torch.complex64, torch.complex128)}
-        return wd.Optimizer(params.values(), 0.1, **EXACT, reader=reader)
+        return wd.Optimizer(params.values(), 0.1, **EXACT, backend=backend)
 
     ours, theirs = build("auto"), build("eager")
     train(theirs, 3)
@@ -910,11 +915,11 @@ class Counted(torch.Tensor):
 
 @pytest.mark.parametrize("which", ["weights", "gradients"])
 def test_subclasses_of_tensor_step_as_tensors(which):
-    def build(reader):
+    def build(backend):
         w, g = noise((4, 3), torch.float32, 1), noise((4, 3), torch.float32, 2)
         param = w.as_subclass(Counted).requires_grad_() if which == "weights" else Parameter(w)
         param.grad = g.as_subclass(Counted) if which == "gradients" else g
-        optimizer = wd.Optimizer([param], 0.1, **EXACT, reader=reader)
+        optimizer = wd.Optimizer([param], 0.1, **EXACT, backend=backend)
         optimizer.step()
         return param.detach().as_subclass(torch.Tensor)
 
@@ -922,10 +927,10 @@ def test_subclasses_of_tensor_step_as_tensors(which):
 
 
 def test_a_gradient_may_be_a_parameter():
-    def build(reader):
+    def build(backend):
         param = Parameter(noise((4, 3), torch.float32, 1))
         param.grad = Parameter(noise((4, 3), torch.float32, 2))
-        wd.Optimizer([param], 0.1, **EXACT, reader=reader).step()
+        wd.Optimizer([param], 0.1, **EXACT, backend=backend).step()
         return param
 
     assert bits(build("cpu")) == bits(build("eager"))
@@ -934,10 +939,10 @@ def test_a_gradient_may_be_a_parameter():
 def test_a_parameter_that_is_a_lazy_negative_is_the_number_it_is():
     """The imaginary part of a conjugate: the sign is a bit on the tensor, not yet in its memory."""
 
-    def build(reader, size):
+    def build(backend, size):
         param = Parameter(noise((size,), torch.complex64, 1).conj().imag)
         assert param.is_neg()
-        optimizer = wd.Optimizer([param], 0.1, **EXACT, reader=reader)
+        optimizer = wd.Optimizer([param], 0.1, **EXACT, backend=backend)
         train(optimizer, 2)
         return param.detach().tolist()
 
@@ -946,9 +951,9 @@ def test_a_parameter_that_is_a_lazy_negative_is_the_number_it_is():
 
 
 def test_a_model_learns():
-    """An end-to-end check that needs no other reader: a line is fitted."""
+    """An end-to-end check that needs no other backend: a line is fitted."""
     model = Linear(1, 1)
-    optimizer = wd.AdamW(model.parameters(), lr=0.05, weight_decay=0.0, reader="cpu")
+    optimizer = wd.AdamW(model.parameters(), lr=0.05, weight_decay=0.0, backend="cpu")
     x = torch.linspace(-1, 1, 64)[:, None]
     for _ in range(400):
         optimizer.zero_grad()
