@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from weightdecay.display import files
 from weightdecay.display.figure import Picture
+from weightdecay.display.html import templates
 from weightdecay.sweeps.report.comparison import Judgement
 from weightdecay.sweeps.report.heat_maps import heat_maps
 from weightdecay.sweeps.report.results_grid import Row, Sweep
@@ -77,10 +76,7 @@ def _card(found: Verdict, judgement: Judgement) -> Card:
 
 
 def _render(found: Verdict, heat: Picture, curve: Picture, norm: Picture) -> str:
-    # Names of tasks, optimizers and metrics come from outside: nothing goes onto the page unescaped.
-    environment = Environment(
-        loader=PackageLoader("weightdecay.sweeps.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    environment = templates("weightdecay.sweeps.report")
     environment.filters |= {"data_uri": _data_uri, "tied": _tied}
     sweep = found.sweep
     return environment.get_template("page.html").render(
