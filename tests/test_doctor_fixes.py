@@ -365,6 +365,24 @@ def test_what_the_norms_say_of_training(build, pretrained):
     assert wd.doctor(model, torch.optim.AdamW(wd.param_groups(model, 0.1)), pretrained=True).subject["pretrained"] is True
 
 
+def test_frozen_matrices_say_that_a_model_was_trained():
+    """Frozen gains alone do not: some freeze them from the start."""
+    for name, trained in (("0.weight", True), ("1.weight", False)):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+        model.get_parameter(name).requires_grad_(False)
+        assert wd.doctor(model, adamw(model), steps=10).subject["pretrained"] is trained
+
+
+def test_a_fix_for_training_from_scratch_says_how_it_knows():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    said = "# the norms are as before training: pass pretrained=True"
+    for told, says in ((None, True), (False, False)):
+        optimizer = torch.optim.AdamW(wd.param_groups(model, 0.01), lr=2e-5)
+        (found,) = wd.doctor(model, optimizer, steps=3000, only="D5", pretrained=told).findings
+        assert found.leaves < 0.5
+        assert (said in found.fix) == says
+
+
 def test_a_batch_norm_that_has_counted_was_trained():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model(torch.randn(8, 4))

@@ -79,7 +79,7 @@ def doctor(
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
     else:
-        show(str(report), _STYLES, verbatim=" " * 7)  # where the code of a cure starts
+        show(report.text(), _STYLES, verbatim=" " * 7)  # where the code of a cure starts
     if report.failed(strict=strict):
         click.get_current_context().exit(1)
 

@@ -107,10 +107,14 @@ def two_digits(lam: float) -> float:
 
 
 def was_trained(model: nn.Module, params: Iterable[Param]) -> bool | None:
-    """Return whether a model's weights were trained before, as its norms tell it; None where it has none.
+    """Return whether a model's weights were trained before, as its frozen layers and its norms tell; None where it has neither.
 
-    Gains of norms start at one, or at zero, and no training leaves all of them there; a BatchNorm counts its batches.
+    Nobody freezes a matrix of weights that was not trained. Gains of norms start at one, or at zero, and no training leaves
+    all of them there; a BatchNorm counts its batches.
     """
+    params = list(params)
+    if any(role_of(each)[0].name in ("weight", "embedding") and not each.tensor.requires_grad for each in params):
+        return True
     counts = [getattr(each, "num_batches_tracked", None) for each in model.modules()]
     if any(count is not None and not count.is_meta and count.item() > 0 for count in counts):
         return True

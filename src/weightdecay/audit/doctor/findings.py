@@ -1,5 +1,6 @@
 """What the doctor reports: findings, and the report that holds them."""
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightdecay.display.record import Record
-from weightdecay.display.table import aligned, some
+from weightdecay.display.table import aligned, fitted, some
 
 SEVERITIES = ("error", "warning", "info")
 """error: the decay does not do what its numbers say; warning: it does, to what or in a size that is rarely meant; info: good to
 know."""
 _WIDTH = 116
+"""How wide a report is that is printed; the command line fits it to the terminal."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,20 @@ class Finding(Record):
     """Where there are several, which one it is about, as in "optimizers[1], AdamW", or "all"."""
 
     def __str__(self) -> str:
+        return self.text(_WIDTH)
+
+    def text(self, width: float = math.inf) -> str:
+        """Return the paragraph with lines of at most `width` characters, code aside; by default with one line for each row."""
+        rows = {
+            "in": self.optimizer,
+            "tensors": f"{len(self.tensors)}: {some(self.tensors, 6)}" if self.tensors else "",
+            "evidence": "; ".join(f"{name.replace('_', ' ')} {shown(x)}" for name, x in self.evidence.items()),
+            "effect": self.effect,
+        }
         lines = [f"{self.id} {self.severity}: {self.problem}"]
-        if self.optimizer:
-            lines += _wrapped("in", self.optimizer)
-        if self.tensors:
-            lines += _wrapped("tensors", f"{len(self.tensors)}: {some(self.tensors, 6)}")
-        if self.evidence:
-            lines += _wrapped(
-                "evidence", "; ".join(f"{name.replace('_', ' ')} {shown(x)}" for name, x in self.evidence.items())
-            )
-        if self.effect:
-            lines += _wrapped("effect", self.effect)
+        lines += [f"   {name:<10}{row}" for name, row in rows.items() if row]
+        if width < math.inf:
+            lines = [fitted(line, int(width)) for line in lines]
         if self.fix:
             lines += ["   fix", *textwrap.indent(self.fix, "       ").splitlines()]
         return "\n".join(lines)
@@ -84,6 +89,10 @@ class Report:
         return f"{self.subject['optimizer']}, {made}: {', '.join(counts) or 'nothing found'}."
 
     def __str__(self) -> str:
+        return self.text(_WIDTH)
+
+    def text(self, width: float = math.inf) -> str:
+        """Return the report with paragraphs of at most `width` characters a line; by default with one line for each row."""
         if not self.findings:
             return self.summary
 
@@ -94,7 +103,7 @@ class Report:
         if not any(each.optimizer for each in self.findings):
             rows = [(check, severity, *rest) for check, severity, _, *rest in rows]
         table = aligned(rows)
-        return "\n\n".join([self.summary, "\n".join(table), *map(str, self.findings)])
+        return "\n\n".join([self.summary, "\n".join(table), *(each.text(width) for each in self.findings)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -129,7 +138,3 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value))
     return str(value)
-
-
-def _wrapped(name: str, text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=f"   {name:<9}", subsequent_indent=" " * 12, break_long_words=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from weightdecay.analysis.units import share
-from weightdecay.audit.doctor.cure import Cure, Run, two_digits
+from weightdecay.audit.doctor.cure import MOST, Cure, Run, two_digits
 from weightdecay.audit.doctor.decay_law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
 from weightdecay.audit.doctor.setup import Case, Member
 from weightdecay.optim import hyperparameters, presets
@@ -27,6 +27,8 @@ def said(case: Case, code: str, left: float | None, wanted: float | None = None,
         unless = "" if case.pretrained is False else ": pass pretrained=False (--from-scratch) if they are trained from scratch"
         lines.append(f"# {wanted:.3g} would take too much of the weights{unless}")
     if left is not None:
+        if left < 1 - MOST and case.pretrained is False and case.told_pretrained is None:
+            lines.append("# the norms are as before training: pass pretrained=True (--pretrained) if the weights are not")
         lines.append(f"# leaves {share(left)} of a weight that decays, without a gradient, over {case.horizon}")
     return Cure("\n".join([*lines, code]), left)
 
@@ -36,6 +38,8 @@ def written(case: Case, index: int, wanted: float, now: float | None = None) -> 
     group = case.groups[index]
     key = lambda_key(group) or "weight_decay"
     lam, run = case.tempered(index, wanted, now=now) if case.runs else (wanted, Run((), (), None))
+    if lam == decay_of(group) and lam < wanted:
+        return Cure("")  # what is there takes as much as may be taken
     before = "  # before the scheduler of λ is made" if f"initial_{key}" in group else ""
     return said(case, f'{case.name}.param_groups[{index}]["{key}"] = {lam:g}{before}', run.left if lam else 1.0, wanted, lam)
 
