@@ -25,7 +25,7 @@ def fitted(text: str, width: int) -> str:
     0  0.weight  a matrix of
        the model
     >>> fitted("      ████▆▆▄▄▂▂", 12)
-    '   ███▆▆▄▄▂▂'
+    '   ████▆▄▄▂▂'
     """
     return "\n".join(part for line in text.split("\n") for part in _parts(line, width))
 
