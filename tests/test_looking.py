@@ -88,3 +88,51 @@ def test_a_decay_is_attached_and_scheduled_whatever_kind_its_numbers_are():
             each.step()
             scheduler.step()
     assert torch.equal(w, v)
+
+
+def appended(optimizer, w):
+    """Somebody appends to a group whose parameters have names."""
+    extra = nn.Parameter(torch.ones(2))
+    extra.grad = torch.ones(2)
+    optimizer.param_groups[0]["param_names"] = ["w"]
+    optimizer.param_groups[0]["params"].append(extra)
+
+
+BROKEN = {
+    "no state": lambda optimizer, w: optimizer.state.update({w: None}),
+    "a step that is NaN": lambda optimizer, w: optimizer.state[w].update(step=torch.tensor(math.nan)),
+    "a step in words": lambda optimizer, w: optimizer.state[w].update(step="x"),
+    "names that are a number": lambda optimizer, w: optimizer.param_groups[0].update(param_names=5),
+    "betas of None": lambda optimizer, w: optimizer.param_groups[0].update(betas=None),
+    "fewer names than parameters": appended,
+    "a schedule of somebody's own": lambda optimizer, w: optimizer.param_groups[0].update(weight_decay_schedule="cosine"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_looking_at_what_is_broken_refuses_nothing(broken):
+    optimizer, w = theirs(ADAMW)
+    optimizer.step()
+    broken(optimizer, w)
+    assert w in wd.decompose(optimizer)
+    assert wd.remaining(optimizer, steps=2).groups[0] == pytest.approx((1 - LR * LAMBDA) ** 2, rel=1e-6)
+    model = nn.Module()
+    for place, param in enumerate(optimizer.param_groups[0]["params"]):
+        model.register_parameter(f"w{place}", param)
+    assert wd.doctor(model, optimizer, steps=10).subject["optimizer"] == "AdamW"
+
+
+def test_a_meter_that_cannot_measure_lets_the_step_go_on(monkeypatch):
+    """Whatever makes it fail, the run is somebody else's."""
+    (optimizer, w), (plain, v) = theirs(ADAMW), theirs(ADAMW)
+    meter = wd.Meter(optimizer, every=1)
+    monkeypatch.setattr(wd.audit.meter.sums, "add_before", lambda *_: 1 / 0)
+    optimizer.step()
+    plain.step()
+    assert torch.equal(w, v)
+    assert meter.history() == ()
+    assert "ZeroDivisionError" in meter.unknown
+    assert meter.unknown in str(meter)
+    monkeypatch.undo()
+    optimizer.step()
+    assert len(meter.history()) == 1

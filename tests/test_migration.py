@@ -399,7 +399,7 @@ def train_all(optimizer):
     [
         ({"params": None}, "the 'params' of param_groups[0] of the loaded state are None, not a list"),
         ({"param_names": [1, 2]}, "hold 1, not names"),
-        ({"param_names": ["body.weight"]}, "has 1 names for 2 parameters"),
+        ({"param_names": ["body.weight"]}, "the checkpoint has no names: pass saved=…"),
         ({"lr": "fast"}, "the loaded lr of 'body.weight' is a str, not one real number"),
     ],
 )

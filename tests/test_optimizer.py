@@ -733,3 +733,22 @@ def test_importing_the_package_imports_no_compiler_and_no_extra():
     late = ("torch._dynamo", "triton", "llvmlite", "matplotlib", "pandas", "transformers", "lightning", "sklearn")
     script = f"import sys, weightdecay; print([name for name in {late} if name in sys.modules])"
     assert output(script).strip() == "[]"
+
+
+def test_a_group_of_plain_parameters_joins_groups_with_names():
+    """Frameworks that unfreeze layers add them so, to a running optimizer."""
+    optimizer = wd.AdamW([("a", Parameter(torch.ones(2)))], lr=0.1)
+    optimizer.add_param_group({"params": [Parameter(torch.ones(3)), Parameter(torch.ones(4))]})
+    assert [group["param_names"] for group in optimizer.param_groups] == [
+        ["a"],
+        ["param_groups[1].params[0]", "param_groups[1].params[1]"],
+    ]
+    assert [tuple(param.shape) for param in optimizer.param_groups[1]["params"]] == [(3,), (4,)]
+
+
+def test_an_lr_that_is_no_number_is_refused_at_the_first_step_too():
+    optimizer = wd.AdamW([Parameter(torch.ones(2))], lr=0.1)
+    optimizer.param_groups[0]["params"][0].grad = torch.zeros(2)
+    optimizer.param_groups[0]["lr"] = np.array([0.1, 0.2])
+    with pytest.raises((TypeError, ValueError), match=r"lr.*param_groups\[0\]"):
+        optimizer.step()

@@ -337,3 +337,36 @@ def test_a_penalty_beside_such_a_decay_may_follow_the_lr():
     inside.param_groups[0]["lr"] = outside.param_groups[0]["lr"] = 0.05
     scheduler.step()
     assert [step(optimizer)[1] for optimizer in (inside, outside)] == pytest.approx([1 - 0.05 * 0.25] * 2)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+@pytest.mark.parametrize("schedule", ["follow_lr", "constant_timescale"])
+def test_a_scheduler_of_lambda_goes_on_when_the_lr_rises_above_its_start(backend, schedule):
+    """It writes the peak into a group that had none, between two steps of a kernel."""
+    optimizer = wd.AdamW([one()], 0.1, weight_decay=LAM, backend=backend)
+    decay = wd.WeightDecayScheduler(optimizer, schedule)
+    with pytest.warns(UserWarning, match="for the peak"):
+        for lr in (0.1, 0.2, 0.4, 0.2):
+            optimizer.param_groups[0]["lr"] = lr
+            step(optimizer, decay)
+    assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(LAM * (0.5 if schedule == "follow_lr" else 2.0))
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+@pytest.mark.parametrize("build", [independent, attached], ids=["independent", "attached"])
+def test_a_run_that_starts_at_lr_0_remembers_its_peak(build, backend):
+    """A warm-up written by hand: the first lr names no peak, and nothing is said."""
+    optimizer = build([one()], 0.0, backend)
+    kept = []
+    for lr in (0.05, 0.1, 0.05, 0.01):
+        optimizer.param_groups[0]["lr"] = lr
+        kept.append(step(optimizer)[1])
+    shares = [1.0, 1.0, 0.5, 0.1]  # of λ: the lr over the largest so far
+    assert [1 - each for each in kept] == pytest.approx([LAM * share for share in shares], rel=1e-9)
+
+
+def test_an_attached_decay_refuses_a_peak_that_is_no_number():
+    optimizer = torch.optim.SGD([one()], lr=0.1)
+    optimizer.param_groups[0]["lr_max"] = "x"
+    with refused((TypeError, ValueError), "param_groups[0]['lr_max']", unchanged=optimizer):
+        wd.attach(optimizer, "independent", LAM)

@@ -13,7 +13,7 @@ from weightdecay.analysis.split import Split
 from weightdecay.backends import counting, eager, rounding
 from weightdecay.backends.eager import Numbers, bound, reduce, vocabulary
 from weightdecay.optim.optimizer import Optimizer
-from weightdecay.optim.saved_state import moment_dtype, name_of
+from weightdecay.optim.saved_state import count_in, known_name, moment_dtype, name_of
 from weightdecay.update_rules import rule
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.state import kept_for
@@ -29,14 +29,15 @@ class Upcoming:
         self.name = name_of(group, index, place)
         if param.grad.layout != torch.strided:
             raise RuntimeError(f"the gradient of {self.name} is sparse ({param.grad.layout}), and no step is made with it")
-        self.name = (names or {}).get(param) or (group.get("param_names") or {place: self.name})[place]
+        self.name = (names or {}).get(param) or known_name(group, place) or self.name
         self.equation, every, how = optimizer.way(group)
         self.kept = kept_for(param.shape, every)
-        self.state = dict(optimizer.state.get(param, {}))
+        kept = optimizer.state.get(param, {})
+        self.state = dict(kept) if isinstance(kept, Mapping) else {}
         held = [each for each in self.kept if self.state.get(each.key) is not None]
-        counted = self.state.get("step")
+        counted = count_in(self.state)
         started = float(any(each.changes for each in held))
-        self.t = counting.following_of_host(started if counted is None else float(counted))
+        self.t = counting.following_of_host(started if counted is None else counted)
         self.given = optimizer.numbers(group, self.t)
         for each in self.kept:
             if self.state.get(each.key) is None:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from weightdecay.analysis.units import share
 from weightdecay.display.record import Record
-from weightdecay.optim import hyperparameters
+from weightdecay.optim import hyperparameters, saved_state
 from weightdecay.optim.as_ours import as_ours
 from weightdecay.optim.optimizer import Optimizer
 from weightdecay.optim.unwrap import bare, innermost
@@ -158,7 +158,7 @@ class _Walk:
 
     def __init__(self, optimizer: Optimizer, group: dict[str, Any], index: int) -> None:
         self._optimizer, self._group, self._index = optimizer, group, index
-        counts = (optimizer.state.get(param, {}).get("step") for param in group["params"])
+        counts = (saved_state.count_in(optimizer.state.get(param)) for param in group["params"])
         self._before = int(next((count for count in counts if count is not None), 0))
         self._weights = list(self._starts)
         zeros = (0.0,) * len(optimizer.equation(group).direction.state)

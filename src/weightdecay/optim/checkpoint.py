@@ -204,6 +204,8 @@ def overridden(saved: Mapping[str, Any], live: Mapping[str, Any], keys: Sequence
             continue
         if key == "lr" and not _noted(saved, key) and theirs[0] < ours[0]:
             continue  # a training loop that writes lr by itself has come this far
+        if key == "lr" and saved.get("max_lr") is not None and not _noted(live, key):
+            continue  # OneCycleLR and CyclicLR replace the lr that an optimizer is made with, and are made later here
         found.append(f"{key} of {where}: {ours[0]:g} → {theirs[0]:g}")
     return found
 

@@ -99,12 +99,12 @@ def peak_lr(group: Mapping[str, Any]) -> Any:
 
 
 def _named_peak(group: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the peak learning rate that a group names, after the key under which it does."""
+    """Return the peak learning rate that a group names, after the key under which it does; 0 if it names none above 0."""
     for key in ("lr_max", "max_lr", "initial_lr", "lr_at_start"):
         peak = group.get(key)
         if isinstance(peak, Tensor) or peak:
             return key, peak
-    return "lr", group.get("lr", 0.0)
+    return "lr", 0.0
 
 
 def _largest(first: Any, *others: Any) -> Any:
@@ -150,6 +150,8 @@ def warn_above_peak(groups: Iterable[tuple[str, Mapping[str, Any]]], what: str) 
             continue
         peak, lr, before = (value.item() if isinstance(value, Tensor) else value for value in values)
         allowed = peak * (1 + 1e-6)  # a schedule's own rounding is no higher peak
+        if peak == 0:
+            continue  # none was named: a run that starts at lr 0
         if before > allowed:
             return  # said before
         if found is None and lr > allowed:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from numbers import Real
 from threading import RLock
 from typing import Any, ClassVar, cast, overload
 
@@ -217,7 +218,16 @@ class Optimizer(Checkpointed):
 
     @contextlib.contextmanager
     def _naming(self, group: dict[str, Any]) -> Iterator[None]:
-        """Let a group without parameters stand among groups with names: torch wants all to have names, or none."""
+        """Let a group without names stand among groups with names: torch wants all to have names, or none.
+
+        Frameworks add groups of plain parameters to a running optimizer, and their parameters get their places for names.
+        """
+        if group["params"] and isinstance(group["params"], list) and any(each.get("param_names") for each in self.param_groups):
+            at = len(self.param_groups)
+            group["params"] = [
+                each if isinstance(each, tuple) else (f"param_groups[{at}].params[{place}]", each)
+                for place, each in enumerate(group["params"])
+            ]
         named = any(isinstance(entry, tuple) for entry in group["params"])
         if not group["params"] and any("param_names" in each for each in self.param_groups):
             group.setdefault("param_names", [])
@@ -320,7 +330,8 @@ class Optimizer(Checkpointed):
                 self._step_with_eager(factor, differentiable)
             else:
                 with self._one_at_a_time():
-                    self._step_with_kernels(factor, scaling)
+                    if not self._step_with_kernels(factor, scaling):
+                        return loss
             asking = [(f"param_groups[{at}]", group) for at, group in enumerate(self.param_groups) if "lr_at_start" in group]
             if asking and not torch.compiler.is_compiling():
                 hyperparameters.warn_above_peak(asking, type(self).__name__)
@@ -397,8 +408,12 @@ class Optimizer(Checkpointed):
             self._step_group(group, first, factor, differentiable, shared)
             first += len(group["params"])
 
-    def _step_with_kernels(self, factor: float, scaling: tuple[Tensor, Tensor] | None) -> None:
-        """Do the step with one kernel for all parameters of a kind, and what no kernel can do with torch's operations."""
+    def _step_with_kernels(self, factor: float, scaling: tuple[Tensor, Tensor] | None) -> bool:
+        """Do the step with one kernel for all parameters of a kind, and what no kernel can do with torch's operations.
+
+        Returns:
+            False for a step that GradScaler skips, if the host knows of it.
+        """
         untold = self._check_changes()
         plan, groups = self._plan, self.param_groups
         if (
@@ -420,11 +435,10 @@ class Optimizer(Checkpointed):
                 )
             self._check_tensors(plan.left, by_torch=True)
         elif plan.by_torch:
-            self._check_tensors(plan.by_torch)
-            self._check_tensors(plan.left, by_torch=True)
+            self._check_tensors(plan.by_torch, by_torch=plan.left)
         if scaling is not None and not plan.scale(*scaling):
             if scaling[0].item():
-                return
+                return False
             factor = scaling[1].item()
         if factor != self._factor:
             self._factor = factor
@@ -442,6 +456,7 @@ class Optimizer(Checkpointed):
             if index in plan.left:
                 self._step_group(group, first, factor, differentiable=False, shared=shared, places=plan.left[index])
             first += len(group["params"])
+        return True
 
     def _direct(self, entry: Entry) -> Tensor | None:
         """Return u of one parameter whose direction sees whole tensors, having written its moments."""
@@ -717,20 +732,25 @@ class Optimizer(Checkpointed):
     def _shapes(self, group: Mapping[str, Any], param: Tensor) -> dict[str, tuple[int, ...]]:
         """Return the state's keys of all that a parameter keeps but numbers, with their shapes."""
         _, kept, how = self.way(group)
-        shapes = {each.key: shape for each in kept if each.per_element and (shape := each.shape_of(param.shape)) is not None}
-        return {**shapes, "compensation": param.shape} if rounding.resolve(how, param.dtype) == "compensated" else shapes
+        return _shapes(kept, how, param)
 
     def _kept(self, group: Mapping[str, Any]) -> tuple[Kept, ...]:
         """Return what the group's rules keep, a penalty's with λ = 0 too: λ may change."""
         return self.equation(group).kept(self.numbers(group, 0))
 
-    def _check_tensors(self, among: Mapping[int, Container[int]] | None = None, *, by_torch: bool = False) -> None:
+    def _check_tensors(
+        self, among: Mapping[int, Container[int]] | None = None, *, by_torch: bool | Mapping[int, Container[int]] = False
+    ) -> None:
         """Refuse what no step can be taken with, while nothing has moved: of all parameters, or of those at places in groups.
 
-        With `by_torch` also what torch's operations would not write.
+        With `by_torch`, of all of them or by place, also what torch's operations would not write.
         """
         for index, group in enumerate(self.param_groups):
             places = None if among is None else among.get(index, ())
+            written = by_torch if isinstance(by_torch, bool) else by_torch.get(index, ())
+            equation, kept, how = self.way(group)
+            numbers = [each.key for each in kept if not each.per_element]
+            shapes: dict[Any, dict[str, tuple[int, ...]]] = {}
             for place, param in enumerate(group["params"]):
                 if param.grad is None or (places is not None and place not in places):
                     continue
@@ -738,12 +758,12 @@ class Optimizer(Checkpointed):
                 if torch.compiler.is_compiling():  # memory is the compiler's affair
                     memory.refuse_sparse(name, param.grad)
                     continue
-                state = self.state.get(param, {})
-                numbers = (each.key for each in self.way(group)[1] if not each.per_element)
-                memory.check(name, param, param.grad, state, self._shapes(group, param), numbers, _counts_on(group, param))
-                if by_torch:
+                state, kind = self.state.get(param, {}), (param.shape, param.dtype)
+                if kind not in shapes:
+                    shapes[kind] = _shapes(kept, how, param)
+                memory.check(name, param, param.grad, state, shapes[kind], numbers, _counts_on(group, param))
+                if written is True or (written is not False and place in written):
                     memory.check_written_by_torch(name, param, state)
-            equation = self.equation(group)
             if equation.direction.whole:
                 _refuse_shapes(equation.direction, group["params"], f"param_groups[{index}]")
 
@@ -760,7 +780,7 @@ class Optimizer(Checkpointed):
             if before != now:
                 where = f"param_groups[{index}]"
                 keys = {key for key in {*now, *(before or ())} if before is None or before.get(key) != now.get(key)}
-                if keys <= _SCHEDULED and before is not None and all(before[key] != 0 for key in keys):
+                if keys <= _SCHEDULED and before is not None and all(key in group and before.get(key, 0) != 0 for key in keys):
                     for key in keys:  # a schedule at work: every other check would find what it found before
                         group[key] = hyperparameters.check_number(key, group[key], where)
                     self._check_filled(group, where)
@@ -780,6 +800,12 @@ class Optimizer(Checkpointed):
         return bool(keys)
 
 
+def _shapes(kept: Iterable[Kept], how: str, param: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the keys and shapes of the tensors in a parameter's state, single numbers aside."""
+    shapes = {each.key: shape for each in kept if each.per_element and (shape := each.shape_of(param.shape)) is not None}
+    return {**shapes, "compensation": param.shape} if rounding.resolve(how, param.dtype) == "compensated" else shapes
+
+
 def _scaling(scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """Return GradScaler's found_inf and the inverse of its scale, as it unscales by itself; None where there is neither."""
     known = scale if found_inf is None else found_inf
@@ -792,7 +818,7 @@ def _scaling(scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Te
 def _is_zero(value: Any) -> bool:
     """Return whether a number, or every element of a tensor, of a whole DTensor, is zero."""
     if not isinstance(value, Tensor):
-        return bool(value == 0)
+        return isinstance(value, Real) and value == 0  # what is no number is refused later
     if value.layout != torch.strided or value.device.type == "meta":
         return False
     total = value.detach().abs().sum()

@@ -88,7 +88,7 @@ def names_of(group: Mapping[str, Any], where: str) -> list[str]:
     if len(names) != len(keys):
         if len(keyed) == len(keys):
             return keyed
-        raise ValueError(f"{where} has {len(names)} names for {len(keys)} parameters")
+        return []  # somebody appended to a group; torch pairs parameters by place
     return list(names)
 
 
@@ -205,8 +205,24 @@ def moment_dtype(param: Tensor) -> torch.dtype:
 
 def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
     """Return what to call a parameter in a message: its name where the group knows it."""
-    names = group.get("param_names") or ()
-    return f"{names[place]!r}" if place < len(names) else f"param_groups[{index}]['params'][{place}]"
+    known = known_name(group, place)
+    return f"param_groups[{index}]['params'][{place}]" if known is None else repr(known)
+
+
+def known_name(group: Mapping[str, Any], place: int) -> str | None:
+    """Return the name of a parameter that stands in its group; None if there is none, whatever else stands there."""
+    names = group.get("param_names")
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    return str(names[place]) if is_list and place < len(names) else None
+
+
+def count_in(state: Any) -> float | None:
+    """Return how many steps the state of a parameter counts; None where no count stands there, whatever else does."""
+    value = state.get("step") if isinstance(state, Mapping) else None
+    if isinstance(value, Tensor):
+        value = None if value.numel() != 1 or value.is_meta or value.is_complex() else value.item()
+    is_count = isinstance(value, Real) and math.isfinite(value) and value >= 0
+    return float(value) if is_count else None
 
 
 def of_another_shape(optimizer: torch.optim.Optimizer, state: Any, shape: Sequence[int]) -> dict[str, Tensor]:

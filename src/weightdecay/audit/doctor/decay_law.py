@@ -14,7 +14,7 @@ from torch.optim import Optimizer as TorchOptimizer
 from weightdecay.analysis.units import Settings, swings
 from weightdecay.audit.identify.hypotheses import Powers
 from weightdecay.audit.identify.identify import identify
-from weightdecay.optim import hyperparameters
+from weightdecay.optim import hyperparameters, schedules
 from weightdecay.optim.attach import DECAY, LAMBDA, Attachment
 from weightdecay.optim.optimizer import Optimizer
 from weightdecay.optim.torch_equivalents import TORCH
@@ -67,8 +67,15 @@ def decay_of(group: Mapping[str, Any]) -> float:
 
 def decay_now(group: Mapping[str, Any]) -> float:
     """Return the λ of a group's next step: what stands there times the share of its schedule, if it has one."""
-    found = [plain(hyperparameters.scheduled(group, key)) for key in _lambdas(group)]
+    found = [_scheduled(group, key) for key in _lambdas(group)]
     return max((each for each in found if math.isfinite(each)), default=0.0)
+
+
+def _scheduled(group: Mapping[str, Any], key: str) -> float:
+    """Return λ of the next step; somebody else's optimizer may keep anything under the key of a schedule."""
+    schedule = group.get(f"{key}_schedule")
+    is_ours = isinstance(schedule, Mapping) and schedule.get("name") in schedules.NAMES
+    return plain(hyperparameters.scheduled(group, key) if is_ours else group[key])
 
 
 def lambda_key(group: Mapping[str, Any]) -> str | None:
@@ -185,7 +192,7 @@ def _coupled(direction: str, penalty: str) -> Share:
 
     def share(group: Mapping[str, Any]) -> float | None:
         lr, momentum, less = (plain(group.get(key, 0.0)) for key in ("lr", "momentum", "dampening"))
-        lam = plain(hyperparameters.scheduled(group, "penalty_weight" if "penalty_weight" in group else "weight_decay"))
+        lam = _scheduled(group, "penalty_weight" if "penalty_weight" in group else "weight_decay")
         if lr == 0 or lam == 0:
             return 0.0
         if direction != "sgd" or penalty != "l2" or swinging(lam, momentum, less, math.ceil(math.log2(lr))):

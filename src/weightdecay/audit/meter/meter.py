@@ -185,16 +185,24 @@ class Meter:
         cast(_Hooks, optimizer._optimizer_step_post_hooks).move_to_end(self._hooks[1].id)  # a decay may be attached since
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._taken = self._take(optimizer, skipped)
+            self._try_to_take(optimizer, skipped)
             return None
 
         def measured() -> Any:
             loss = closure()
             if self._taken is None:  # of several evaluations, the first is at the weights before the step
-                self._taken = self._take(optimizer, skipped)
+                self._try_to_take(optimizer, skipped)
             return loss
 
         return ((args[0], measured, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": measured})
+
+    def _try_to_take(self, optimizer: TorchOptimizer, skipped: Tensor | None) -> None:
+        """Measure a step, or note why it cannot be measured: what stands in somebody's optimizer stops no run of theirs."""
+        try:
+            self._taken = self._take(optimizer, skipped)
+        except Exception as error:
+            self.unknown = f"a step could not be measured: {type(error).__name__}: {error}"
+            self._drop()
 
     @torch.no_grad()
     def _take(self, optimizer: TorchOptimizer, skipped: Tensor | None) -> _Taken:
@@ -253,9 +261,14 @@ class Meter:
         taken = self._taken
         if taken is None or not taken.tallies:
             return
-        sums.add_after(taken.tallies)
-        taken.totals = sums.totals(taken.tallies)
-        self._drop()
+        try:
+            sums.add_after(taken.tallies)
+            taken.totals = sums.totals(taken.tallies)
+        except Exception as error:
+            self.unknown = f"a step could not be measured: {type(error).__name__}: {error}"
+            return
+        finally:
+            self._drop()
         self._unread.append(taken)
         if len(self._unread) == _MOST_UNREAD:
             self._read()

@@ -52,6 +52,9 @@ class Takeover:
             )
         found: dict[str, Any] = {DECAY: self.decay.name}
         if self.asks_for_peak:
+            for key in ("lr_max", "max_lr", "initial_lr", "lr_at_start", "largest_lr"):
+                if group.get(key) is not None:  # somebody else's may be anything
+                    number(f"{where}['{key}']", group[key], "(-inf, inf)")
             found["lr_at_start"], found["largest_lr"] = group.get("lr_at_start", lr), group.get("largest_lr", 0.0)
         brought = number(f"{where}['{LAMBDA}']", group[LAMBDA], "[0, inf)") if LAMBDA in group else None
         if brought is not None and DECAY in group and not is_added:

@@ -116,7 +116,10 @@ class Preset(Optimizer):
         found = cls([torch.zeros(0, 0)])  # type: ignore[call-arg]  # which any takes: for what it sets by default
         found.state.clear()
         found.state.update(state)
-        found.param_groups = [{**found.defaults, **group, "params": list(group["params"])} for group in groups]
+        found.param_groups = []
+        for group in groups:
+            given = {key: value for key, value in group.items() if value is not None or found.defaults.get(key) is None}
+            found.param_groups.append({**found.defaults, **given, "params": list(group["params"])})
         for group in found.param_groups:
             found._fill(group)
             unify(group, found.equation(group))
