@@ -62,4 +62,4 @@ def seeded():
 @pytest.fixture
 def own_registry(monkeypatch):
     """Let a test register rules that no other test sees."""
-    monkeypatch.setattr(REGISTRY, "_rules", dict(REGISTRY._rules))
+    monkeypatch.setattr(REGISTRY, "_registered", dict(REGISTRY._rules))

@@ -809,11 +809,22 @@ def test_doctor_is_told_whether_the_weights_were_trained_before(setups, told, pr
     assert bool(found["fix"]) is not pretrained
 
 
+def test_output_in_an_encoding_without_greek_letters_is_no_error(tmp_path):
+    """As in a file that a redirection makes on Windows."""
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    for command in (["rules"], ["derive", "adam", "--decay", "decoupled"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "weightdecay", *command], capture_output=True, env=environment, cwd=tmp_path, check=True
+        )
+        assert b"decoupled" in done.stdout
+        assert b"Traceback" not in done.stderr
+
+
 def test_doctor_takes_several_optimizers(setups):
     command = ["--app-dir", ".", "doctor", f"{setups}:several", "--html", "out/report.html"]
     (found,) = json.loads(run(*command, "--json").output)["findings"]
     assert (found["id"], found["optimizer"]) == ("D1", "optimizers[1], AdamW")
-    assert "in       optimizers[1], AdamW" in run(*command).output
+    assert "in        optimizers[1], AdamW" in run(*command).output
     assert "In <code>optimizers[1], AdamW</code>" in Path("out/report.html").read_text(encoding="utf-8")
 
 

@@ -706,7 +706,7 @@ def test_findings_say_in_which_of_several_optimizers_and_their_fixes_mend_it():
     (found,) = report.findings
     assert (found.id, found.optimizer) == ("D1", "optimizers[1], AdamW")
     assert "severity  in                    tensors  finding" in str(report)
-    assert "\n   in       optimizers[1], AdamW\n" in str(report)
+    assert "\n   in        optimizers[1], AdamW\n" in str(report)
     assert report.to_dict()["findings"][0]["optimizer"] == found.optimizer
     names = {"model": model, "optimizers": optimizers, "torch": torch}
     exec(found.fix, names)

@@ -88,7 +88,7 @@ def test_every_type_is_spelt_out(dtype, how):
 
 def test_the_words_are_calls_of_triton_and_no_formulas():
     """A backend gives words their meaning and writes loops: a rule's arithmetic, and a word's, are elsewhere."""
-    tree = ast.parse((FOLDER / "words.py").read_text(encoding="utf-8"))
+    tree = ast.parse((FOLDER / "libdevice.py").read_text(encoding="utf-8"))
     words = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
     assert {word.name for word in words} == {"exp", "log", "power", "copysign"}
     for word in words:
@@ -122,7 +122,7 @@ def no_triton(monkeypatch):
 
 def forget(monkeypatch):
     """Let the backend be imported anew."""
-    for module in ("backend", "table", "kernel", "words", "partials"):
+    for module in ("backend", "param_table", "kernel", "libdevice", "partial_sums"):
         monkeypatch.delitem(sys.modules, f"weightdecay.backends.gpu.{module}", raising=False)
         monkeypatch.delattr(f"weightdecay.backends.gpu.{module}", raising=False)
     backends._gpu_if_there.cache_clear()

@@ -16,7 +16,7 @@ from training import PRESETS, all_params, everything, options_of, parameters_of,
 import weightdecay as wd
 from weightdecay.audit.meter import sums
 from weightdecay.audit.meter.metrics import METRICS, QUANTITIES, asked_for
-from weightdecay.optim.torch_equivalents import _OURS
+from weightdecay.optim.torch_equivalents import TORCH
 from weightdecay.update_rules.traits import is_uniform
 
 LR, LAMBDA = 0.01, 0.3
@@ -149,7 +149,7 @@ def test_every_preset_takes_what_it_intends(preset, schedule):
         assert reading.shrink == pytest.approx(options["lr"] * options["weight_decay"] * (0.6 if schedule else 1), rel=1e-12)
 
 
-TORCHS = [each for each in _OURS if issubclass(each, torch.optim.Optimizer)]
+TORCHS = [each for each, row in TORCH.items() if row.preset is not None]
 
 
 @pytest.mark.parametrize("build", TORCHS, ids=lambda build: build.__name__)

@@ -752,3 +752,50 @@ def test_an_lr_that_is_no_number_is_refused_at_the_first_step_too():
     optimizer.param_groups[0]["lr"] = np.array([0.1, 0.2])
     with pytest.raises((TypeError, ValueError), match=r"lr.*param_groups\[0\]"):
         optimizer.step()
+
+
+MADE_IN_THREADS = """
+import threading, torch, weightdecay as wd
+wd.AdamW
+errors = []
+def make():
+    try:
+        wd.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    except Exception as error:
+        errors.append(str(error))
+threads = [threading.Thread(target=make) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(errors)
+"""
+
+
+def test_the_first_optimizers_may_be_made_in_threads():
+    """The rules are imported when the first of them is asked for, and the other threads wait."""
+    assert output(MADE_IN_THREADS, timeout=120).strip() == "[]"
+
+
+def test_a_thread_may_load_while_another_steps():
+    params = [Parameter(torch.ones(300)) for _ in range(10)]
+    optimizer = wd.AdamW(params, lr=0.1)
+    for param in params:
+        param.grad = torch.ones(300)
+    optimizer.step()
+    errors = []
+
+    def repeat(act):
+        try:
+            for _ in range(60):
+                act()
+        except Exception as error:
+            errors.append(error)
+
+    acts = (optimizer.step, lambda: optimizer.load_state_dict(optimizer.state_dict()))
+    threads = [threading.Thread(target=repeat, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []

@@ -514,8 +514,10 @@ def test_an_empty_group_has_a_schedule_and_names_like_any_other():
 
 @presets
 def test_a_backend_that_there_is_not_is_refused(preset):
-    with refused(ValueError, "backend='tpu'", "eager", "cpu"):
-        preset(parameters().values(), backend="tpu")
+    with refused(ValueError, "backend='xla'", "eager", "cpu"):
+        preset(parameters().values(), backend="xla")
+    with refused(ValueError, "backend='CPU' is unknown: did you mean 'cpu'?"):
+        preset(parameters().values(), backend="CPU")
 
 
 @presets

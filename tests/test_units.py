@@ -849,3 +849,12 @@ def test_a_mistake_gets_a_reason_and_no_traceback(arguments, code, says):
     assert result.exit_code == code
     assert says in " ".join(result.output.split())
     assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(("lr", "lam", "steps"), [(1.0, 1e4, 100), (1.0, 3.0, 10_000), (10.0, 1e308, 1), (1e308, 1e308, 10)])
+def test_a_plan_for_a_decay_that_destroys_says_so(lr, lam, steps):
+    """A weight that grows without end is infinite at the end, which prints."""
+    found = wd.plan(lr=lr, weight_decay=lam, steps=steps)
+    assert "destroys the weights" in str(found)
+    assert found.picture()
+    json.dumps(found.to_dict(), allow_nan=False)

@@ -2,14 +2,19 @@
 
 import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
-
 from weightdecay.display.near_names import hint
+
+
+def _is_tensor(value: Any) -> bool:
+    """Return whether a value is one of torch's tensors, without importing torch for it: the command line is quick without."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def unboxed(value: Any) -> Any:
@@ -19,13 +24,13 @@ def unboxed(value: Any) -> Any:
     >>> unboxed(numpy.array(0.5)), unboxed(numpy.bool_(True)), unboxed(0.5)
     (0.5, True, 0.5)
     """
-    is_boxed = not isinstance(value, Tensor) and getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None))
+    is_boxed = not _is_tensor(value) and getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None))
     return value.item() if is_boxed else value
 
 
 def number(name: str, value: Any, allowed: str) -> float:
     """Return a number as a float, or refuse it by its name."""
-    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else unboxed(value)
+    plain = value.item() if _is_tensor(value) and value.numel() == 1 else unboxed(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name}={value!r} is not a number; give a float such as {name}=0.1")
     try:

@@ -62,7 +62,8 @@ class Plan(Record):
         >>> plan(0.1, 0.5, steps=20).picture()
         '███████▇▇▇▇▇▇▇▆▆▆▆▆▆▆▆▆▅▅▅▅▅▅▅▅▅▅▄▄▄▄▄▄▄▄▄▄▄▄▄▄▃▃'
         """
-        return "".join(_BARS[min(7, max(0, math.ceil(8 * abs(share)) - 1))] for share in self.path)
+        heights = (min(abs(share), 1.0) if math.isfinite(share) else 1.0 for share in self.path)
+        return "".join(_BARS[max(0, math.ceil(8 * height) - 1)] for height in heights)
 
     def __str__(self) -> str:
         warnings = [f"warning: {text}" for text in self.warnings.values()]

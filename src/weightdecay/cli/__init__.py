@@ -4,6 +4,8 @@ Results go to standard output; progress, errors and whatever a user's own code p
 1 refused with a reason, 2 a wrong command line, 130 interrupted. Help, the version and errors of usage import no torch.
 """
 
+import io
+import sys
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -73,6 +75,9 @@ def main(modules: tuple[str, ...], app_dir: str | None) -> None:
     What is your own is named module:attribute, as in train:make, or by its file, as in src/train.py:make. Modules are
     looked for among the installed packages, and then in the current folder.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack λ, as in a file that Windows makes
+            stream.reconfigure(errors="replace")
     look_in(app_dir)
     for module in modules:
         load_module(module)

@@ -29,7 +29,7 @@ def out() -> "Console":
     """Return the console of what a command has found; where it is no terminal, lines are as long as they are."""
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     return Console(highlight=False, width=None if terminal else _UNENDING, no_color=None if terminal else True)
 
 
@@ -49,7 +49,7 @@ def show(text: str, styles: Mapping[str, str] | None = None, *, verbatim: str = 
         styles: rich's styles by the regular expressions of what has them.
         verbatim: what the lines start with that are never folded, such as code.
     """
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         click.echo(text)
         return
     from rich.text import Text

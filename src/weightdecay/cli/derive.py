@@ -7,7 +7,6 @@ import click
 
 import weightdecay as wd
 from weightdecay.cli.console import Refusal, show
-from weightdecay.update_rules.rule import KINDS
 
 
 def _settings(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def derive(
     if list_rules or direction is None:
         if direction is None and (penalty or decay or settings):
             raise click.UsageError("a direction is missing, as in: weightdecay derive adam --penalty l2")
-        names = {kind: list(wd.rules().of(kind)) for kind in KINDS}
+        names = {kind: list(wd.rules().of(kind)) for kind in wd.update_rules.rule.KINDS}
         if as_json:
             click.echo(json.dumps(names, indent=1))
             return

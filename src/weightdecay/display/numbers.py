@@ -1,5 +1,6 @@
 """Numbers in text."""
 
+import math
 from math import floor, log10
 
 _MOST = 6
@@ -11,6 +12,8 @@ def setting(value: float) -> str:
     >>> setting(0.000316227766), setting(1e-05), setting(30.0)
     ('3.16e-4', '1e-5', '30')
     """
+    if not math.isfinite(value):
+        return str(value)
     if value != 0 and not 1e-3 <= abs(value) < 1e4:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

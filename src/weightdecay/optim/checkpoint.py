@@ -4,6 +4,7 @@ import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,9 @@ class Checkpointed(torch.optim.Optimizer):
         """Return the rules that a parameter group is trained with."""
 
     @abstractmethod
+    def _one_at_a_time(self) -> AbstractContextManager[Any]: ...
+
+    @abstractmethod
     def _complete(self, group: dict[str, Any], where: str, *, is_loaded: bool = False) -> None:
         """Fill in what the group's rules take and refuse what cannot be meant."""
 
@@ -74,7 +78,8 @@ class Checkpointed(torch.optim.Optimizer):
         news: list[str] = []
         handle = self.register_load_state_dict_pre_hook(lambda _, final: self._sealed(final, news))  # after all of the user's
         try:
-            super().load_state_dict(state_dict)
+            with self._one_at_a_time():  # another thread may be in a step
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
         if not isinstance(state_dict, Chosen):

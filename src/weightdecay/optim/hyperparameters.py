@@ -42,7 +42,7 @@ _WRITTEN_BY_SCHEDULERS = (
 def defaults(rules: Iterable[Rule]) -> dict[str, Any]:
     """Return the rules' hyper-parameters under their users' names, with their defaults.
 
-    >>> from weightdecay.update_rules.rule import REGISTRY
+    >>> from weightdecay.update_rules.registry import REGISTRY
     >>> defaults([REGISTRY["direction", "adam"]])
     {'betas': (0.9, 0.999), 'eps': 1e-08}
     """

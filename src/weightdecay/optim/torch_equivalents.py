@@ -48,7 +48,7 @@ def _row_of(name: str) -> TorchEquivalent:
     return TorchEquivalent(preset, "decoupled" if preset.penalty is None else "coupled")
 
 
-_NAMES = ("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "SGD")
+_NAMES = ("SGD", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Muon", "Adafactor")
 TORCH: Mapping[type, TorchEquivalent] = {
     **{getattr(torch.optim, name): _row_of(name) for name in _NAMES},
     # Adam, since a group of AdamW's has Adam's flag and may turn it off.

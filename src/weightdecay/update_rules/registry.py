@@ -1,8 +1,8 @@
 """All rules by kind and name."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from importlib import import_module
+from threading import RLock
 from typing import Any
 
 from weightdecay.display.near_names import hint, nearest
@@ -15,19 +15,24 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
     """All rules by (kind, name); prints as a table."""
 
     def __init__(self) -> None:
+        self._registered: dict[tuple[Kind, str], Rule] = {}
+        self._loading, self._has_begun, self._is_complete = RLock(), False, False
         self.changes = 0
         """How often a rule was added, so that what was made from the rules knows when to look again."""
         self.optimizers: dict[str, str] = {}
         """By the names of the optimizers that have one, such as AdamW, what each is made of: who asks for a direction by
         such a name is told."""
 
-    @cached_property
+    @property
     def _rules(self) -> dict[tuple[Kind, str], Rule]:
-        """Return what is registered; whoever looks first brings the package's own rules in, before anybody else's."""
-        found: dict[tuple[Kind, str], Rule] = {}
-        self.__dict__["_rules"] = found  # where the pages put themselves, while this waits for them
-        import_module("weightdecay.update_rules.load_all")
-        return found
+        """Return what is registered. The first access imports the package's own rules, and other threads wait for it."""
+        if not self._is_complete:
+            with self._loading:
+                if not self._has_begun:  # else this is a rule that looks while it is imported
+                    self._has_begun = True
+                    import_module("weightdecay.update_rules.load_all")
+                    self._is_complete = True
+        return self._registered
 
     def __getitem__(self, key: tuple[Kind, str]) -> Rule:
         return self._rules[key]
@@ -69,11 +74,14 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
     def add(self, rule: Rule) -> None:
         """Register a rule; a second of the same kind and name may only come from the same file, or from a notebook again."""
         key = rule.kind, rule.name
-        places = [(f.__code__.co_filename, f.__module__) for f in (rule.function, self[key].function)] if key in self else []
+        # One of the package's own does not wait for the others: the thread that imports them may wait for this one's module.
+        known = self._registered if rule.function.__module__.startswith(f"{__package__}.") else self._rules
+        functions = (rule.function, known[key].function) if key in known else ()
+        places = [(function.__code__.co_filename, function.__module__) for function in functions]
         again = not places or places[0][0] == places[1][0] or places[0][1] == places[1][1] == "__main__"
         if not again:
-            raise RuleError(f"a {rule.kind} named {rule.name!r} exists already, in {self[key].function.__module__}")
-        self._rules[key] = rule
+            raise RuleError(f"a {rule.kind} named {rule.name!r} exists already, in {known[key].function.__module__}")
+        known[key] = rule
         self.changes += 1
 
     def __str__(self) -> str:

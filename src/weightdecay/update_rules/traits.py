@@ -32,7 +32,7 @@ def at_rest(decay: Rule, numbers: Mapping[str, float]) -> float:
 
     `numbers` are those of the decay, by its own names for them; others are not looked at.
 
-    >>> from weightdecay.update_rules.rule import REGISTRY
+    >>> from weightdecay.update_rules.registry import REGISTRY
     >>> at_rest(REGISTRY["decay", "decoupled"], {"eta": 1e-3, "lam": 1e-20})
     1e-23
     """
@@ -57,7 +57,7 @@ def is_uniform(decay: Rule) -> bool:
 
     Then s is `at_rest`, and neither u nor the old weight has to be known. Asked of the rule, on fractions.
 
-    >>> from weightdecay.update_rules.rule import REGISTRY
+    >>> from weightdecay.update_rules.registry import REGISTRY
     >>> is_uniform(REGISTRY["decay", "decoupled"]), is_uniform(REGISTRY["decay", "cautious"])
     (True, False)
     """

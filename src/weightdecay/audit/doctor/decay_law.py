@@ -44,6 +44,7 @@ class Law:
 def plain(value: Any, default: float = math.nan) -> float:
     """Return a number of a group, a tensor's or NumPy's too, as a float; what is no number is NaN.
 
+    >>> import torch
     >>> plain(torch.tensor(0.5)), plain("x"), plain(10**400)
     (0.5, nan, inf)
     """

@@ -86,7 +86,7 @@ class Case:
             self.params  # noqa: B018  # what cannot be read is refused here, and not by the first check
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            if Path(last.filename).is_relative_to(Path(__file__).parents[1]):
+            if Path(last.filename).is_relative_to(Path(__file__).parents[2]):
                 raise
             what = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}, in {last.name})"
             raise RuntimeError(f"the parameters of the model, a {type(model).__name__}, cannot be listed: {what}") from error
