@@ -132,6 +132,8 @@ def has_address(value: Any) -> bool:
 
 def _extent(tensor: Tensor) -> int:
     """Return how many elements lie between the first and the last, both included."""
+    if tensor.is_contiguous():  # as nearly every tensor is, at every step
+        return tensor.numel()
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -167,6 +169,8 @@ def lies_on(tensor: Tensor, other: Tensor) -> bool:
 
 def is_expanded(tensor: Tensor) -> bool:
     """Return whether one place in memory stands for several elements, as `expand` makes them."""
+    if tensor.layout == torch.strided and tensor.is_contiguous():
+        return False
     strides = zip(tensor.stride(), tensor.shape, strict=True)
     return tensor.layout == torch.strided and any(stride == 0 and size > 1 for stride, size in strides)
 
