@@ -33,7 +33,10 @@ from weightdecay.update_rules.rule import Rule, as_typed
 
 DOCS = Path(__file__).parent
 PAGES = DOCS / "rules"
-FOLDERS = {"penalty": "penalties", "direction": "directions", "decay": "decays"}
+FOLDERS = {
+    kind: f"update_rules/{folder}"
+    for kind, folder in (("penalty", "penalties"), ("direction", "directions"), ("decay", "decays"))
+}
 BESIDE = {"l2": "penalty", "decoupled": "decay"}
 """What a direction's page shows it with."""
 LONG = 60

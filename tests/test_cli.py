@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -363,6 +364,9 @@ TABLES = [
 ]
 
 
+BLOCKS = re.compile("[▁▂▃▄▅▆▇█]")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", TABLES, ids=lambda words: words[0])
 def test_tables_are_as_wide_as_the_terminal(tmp_path, monkeypatch, arguments):
@@ -375,7 +379,7 @@ def test_tables_are_as_wide_as_the_terminal(tmp_path, monkeypatch, arguments):
         shown, coloured = in_terminal(columns, *arguments)
         assert coloured
         assert max(map(len, shown.splitlines())) <= columns
-        assert "".join(shown.split()) == "".join(piped.split())  # nothing is cut off
+        assert BLOCKS.sub("", "".join(shown.split())) == BLOCKS.sub("", "".join(piped.split()))  # only bars get shorter
     assert shown.split() == piped.split()
 
 

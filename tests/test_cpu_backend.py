@@ -651,14 +651,14 @@ def test_a_narrow_moment_is_rounded_as_torch_rounds(dtype, of_moment, edge):
 
 OLDER = """
 from itertools import product
-from weightdecay.backends.cpu import machine
+from weightdecay.backends.cpu import jit
 
 class Features(dict):
     def flatten(self):
         return ""
 
-target, *_ = machine._processor()
-machine._processor = lambda: (target, "haswell", Features(f16c=True))
+target, *_ = jit._processor()
+jit._processor = lambda: (target, "haswell", Features(f16c=True))
 import test_cpu_backend as tests
 for dtypes in product(tests.FLOATS, tests.FLOATS):
     print(*dtypes, flush=True)

@@ -212,8 +212,9 @@ def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
 def known_name(group: Mapping[str, Any], place: int) -> str | None:
     """Return the name of a parameter that stands in its group; None if there is none, whatever else stands there."""
     names = group.get("param_names")
-    is_list = isinstance(names, Sequence) and not isinstance(names, str)
-    return str(names[place]) if is_list and place < len(names) else None
+    if not isinstance(names, Sequence) or isinstance(names, str) or place >= len(names):
+        return None
+    return str(names[place])
 
 
 def count_in(state: Any) -> float | None:
@@ -221,8 +222,8 @@ def count_in(state: Any) -> float | None:
     value = state.get("step") if isinstance(state, Mapping) else None
     if isinstance(value, Tensor):
         value = None if value.numel() != 1 or value.is_meta or value.is_complex() else value.item()
-    is_count = isinstance(value, Real) and math.isfinite(value) and value >= 0
-    return float(value) if is_count else None
+    count = float(value) if isinstance(value, int | float) else math.nan
+    return count if math.isfinite(count) and count >= 0 else None
 
 
 def of_another_shape(optimizer: torch.optim.Optimizer, state: Any, shape: Sequence[int]) -> dict[str, Tensor]:
