@@ -771,10 +771,9 @@ def test_an_optimizer_whose_group_was_appended_to_loads_its_own_state(build):
     live.param_groups[0]["params"].append(Parameter(torch.ones(3)))
     train(live, 2)
     state = copy.deepcopy(live.state_dict())
-    before = everything(live)
     train(live, 1)
     live.load_state_dict(state)
-    assert everything(live)[1:] == before[1:] or live.state_dict()["state"].keys() == state["state"].keys()
+    assert len(state["state"]) == 2
     for entry, saved in zip(live.state_dict()["state"].values(), state["state"].values(), strict=True):
         assert all(torch.equal(torch.as_tensor(entry[key]), torch.as_tensor(value)) for key, value in saved.items())
 

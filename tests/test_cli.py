@@ -202,6 +202,7 @@ def outside(*arguments, script=True, **options):
     return subprocess.run([*command, *arguments], capture_output=True, encoding="utf-8", check=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [True, False], ids=["script", "module"])
 def test_the_current_folder_is_looked_in_last(project, script):
     found = outside("doctor", "train:make", "--json", script=script)
@@ -346,10 +347,10 @@ def in_terminal(columns, *arguments):
         except OSError:  # the end of a terminal
             pass
 
-    backend = threading.Thread(target=read)
-    backend.start()
+    reader = threading.Thread(target=read)
+    reader.start()
     _, errors = process.communicate(timeout=120)
-    backend.join()
+    reader.join()
     os.close(ours)
     assert process.returncode == 0, errors.decode()
     text = b"".join(parts).decode().replace("\r\n", "\n")
@@ -586,6 +587,7 @@ def test_a_module_that_fails_to_import_says_why(folder):
     assert "no_such_library" in result.output
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_says_that_it_can_go_on(folder):
     command = [sys.executable, "-m", "weightdecay", "sweep", "digits", "--out", "out", "--seeds", "1", "-o", "SGD"]
     process = subprocess.Popen(
@@ -816,12 +818,11 @@ def test_doctor_is_told_whether_the_weights_were_trained_before(setups, told, pr
 def test_output_in_an_encoding_without_greek_letters_is_no_error(tmp_path):
     """As in a file that a redirection makes on Windows."""
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    for command in (["rules"], ["derive", "adam", "--decay", "decoupled"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "weightdecay", *command], capture_output=True, env=environment, cwd=tmp_path, check=True
-        )
-        assert b"decoupled" in done.stdout
-        assert b"Traceback" not in done.stderr
+    command = [sys.executable, "-m", "weightdecay", "derive", "adam", "--decay", "decoupled"]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path, check=True)
+    assert b"adam" in done.stdout
+    assert b"?" in done.stdout  # λ, which this encoding lacks
+    assert b"Traceback" not in done.stderr
 
 
 def test_doctor_takes_several_optimizers(setups):

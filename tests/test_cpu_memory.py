@@ -856,7 +856,8 @@ print("without the parameter's name:", nameless)
 """
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
 def test_whatever_becomes_of_a_tensor_a_step_is_done_or_refused_by_name(seed):
     """In a process of its own, which a signal would end."""
     assert (
@@ -1310,6 +1311,7 @@ print(tests.everything(shared) == tests.everything(alone))
 """
 
 
+@pytest.mark.slow
 def test_python_threads_may_share_an_optimizer_whose_tensors_are_copied():
     """One thread must not free what the kernel of another is writing to."""
     assert output(ONE_OPTIMIZER, timeout=120) == "True"
@@ -1433,6 +1435,7 @@ def test_a_child_forked_while_another_thread_compiles_can_compile():
     assert output(FORK_WHILE_COMPILING, timeout=90, PYTHONUNBUFFERED="1").split() == ["0"] * 4
 
 
+@pytest.mark.slow
 def test_one_thread_of_openmp_gives_the_same_bits(threads):
     threads(2)
     script = "import torch, test_cpu_memory as t; print(torch.get_num_threads(), t.digest())"

@@ -353,6 +353,7 @@ CLOSED = (
 )
 
 
+@pytest.mark.slow
 def test_there_are_closed_forms_where_there_should_be():
     found = {
         (direction, penalty, decay)

@@ -375,7 +375,7 @@ def test_frozen_matrices_say_that_a_model_was_trained():
 
 def test_a_fix_for_training_from_scratch_says_how_it_knows():
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
-    said = "# the norms are as before training: pass pretrained=True"
+    said = "# assumes training from scratch, as no norm has moved: pass pretrained=True"
     for told, says in ((None, True), (False, False)):
         optimizer = torch.optim.AdamW(wd.param_groups(model, 0.01), lr=2e-5)
         (found,) = wd.doctor(model, optimizer, steps=3000, only="D5", pretrained=told).findings

@@ -1,4 +1,7 @@
-"""The public names. `import weightdecay` imports this module when the first of them is asked for."""
+"""The public names. `import weightdecay` imports this module when the first of them is asked for.
+
+Each stands here by itself: a type checker sees Any behind a name that comes through a star.
+"""
 
 from typing import TYPE_CHECKING
 

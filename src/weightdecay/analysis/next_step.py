@@ -32,8 +32,8 @@ class Upcoming:
         self.name = (names or {}).get(param) or known_name(group, place) or self.name
         self.equation, every, how = optimizer.way(group)
         self.kept = kept_for(param.shape, every)
-        kept = optimizer.state.get(param, {})
-        self.state = dict(kept) if isinstance(kept, Mapping) else {}
+        stored = optimizer.state.get(param)
+        self.state = dict(stored) if isinstance(stored, Mapping) else {}
         held = [each for each in self.kept if self.state.get(each.key) is not None]
         counted = count_in(self.state)
         started = float(any(each.changes for each in held))

@@ -1,15 +1,12 @@
 """The spread of the shrink in each tensor: Adam with L2 against the one number of decoupled decay."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from weightdecay.analysis.split import Summary
 from weightdecay.display.figure import BLUE, FAINT, RED, Canvas, Margins, Picture, headline, picture
-
-if TYPE_CHECKING:  # which draws with this module, when asked to
-    from weightdecay.analysis.split import Summary
 
 __all__ = ["spread"]
 

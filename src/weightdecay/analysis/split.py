@@ -11,8 +11,6 @@ from weightdecay.update_rules.traits import steps_to_halve
 
 _MOST_SORTED = 2**20
 """Of a larger tensor every n-th weight is looked at for a quantile; the ends are exact."""
-
-
 _QUANTILES = (0.05, 0.5, 0.95)
 
 

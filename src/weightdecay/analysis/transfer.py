@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from weightdecay.analysis.units import _convert, _steps, convert
+from weightdecay.analysis.units import convert, convert_named, in_steps
 from weightdecay.display.record import Record
 from weightdecay.validation import choice, number
 
@@ -21,7 +21,7 @@ class Normalized(Record):
     def __str__(self) -> str:
         return (
             f"λ_norm {self.lambda_norm:.4g} is λ {self.weight_decay:.4g} per step at the peak lr, "
-            f"in a run of {_steps(self.steps)}."
+            f"in a run of {in_steps(self.steps)}."
         )
 
 
@@ -82,8 +82,6 @@ _LAWS = {
         "Loshchilov & Hutter 2019, arXiv:1711.05101",
     ),
 }
-
-
 _WIDTH = (
     "across widths lr ∝ 1/width and λ ∝ width, so that the shrink stays (hidden matrices under muP)",
     "Wang & Aitchison 2024, arXiv:2405.13698; Kosson et al. 2025, arXiv:2510.19093",
@@ -157,7 +155,7 @@ def transfer(
     if new_lr is None and not any(pair is not None for pair in pairs.values()):
         raise TypeError(f"transfer needs what changes: one of {', '.join(pairs)} as (old, new), or new_lr=…")
     ratio = {name: _ratio(name, pair) for name, pair in pairs.items()}
-    shrink = _convert("weight_decay", weight_decay, "torch", "shrink", lr=lr)
+    shrink = convert_named("weight_decay", weight_decay, "torch", "shrink", lr=lr)
     old_lr = number("lr", lr, "(0, inf)")
     rate = old_lr / ratio["width"] if new_lr is None else number("new_lr", new_lr, "(0, inf)")
     per_data = ratio["batch_size"] / ratio["dataset_size"]

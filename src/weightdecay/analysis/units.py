@@ -114,13 +114,13 @@ def convert(
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (proposition 1); scikit-learn's user guide for Ridge.
     """
-    return _convert(
+    return convert_named(
         "value", value, source, target, lr=lr, momentum=momentum, dampening=dampening, steps=steps, lrs=lrs, samples=samples,
         loss=loss,
     )  # fmt: skip
 
 
-def _convert(name: str, value: float, source: str, target: str, **given: Any) -> float:
+def convert_named(name: str, value: float, source: str, target: str, **given: Any) -> float:
     """Convert what the user has passed under this name."""
     between = choice("source", source, UNITS), choice("target", target, UNITS)
     amount = number(name, value, _DOMAINS.get(source, "[0, inf)"))
@@ -332,7 +332,7 @@ class Timescale(Record):
     def __str__(self) -> str:
         if math.isinf(self.steps):
             return "Without decay the weights sum up their updates and forget none."
-        return f"The weights average their updates over about {_steps(self.steps, self.epochs)}."
+        return f"The weights average their updates over about {in_steps(self.steps, self.epochs)}."
 
 
 def half_life(lr: float, weight_decay: float, *, source: str = "torch", momentum: float = 0.0, dampening: float = 0.0) -> float:
@@ -355,7 +355,7 @@ def half_life(lr: float, weight_decay: float, *, source: str = "torch", momentum
     Source: a geometric series.
     """
     given = {"lr": lr, "momentum": momentum, "dampening": dampening}
-    return _convert("weight_decay", weight_decay, lambda_unit("source", source), "half_life", **given)
+    return convert_named("weight_decay", weight_decay, lambda_unit("source", source), "half_life", **given)
 
 
 def timescale(
@@ -386,13 +386,10 @@ def timescale(
     Source: Wang & Aitchison 2024, arXiv:2405.13698.
     """
     given = {"lr": lr, "momentum": momentum, "dampening": dampening}
-    shrink = _convert("weight_decay", weight_decay, lambda_unit("source", source), "shrink", **given)
+    shrink = convert_named("weight_decay", weight_decay, lambda_unit("source", source), "shrink", **given)
     epoch = None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, "(0, inf)")
     steps = 1 / shrink if shrink else math.inf
     return Timescale(steps, None if epoch is None else steps / epoch)
-
-
-# To another run -----------------------------------------------------------------------------------------------------------
 
 
 # Numbers that users pass --------------------------------------------------------------------------------------------------
@@ -410,7 +407,7 @@ def _rates(name: str, lrs: Iterable[float]) -> tuple[float, ...]:
     return rates
 
 
-def _steps(steps: float, epochs: float | None = None) -> str:
+def in_steps(steps: float, epochs: float | None = None) -> str:
     count = f"{steps:,.0f}" if steps >= 100 else f"{steps:.3g}"
     return f"{count} steps" + ("" if epochs is None else f" ({epochs:,.3g} epochs)")
 

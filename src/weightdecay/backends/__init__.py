@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from weightdecay.display.near_names import hint
-from weightdecay.display.warned import warn
+from weightdecay.display.user_warning import warn
 
 if TYPE_CHECKING:
     from weightdecay.backends.dispatch import Kernels

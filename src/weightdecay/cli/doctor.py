@@ -32,7 +32,9 @@ def _ids(context: click.Context, option: click.Parameter, text: str | None) -> l
 @click.option("--steps", type=click.IntRange(min=1), help="The length of the run in steps.")
 @click.option("--steps-per-epoch", type=float, help="The steps of an epoch, for a scheduler that counts epochs.")
 @click.option(
-    "--pretrained/--from-scratch", default=None, help="Whether the weights were trained before; else as the norms show it."
+    "--pretrained/--from-scratch",
+    default=None,
+    help="Whether the weights were trained before; else frozen layers and norms tell it.",
 )
 @click.option("--only", callback=_ids, metavar="D1,D3", help="Make these checks alone.")
 @click.option("--ignore", callback=_ids, metavar="D9", help="Leave these checks out.")

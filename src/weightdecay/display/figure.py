@@ -1,7 +1,7 @@
 """What the pictures share: colours, a style, panels at fixed places, and bytes in PNG and SVG.
 
 A picture is a `Figure` without pyplot and its state, with everything placed in inches, so that nothing is laid out twice.
-It is drawn in the colours of a light theme. An SVG has those of a dark one beside them, which a browser takes where the backend
+It is drawn in the colours of a light theme. An SVG has those of a dark one beside them, which a browser takes where the reader
 has asked for dark pages; a PNG stays light.
 """
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.display.table import some
-from weightdecay.display.warned import warn
+from weightdecay.display.user_warning import warn
 from weightdecay.groups.names import differences, without_wrappers
 from weightdecay.optim import saved_state
 from weightdecay.optim.hyperparameters import SCHEDULES

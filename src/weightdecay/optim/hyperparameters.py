@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weightdecay.display.near_names import hint, nearest
-from weightdecay.display.warned import warn
+from weightdecay.display.user_warning import warn
 from weightdecay.optim import schedules
 from weightdecay.update_rules.equation import Equation
 from weightdecay.update_rules.registry import REGISTRY

@@ -17,7 +17,7 @@ from weightdecay import backends
 from weightdecay.backends import counting, eager, memory, rounding
 from weightdecay.backends.dispatch import Kernels, Plan
 from weightdecay.backends.param_table import Entry, Signature
-from weightdecay.display.warned import warn
+from weightdecay.display.user_warning import warn
 from weightdecay.optim import hyperparameters
 from weightdecay.optim.checkpoint import Checkpointed
 from weightdecay.optim.saved_state import moment_dtype, name_of
@@ -149,9 +149,8 @@ class Optimizer(Checkpointed):
         defaults = {**defaults, **_FLAGS, **given}
         hyperparameters.unify(defaults, self.equation(defaults))
         super().__init__(params, defaults)
-        self.backend = backends.resolve(
-            backend
-        )  # again: torch.compile, around a construction, forgets what came before torch's
+        # Again, since torch.compile around a construction forgets what came before torch's constructor.
+        self.backend = backends.resolve(backend)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

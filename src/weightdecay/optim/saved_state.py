@@ -217,6 +217,14 @@ def known_name(group: Mapping[str, Any], place: int) -> str | None:
     return str(names[place])
 
 
+def known_names(group: Mapping[str, Any]) -> list[str]:
+    """Return the names of a group's parameters, in their order; none if what stands there does not fit them."""
+    names = group.get("param_names")
+    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != len(group["params"]):
+        return []
+    return list(map(str, names))
+
+
 def count_in(state: Any) -> float | None:
     """Return how many steps the state of a parameter counts; None where no count stands there, whatever else does."""
     value = state.get("step") if isinstance(state, Mapping) else None

@@ -30,7 +30,11 @@ class Registry(Mapping[tuple[Kind, str], Rule]):
             with self._loading:
                 if not self._has_begun:  # else this is a rule that looks while it is imported
                     self._has_begun = True
-                    import_module("weightdecay.update_rules.load_all")
+                    try:
+                        import_module("weightdecay.update_rules.load_all")
+                    except BaseException:  # the next access tries again, and fails with the same reason
+                        self._has_begun = False
+                        raise
                     self._is_complete = True
         return self._registered
 

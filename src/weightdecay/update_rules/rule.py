@@ -1,4 +1,4 @@
-"""A rule is a function of plain math: the decorators that register one, the registry, the binding that reads it.
+"""A rule is a function of plain math: what is known of one, and how a backend binds it.
 
 There are three kinds, and `weightdecay.update_rules.equation` says how they make one optimizer step:
 

@@ -109,7 +109,7 @@ def two_digits(lam: float) -> float:
 def was_trained(model: nn.Module, params: Iterable[Param]) -> bool | None:
     """Return whether a model's weights were trained before, as its frozen layers and its norms tell; None where it has neither.
 
-    Nobody freezes a matrix of weights that was not trained. Gains of norms start at one, or at zero, and no training leaves
+    A frozen matrix of weights is taken as trained before. Gains of norms start at one, or at zero, and no training leaves
     all of them there; a BatchNorm counts its batches.
     """
     params = list(params)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from numbers import Real
@@ -89,14 +89,6 @@ def _lambdas(group: Mapping[str, Any]) -> tuple[str, ...]:
     if LAMBDA in group:
         return () if group.get(DECAY) == "none" else (LAMBDA,)
     return tuple(key for key in ("weight_decay", "penalty_weight") if key in group)
-
-
-def names_of(group: Mapping[str, Any]) -> list[str]:
-    """Return the names of a group's tensors, in their order; none where what stands there does not fit them."""
-    names = group.get("param_names")
-    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != len(group["params"]):
-        return []
-    return list(map(str, names))
 
 
 def laws_of(optimizer: TorchOptimizer) -> list[Law]:

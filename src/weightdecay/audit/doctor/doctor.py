@@ -48,8 +48,8 @@ def doctor(
         only: the ids of the checks to make, as "D1"; all by default.
         ignore: the ids of checks to leave out.
         pretrained: whether the weights were trained before. The decay of no fix then takes more than a tenth of them over the
-            run, unless it takes more as it is. By default as the norms show it, whose gains are all one before training; where
-            a model has none, it is taken as trained before.
+            run, unless it takes more as it is. By default a frozen matrix of weights tells it, or the norms, whose gains are
+            all one before training; where a model has neither, it is taken as trained before.
 
     Returns:
         The findings with id, severity ("error", "warning" or "info"), problem, tensors, evidence, effect and fix, the gravest

@@ -9,12 +9,13 @@ import torch
 
 from weightdecay.analysis.units import share
 from weightdecay.audit.doctor.cure import MOST, Cure, Run, two_digits
-from weightdecay.audit.doctor.decay_law import DECOUPLED, Law, decay_of, lambda_key, names_of, plain
+from weightdecay.audit.doctor.decay_law import DECOUPLED, Law, decay_of, lambda_key, plain
 from weightdecay.audit.doctor.setup import Case, Member
 from weightdecay.optim import hyperparameters, presets
 from weightdecay.optim.attach import Attachment
 from weightdecay.optim.optimizer import Optimizer, holds_tensor
 from weightdecay.optim.presets.preset import Options
+from weightdecay.optim.saved_state import known_names
 from weightdecay.optim.unwrap import calls_hooks
 
 __all__ = ["attached", "decoupled", "filtered", "made", "said", "without_decay", "written"]
@@ -28,7 +29,7 @@ def said(case: Case, code: str, left: float | None, wanted: float | None = None,
         lines.append(f"# {wanted:.3g} would take too much of the weights{unless}")
     if left is not None:
         if left < 1 - MOST and case.pretrained is False and case.told_pretrained is None:
-            lines.append("# the norms are as before training: pass pretrained=True (--pretrained) if the weights are not")
+            lines.append("# assumes training from scratch, as no norm has moved: pass pretrained=True (--pretrained) otherwise")
         lines.append(f"# leaves {share(left)} of a weight that decays, without a gradient, over {case.horizon}")
     return Cure("\n".join([*lines, code]), left)
 
@@ -186,7 +187,7 @@ def _of_own_groups(
     value = f"{factor:g} * {value}" if factor < 1 else value
     differing = [each for each in _differing(case) if not call or each in _keywords(_class_of(call))]
     kept = "".join(f', "{each}": {_code_of(case, each)}' for each in differing)
-    named = all(map(names_of, case.groups))
+    named = all(map(known_names, case.groups))
     each, param, held = ("pair", "pair[1]", 'zip(group["param_names"], group["params"])') if named else (
         "param", "param", 'group["params"]'
     )  # fmt: skip

@@ -15,11 +15,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from weightdecay.analysis.remaining import ahead
 from weightdecay.analysis.units import share
 from weightdecay.audit.doctor.cure import MOST, Run, tempered, was_trained
-from weightdecay.audit.doctor.decay_law import Law, decay_now, decay_of, lambda_key, laws_of, names_of, plain
+from weightdecay.audit.doctor.decay_law import Law, decay_now, decay_of, lambda_key, laws_of, plain
 from weightdecay.audit.doctor.probe import Step, replay
 from weightdecay.groups.params import Param, params_of
 from weightdecay.groups.roles import role_of
 from weightdecay.optim import hyperparameters
+from weightdecay.optim.saved_state import known_names
 from weightdecay.optim.unwrap import bare, innermost
 from weightdecay.validation import number, whole
 
@@ -112,7 +113,7 @@ class Case:
         known = {id(param.tensor): param for param in self.params}
         found = []
         for index, group in enumerate(self.groups):
-            names = names_of(group) or [f"param_groups[{index}][{place}]" for place in range(len(group["params"]))]
+            names = known_names(group) or [f"param_groups[{index}][{place}]" for place in range(len(group["params"]))]
             for tensor, name in zip(group["params"], names, strict=True):
                 param = known.get(id(tensor)) or params_of([(str(name), tensor)])[0]
                 role, called = role_of(param)

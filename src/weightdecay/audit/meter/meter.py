@@ -201,8 +201,12 @@ class Meter:
         try:
             self._taken = self._take(optimizer, skipped)
         except Exception as error:
-            self.unknown = f"a step could not be measured: {type(error).__name__}: {error}"
-            self._drop()
+            self._note_failure(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        """Say in `unknown` why a step is not measured, and let go of it."""
+        self.unknown = f"a step could not be measured: {type(error).__name__}: {error}"
+        self._drop()
 
     @torch.no_grad()
     def _take(self, optimizer: TorchOptimizer, skipped: Tensor | None) -> _Taken:
@@ -265,10 +269,9 @@ class Meter:
             sums.add_after(taken.tallies)
             taken.totals = sums.totals(taken.tallies)
         except Exception as error:
-            self.unknown = f"a step could not be measured: {type(error).__name__}: {error}"
+            self._note_failure(error)
             return
-        finally:
-            self._drop()
+        self._drop()
         self._unread.append(taken)
         if len(self._unread) == _MOST_UNREAD:
             self._read()

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from weightdecay.display.table import aligned
-from weightdecay.display.warned import warn
+from weightdecay.display.user_warning import warn
 from weightdecay.optim import hyperparameters, saved_state
 from weightdecay.optim.attach.host_groups import DECAY, LAMBDA, TAKEN_OVER, Takeover
 from weightdecay.optim.attach.step import Step, Watcher, all_params, forget

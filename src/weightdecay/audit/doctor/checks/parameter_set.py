@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from weightdecay.audit.doctor.cure import Cure
-from weightdecay.audit.doctor.decay_law import names_of
 from weightdecay.audit.doctor.findings import Finding
 from weightdecay.audit.doctor.fix_code import filtered, made, said
 from weightdecay.audit.doctor.setup import Case, names
+from weightdecay.optim.saved_state import known_names
 
 ID, TITLE = "D6", "the wrong set of parameters"
 
@@ -106,7 +106,7 @@ def _added(case: Case) -> Cure:
     if wanted and case.runs:
         lam, run = case.tempered(index, wanted, now=case.runs[index].left if lams else 1.0)
         left = run.left
-    named = any(map(names_of, case.groups))
+    named = any(map(known_names, case.groups))
     each, param = ("pair", "pair[1]") if named else ("param", "param")
     every = case.name if len(case.all) == 1 else "one"
     of_all = "" if len(case.all) == 1 else " for one in optimizers"

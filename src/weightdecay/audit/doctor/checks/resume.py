@@ -11,13 +11,13 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from weightdecay.audit.doctor.cure import Cure
-from weightdecay.audit.doctor.decay_law import names_of, plain
+from weightdecay.audit.doctor.decay_law import plain
 from weightdecay.audit.doctor.findings import Finding
 from weightdecay.audit.doctor.fix_code import said
 from weightdecay.audit.doctor.setup import Case
 from weightdecay.groups.names import without_wrappers
 from weightdecay.optim.attach import Attachment
-from weightdecay.optim.saved_state import of_another_shape
+from weightdecay.optim.saved_state import known_names, of_another_shape
 
 ID, TITLE = "D7", "damage of a resume or a regrouping"
 
@@ -41,7 +41,7 @@ def _names(case: Case) -> Iterator[Finding]:
     live = {id(param.tensor): param.names for param in case.params}
     wrong = {}
     for group in case.groups:
-        for tensor, name in zip(group["params"], without_wrappers(names_of(group)), strict=False):
+        for tensor, name in zip(group["params"], without_wrappers(known_names(group)), strict=False):
             own = live.get(id(tensor), [name])
             if name not in own and not any(_is_of_a_part(each, name) for each in own):
                 wrong[own[0]] = name
